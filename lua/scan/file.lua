@@ -1,0 +1,89 @@
+--- A read-only file handle over "give me these bytes".
+--
+-- This is what `scan.open "NAME"` returns to a policy.  The bytes come from the
+-- runner: the filter has read the file at start-up, the kit reads it from disk.
+--
+-- @module scan.file
+
+local M = {}
+
+local CHUNK_BYTES = 64 * 1024
+
+local File = {}
+File.__index = File
+
+-- Make sure that at least `count` bytes are buffered, if the file has them.
+local function fill (file, count)
+  while #file.buffer < count do
+    local chunk = file.read_at (file.offset, CHUNK_BYTES)
+    if chunk == "" then return end
+    file.offset = file.offset + #chunk
+    file.buffer = file.buffer .. chunk
+  end
+end
+
+--- Read up to `count` bytes, or all that is left.
+-- @tparam[opt] integer count in bytes
+-- @treturn string|nil nil at the end of the file
+function File:read (count)
+  if count == nil then
+    local parts = { self.buffer }
+    self.buffer = ""
+    repeat
+      local chunk = self.read_at (self.offset, CHUNK_BYTES)
+      self.offset = self.offset + #chunk
+      parts[#parts + 1] = chunk
+    until chunk == ""
+    return table.concat (parts)
+  end
+  if math.type (count) ~= "integer" or count < 0 then
+    error ("read: count should be a whole number of bytes, got "
+           .. tostring (count), 2)
+  end
+  fill (self, count)
+  if self.buffer == "" and count > 0 then return nil end
+  local part = self.buffer:sub (1, count)
+  self.buffer = self.buffer:sub (count + 1)
+  return part
+end
+
+-- The next line without its newline, or nil.  The buffer is cut once a chunk,
+-- not once a line.
+local function next_line (file)
+  local searched = file.at
+  while true do
+    local newline = file.buffer:find ("\n", searched, true)
+    if newline then
+      local line = file.buffer:sub (file.at, newline - 1)
+      file.at = newline + 1
+      return line
+    end
+    file.buffer = file.buffer:sub (file.at)
+    file.at, searched = 1, #file.buffer + 1
+    local chunk = file.read_at (file.offset, CHUNK_BYTES)
+    if chunk == "" then
+      local rest = file.buffer
+      file.buffer = ""
+      return rest ~= "" and rest or nil
+    end
+    file.offset = file.offset + #chunk
+    file.buffer = file.buffer .. chunk
+  end
+end
+
+--- Iterate over the lines that are left, without their newlines.
+-- @treturn function iterator over strings
+function File:lines ()
+  self.at = 1
+  return next_line, self
+end
+
+--- Make a handle.
+-- @tparam function read_at `read_at (offset, count)` returns up to `count`
+-- bytes, "" at the end
+-- @treturn table file with `read` and `lines`
+function M.new (read_at)
+  return setmetatable ({ read_at = read_at, offset = 0, buffer = "", at = 1 }, File)
+end
+
+return M

@@ -1,0 +1,224 @@
+--- What stands between a policy and whoever runs it.
+--
+-- A policy is a function of the disk (or a table that `to_function` turns into
+-- one).  It runs in a coroutine; everything that may take time (`prefetch`,
+-- `wait`, `settle`, `next_data`, `pread`) is a *request* that is yielded to the
+-- runner, which does it and resumes the policy with the answer.  Everything
+-- that is only a question (`reads`, `failures`, `idle`, `closed`, `now`) is
+-- answered at once by the runner's *driver*.  The filter, the simulator and
+-- the test kit are three runners; a policy can't tell them apart.
+--
+-- Requests, as the runner sees them come out of `coroutine.resume`:
+--
+--     "prefetch",  offset, count   -> (nothing)
+--     "wait",      seconds or nil  -> (nothing)
+--     "settle"                     -> (nothing)
+--     "next_data", offset          -> offset, or nil if only holes follow
+--     "pread",     offset, count   -> string, or nil and an errno name
+--
+-- A driver is a table:
+--
+--     size, block, export   bytes, bytes, name
+--     reads ()              -> iterator over (offset, count), oldest first
+--     failures ()           -> iterator over (offset, count, errno name)
+--     idle ()               -> seconds
+--     closed ()             -> boolean
+--     now ()                -> seconds
+--
+-- Arguments are checked here, once for all runners, and a bad one is the
+-- caller's error (level 2).  The filter checks ranges again: a policy can
+-- yield whatever it likes.
+--
+-- @module scan.host
+
+local error, math_type, tointeger = error, math.type, math.tointeger
+local setmetatable, tostring, type = setmetatable, tostring, type
+local yield = coroutine.yield
+local huge = math.huge
+
+local M = {}
+
+--- Most bytes that one `disk:pread` may ask for.
+M.PREAD_MAX_BYTES = 1024 * 1024
+
+local Disk = {}
+Disk.__index = Disk
+
+-- An offset inside the disk, as an integer.  `2^20` is a float in Lua and a
+-- natural thing to write, so whole floats are taken.
+local function check_offset (disk, offset, what)
+  local n = type (offset) == "number" and tointeger (offset)
+  if not n then
+    error (what .. ": offset should be a whole number of bytes, got "
+           .. tostring (offset), 3)
+  end
+  if n < 0 or n >= disk.size then
+    error (what .. ": offset " .. n .. " is outside the disk (size "
+           .. disk.size .. ")", 3)
+  end
+  return n
+end
+
+local function check_count (count, what)
+  local n = type (count) == "number" and tointeger (count)
+  if not n then
+    error (what .. ": count should be a whole number of bytes, got "
+           .. tostring (count), 3)
+  end
+  if n < 1 then
+    error (what .. ": count should be at least 1, got " .. n, 3)
+  end
+  return n
+end
+
+--- Prefetch this range next.  Returns when there is room for another prefetch
+-- (with one thread: when this one is done, well or not; see `failures`).
+-- @tparam integer offset in bytes, inside the disk
+-- @tparam[opt] integer count in bytes, one block if left out; cut at the end
+-- of the disk, and issued a block at a time if it is more than a block
+function Disk:prefetch (offset, count)
+  if math_type (offset) ~= "integer" or offset < 0 or offset >= self.size then
+    offset = check_offset (self, offset, "disk:prefetch")
+  end
+  if not count then
+    count = self.block
+  elseif math_type (count) ~= "integer" or count < 1 then
+    count = check_count (count, "disk:prefetch")
+  end
+  if count > self.size - offset then count = self.size - offset end
+  yield ("prefetch", offset, count)
+end
+
+--- The client reads since this was last called, oldest first.  What a loop
+-- that is broken off has not looked at is not shown again.
+-- @treturn function iterator over offset, count (bytes)
+function Disk:reads ()
+  return self.driver.reads ()
+end
+
+--- The prefetches that failed since this was last called.
+-- @treturn function iterator over offset, count (bytes), errno name ("EIO")
+function Disk:failures ()
+  return self.driver.failures ()
+end
+
+--- Nothing to do now: come back after a client read, a failed prefetch, or the
+-- given time.  It may come back early; look again.
+-- @tparam[opt] number seconds
+function Disk:wait (seconds)
+  -- NaN fails both comparisons.
+  if seconds ~= nil and not (type (seconds) == "number"
+                             and seconds >= 0 and seconds < huge) then
+    error ("disk:wait: seconds should be a number from 0 up, got "
+           .. tostring (seconds), 2)
+  end
+  yield ("wait", seconds)
+end
+
+--- Come back when no prefetch of this scan is in flight, so that `failures`
+-- is complete.  With one thread that is always so.
+function Disk:settle () -- luacheck: no self
+  yield ("settle")
+end
+
+--- Seconds since the client last had a read in flight; 0 while one is.
+function Disk:idle ()
+  return self.driver.idle ()
+end
+
+--- True once the client has gone.  The scan then has this one last turn.
+function Disk:closed ()
+  return self.driver.closed ()
+end
+
+--- Monotonic seconds; only differences mean anything.
+function Disk:now ()
+  return self.driver.now ()
+end
+
+--- The first offset at or after this one that is not in a hole.
+-- @tparam integer offset in bytes, inside the disk
+-- @treturn integer|nil an offset, nil if only holes follow; the same offset if
+-- the layer below can't tell holes
+function Disk:next_data (offset)
+  offset = check_offset (self, offset, "disk:next_data")
+  return yield ("next_data", offset)
+end
+
+--- Read the disk, to look at partition tables and file systems.
+-- @tparam integer offset in bytes, inside the disk
+-- @tparam integer count in bytes, at most `PREAD_MAX_BYTES`; cut at the end of
+-- the disk
+-- @treturn string|nil the bytes, or nil and an errno name
+function Disk:pread (offset, count)
+  offset = check_offset (self, offset, "disk:pread")
+  count = check_count (count, "disk:pread")
+  if count > M.PREAD_MAX_BYTES then
+    error ("disk:pread: count should be at most " .. M.PREAD_MAX_BYTES
+           .. ", got " .. count, 2)
+  end
+  if count > self.size - offset then count = self.size - offset end
+  return yield ("pread", offset, count)
+end
+
+--- The disk that a policy sees.
+-- @tparam table driver of the runner; kept, not copied
+-- @treturn table disk
+function M.disk (driver)
+  return setmetatable ({
+    size = driver.size,
+    block = driver.block,
+    blocks = (driver.size + driver.block - 1) // driver.block,
+    export = driver.export,
+    driver = driver,
+  }, Disk)
+end
+
+-- The table form: `next (scan)` gives the ranges one by one.
+local function from_table (policy)
+  local next_range, open, close = policy.next, policy.open, policy.close
+  return function (disk)
+    local scan = disk
+    if open then scan = open (disk) end
+    while not disk:closed () do
+      local offset, count = next_range (scan)
+      if offset == nil then break end
+      disk:prefetch (offset, count)
+    end
+    if close then close (scan) end
+  end
+end
+
+--- What a policy chunk returned, as a function of the disk.
+-- @param policy a function, or a table with `next` and optionally `open` and
+-- `close`
+-- @treturn function|nil the function; or nil and what was expected
+function M.to_function (policy)
+  if type (policy) == "function" then return policy end
+  if type (policy) ~= "table" then
+    return nil, "a policy should return a function of the disk, or a table "
+      .. "with a function 'next', but it returned "
+      .. (policy == nil and "nothing" or "a " .. type (policy))
+  end
+  if type (policy.next) ~= "function" then
+    return nil, "a policy that is a table should have a function 'next', but "
+      .. "its 'next' is " .. (policy.next == nil and "missing"
+                              or "a " .. type (policy.next))
+  end
+  for _, name in ipairs { "open", "close" } do
+    if policy[name] ~= nil and type (policy[name]) ~= "function" then
+      return nil, "a policy's '" .. name .. "' should be a function, but it is a "
+        .. type (policy[name])
+    end
+  end
+  return from_table (policy)
+end
+
+--- The body of a scan's coroutine.
+-- @tparam function run what `to_function` gave
+-- @tparam table driver of the runner
+function M.main (run, driver)
+  run (M.disk (driver))
+end
+
+return M

@@ -1,0 +1,248 @@
+--- The world that a policy's code lives in.
+--
+-- An allow-list: what is not named here does not exist for a policy.  The same
+-- world is built by the filter and by the kit, so what works under
+-- `scan-policy check` works in the server.  The limits guard an operator
+-- against mistakes; they are not meant for hostile code.
+--
+-- Left out, and why: `io`, `os.execute` and their like, `package`, `debug`
+-- (reach outside); `string.find` with patterns, `match`, `gmatch` and `gsub`
+-- (a pattern can run for minutes inside one C call, where nothing can stop it);
+-- `collectgarbage` but for "count"; `__gc` (finalizers run where no limit
+-- applies); binary chunks (they can crash the interpreter).
+--
+-- The runner gives a table `native`:
+--
+--     find_module (name)  -> text, chunk name, true if it is one of ours;
+--                            or nil and where it looked
+--     find_policy (name)  -> text, chunk name; or nil and why not
+--     open_file (name)    -> read_at function; or nil
+--     print (string)      what `print` writes to
+--     alive ()            raises once the policy has run out of time
+--
+-- @module scan.sandbox
+
+local file = require "scan.file"
+local host = require "scan.host"
+
+local M = {}
+
+M.BASE = {
+  "assert", "error", "getmetatable", "ipairs", "next", "pairs", "pcall",
+  "rawequal", "rawget", "rawlen", "rawset", "select", "tonumber", "tostring",
+  "type", "xpcall", "_VERSION",
+}
+
+M.LIBRARIES = {
+  coroutine = { "close", "isyieldable", "running", "status", "yield" },
+  math = {
+    "abs", "acos", "asin", "atan", "ceil", "cos", "deg", "exp", "floor", "fmod",
+    "huge", "log", "max", "maxinteger", "min", "mininteger", "modf", "pi", "rad",
+    "random", "randomseed", "sin", "sqrt", "tan", "tointeger", "type", "ult",
+  },
+  os = { "clock", "date", "difftime", "time" },
+  string = {
+    "byte", "char", "format", "len", "lower", "pack", "packsize", "rep",
+    "reverse", "sub", "unpack", "upper",
+  },
+  table = { "concat", "pack", "sort", "unpack" },
+  utf8 = { "char", "charpattern", "codepoint", "codes", "len", "offset" },
+}
+
+-- `table.insert`, `remove` and `move` trust a length or a range that the caller
+-- makes up, and run that long inside C.  These run as Lua, where time limits
+-- are seen.
+local function plain_length (t, what)
+  if type (t) ~= "table" then
+    error (("bad argument #1 to '%s' (table expected, got %s)")
+           :format (what, type (t)), 3)
+  end
+  local meta = debug.getmetatable (t)
+  if meta and rawget (meta, "__len") then
+    error (("bad argument #1 to '%s' (a table with __len)"):format (what), 3)
+  end
+end
+
+local function guarded_table (env)
+  local insert, remove = table.insert, table.remove
+
+  function env.insert (t, ...)
+    plain_length (t, "insert")
+    return insert (t, ...)
+  end
+
+  function env.remove (t, ...)
+    plain_length (t, "remove")
+    return remove (t, ...)
+  end
+
+  function env.move (from, first, last, at, to)
+    to = to or from
+    if at > first and at <= last and to == from then
+      for i = last, first, -1 do to[at + i - first] = from[i] end
+    else
+      for i = first, last do to[at + i - first] = from[i] end
+    end
+    return to
+  end
+end
+
+-- Plain searching only: see above for what patterns can do.
+local function guarded_string (env)
+  local find = string.find
+
+  function env.find (s, text, init)
+    return find (s, text, init, true)
+  end
+
+  --- Extra: the words of a string, which is what most patterns are for.
+  function env.words (s)
+    local words, from = {}, nil
+    for i = 1, #s do
+      local byte = s:byte (i)
+      local space = byte == 32 or byte >= 9 and byte <= 13
+      if not space and not from then
+        from = i
+      elseif space and from then
+        words[#words + 1], from = s:sub (from, i - 1), nil
+      end
+    end
+    if from then words[#words + 1] = s:sub (from) end
+    return words
+  end
+end
+
+-- New coroutines and old ones alike stop once time is up, however a policy
+-- nests them.
+local function guarded_coroutine (env, alive)
+  local create, resume, wrap = coroutine.create, coroutine.resume, coroutine.wrap
+
+  function env.create (body)
+    alive ()
+    return create (body)
+  end
+
+  function env.wrap (body)
+    alive ()
+    return wrap (body)
+  end
+
+  function env.resume (co, ...)
+    alive ()
+    return resume (co, ...)
+  end
+end
+
+local function guarded_setmetatable (t, meta)
+  if type (meta) == "table" and rawget (meta, "__gc") ~= nil then
+    error ("a policy can't have finalizers (__gc)", 2)
+  end
+  return setmetatable (t, meta)
+end
+
+local function printer (native)
+  return function (...)
+    local words = table.pack (...)
+    for i = 1, words.n do words[i] = tostring (words[i]) end
+    native.print (table.concat (words, "\t"))
+  end
+end
+
+-- Text chunks only, and by default in the policy's own world.
+local function loader (env)
+  return function (chunk, name, _, ...)
+    local where = env
+    if select ("#", ...) > 0 then where = (...) end
+    return load (chunk, name, "t", where)
+  end
+end
+
+-- `require` of our modules, and of files beside the policy.
+local function requirer (env, native)
+  local loaded, loading = {}, {}
+  return function (name)
+    if type (name) ~= "string" then
+      error ("require: a module's name should be a string, got " .. type (name), 2)
+    end
+    if loaded[name] ~= nil then return loaded[name] end
+    if loading[name] then
+      error ("require: '" .. name .. "' requires itself", 2)
+    end
+    local text, chunk_name, ours = native.find_module (name)
+    if not text then
+      error ("require: module '" .. name .. "' not found: " .. chunk_name, 2)
+    end
+    local value
+    loading[name] = true
+    if ours then
+      value = require (name)
+    else
+      local chunk, message = load (text, chunk_name, "t", env)
+      if not chunk then error (message, 0) end
+      value = chunk (name)
+    end
+    loading[name] = nil
+    if value == nil then value = true end
+    loaded[name] = value
+    return value
+  end
+end
+
+--- Build a world.  Each has globals of its own.
+-- @tparam table native what the runner gives, see above
+-- @treturn table the globals
+function M.new (native)
+  local env = {}
+  for _, name in ipairs (M.BASE) do env[name] = _G[name] end
+  for library, names in pairs (M.LIBRARIES) do
+    env[library] = {}
+    for _, name in ipairs (names) do env[library][name] = _G[library][name] end
+  end
+  guarded_table (env.table)
+  guarded_string (env.string)
+  guarded_coroutine (env.coroutine, native.alive)
+  env.setmetatable = guarded_setmetatable
+  env.collectgarbage = function () return collectgarbage ("count") end
+  env.print = printer (native)
+  env.load = loader (env)
+  env.require = requirer (env, native)
+  env._G = env
+
+  env.scan = {}
+
+  --- A file that the operator named with scan-file-NAME.
+  function env.scan.open (name)
+    local read_at = native.open_file (name)
+    if not read_at then
+      error (("scan.open: no file '%s' was given; use scan-file-%s=FILE")
+             :format (name, name), 2)
+    end
+    return file.new (read_at)
+  end
+
+  --- Another policy, as a function of the disk.
+  function env.scan.policy (name, args)
+    local text, chunk_name = native.find_policy (name)
+    if not text then error (chunk_name, 2) end
+    return M.load (env, text, chunk_name, args or {})
+  end
+
+  return env
+end
+
+--- Load a policy into a world.  Errors are raised as they come: a syntax error
+-- as Lua words it, an error in the chunk with its own place.
+-- @tparam table env from `new`
+-- @tparam string text of the chunk
+-- @tparam string chunk_name "@" and the path
+-- @tparam table args the scan-arg-NAME=VALUE strings
+-- @treturn function of the disk
+function M.load (env, text, chunk_name, args)
+  local chunk, message = load (text, chunk_name, "t", env)
+  if not chunk then error (message, 0) end
+  local run, expected = host.to_function (chunk (args))
+  if not run then error (chunk_name:gsub ("^[@=]", "") .. ": " .. expected, 0) end
+  return run
+end
+
+return M
