@@ -10,7 +10,7 @@ local M = {}
 local CHUNK_BYTES = 64 * 1024
 
 local File = {}
-File.__index = File
+local META = { __index = File, __metatable = "file" }
 
 -- Make sure that at least `count` bytes are buffered, if the file has them.
 local function fill (file, count)
@@ -83,7 +83,7 @@ end
 -- bytes, "" at the end
 -- @treturn table file with `read` and `lines`
 function M.new (read_at)
-  return setmetatable ({ read_at = read_at, offset = 0, buffer = "", at = 1 }, File)
+  return setmetatable ({ read_at = read_at, offset = 0, buffer = "", at = 1 }, META)
 end
 
 return M

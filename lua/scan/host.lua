@@ -42,7 +42,10 @@ local M = {}
 M.PREAD_MAX_BYTES = 1024 * 1024
 
 local Disk = {}
-Disk.__index = Disk
+
+-- The methods are not the metatable, and the metatable is out of reach, so that
+-- a policy can spoil its own disk but not the next scan's.
+local META = { __index = Disk, __metatable = "disk" }
 
 -- An offset inside the disk, as an integer.  `2^20` is a float in Lua and a
 -- natural thing to write, so whole floats are taken.
@@ -171,7 +174,7 @@ function M.disk (driver)
     blocks = (driver.size + driver.block - 1) // driver.block,
     export = driver.export,
     driver = driver,
-  }, Disk)
+  }, META)
 end
 
 -- The table form: `next (scan)` gives the ranges one by one.

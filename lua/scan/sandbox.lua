@@ -7,8 +7,8 @@
 --
 -- Left out, and why: `io`, `os.execute` and their like, `package`, `debug`
 -- (reach outside); `string.find` with patterns, `match`, `gmatch` and `gsub`
--- (a pattern can run for minutes inside one C call, where nothing can stop it);
--- `collectgarbage` but for "count"; `__gc` (finalizers run where no limit
+-- (a pattern can run for minutes inside one C call, where nothing can stop it; use
+-- plain `string.find` and `scan.words`); `collectgarbage` but for "count"; `__gc` (finalizers run where no limit
 -- applies); binary chunks (they can crash the interpreter).
 --
 -- The runner gives a table `native`:
@@ -30,11 +30,11 @@ local M = {}
 M.BASE = {
   "assert", "error", "getmetatable", "ipairs", "next", "pairs", "pcall",
   "rawequal", "rawget", "rawlen", "rawset", "select", "tonumber", "tostring",
-  "type", "xpcall", "_VERSION",
+  "type", "_VERSION",
 }
 
 M.LIBRARIES = {
-  coroutine = { "close", "isyieldable", "running", "status", "yield" },
+  coroutine = { "isyieldable", "running", "status", "yield" },
   math = {
     "abs", "acos", "asin", "atan", "ceil", "cos", "deg", "exp", "floor", "fmod",
     "huge", "log", "max", "maxinteger", "min", "mininteger", "modf", "pi", "rad",
@@ -94,28 +94,19 @@ local function guarded_string (env)
   function env.find (s, text, init)
     return find (s, text, init, true)
   end
-
-  --- Extra: the words of a string, which is what most patterns are for.
-  function env.words (s)
-    local words, from = {}, nil
-    for i = 1, #s do
-      local byte = s:byte (i)
-      local space = byte == 32 or byte >= 9 and byte <= 13
-      if not space and not from then
-        from = i
-      elseif space and from then
-        words[#words + 1], from = s:sub (from, i - 1), nil
-      end
-    end
-    if from then words[#words + 1] = s:sub (from) end
-    return words
-  end
 end
 
 -- New coroutines and old ones alike stop once time is up, however a policy
--- nests them.
+-- nests them.  `wrap` is made of the other two because the library's closes a
+-- coroutine that failed, and while that was because of a limit, its `__close`
+-- handlers run where the limit does not apply.
 local function guarded_coroutine (env, alive)
-  local create, resume, wrap = coroutine.create, coroutine.resume, coroutine.wrap
+  local close, create, resume = coroutine.close, coroutine.create, coroutine.resume
+
+  local function returned (ok, ...)
+    if not ok then error ((...), 0) end
+    return ...
+  end
 
   function env.create (body)
     alive ()
@@ -123,14 +114,27 @@ local function guarded_coroutine (env, alive)
   end
 
   function env.wrap (body)
+    local co = env.create (body)
+    return function (...) return returned (env.resume (co, ...)) end
+  end
+
+  function env.close (co)
     alive ()
-    return wrap (body)
+    return close (co)
   end
 
   function env.resume (co, ...)
     alive ()
     return resume (co, ...)
   end
+end
+
+-- The library's `xpcall` runs its handler inside the failure, where no limit
+-- applies; this one just after it.
+local function guarded_xpcall (body, handler, ...)
+  local results = table.pack (pcall (body, ...))
+  if results[1] then return table.unpack (results, 1, results.n) end
+  return false, handler (results[2])
 end
 
 local function guarded_setmetatable (t, meta)
@@ -188,6 +192,33 @@ local function requirer (env, native)
   end
 end
 
+--- The words of a string, which is what most patterns are for.
+-- @tparam string s
+-- @treturn table list of the parts between white space
+function M.words (s)
+  local words, from = {}, nil
+  for i = 1, #s do
+    local byte = s:byte (i)
+    local space = byte == 32 or byte >= 9 and byte <= 13
+    if not space and not from then
+      from = i
+    elseif space and from then
+      words[#words + 1], from = s:sub (from, i - 1), nil
+    end
+  end
+  if from then words[#words + 1] = s:sub (from) end
+  return words
+end
+
+--- Make `("x"):upper ()` and its like see the policy's `string` and no other.
+-- For a Lua state that runs policies and nothing else.
+-- @tparam table env from `new`
+function M.seal_strings (env)
+  local meta = debug.getmetatable ("")
+  meta.__index = env.string
+  meta.__metatable = "string"
+end
+
 --- Build a world.  Each has globals of its own.
 -- @tparam table native what the runner gives, see above
 -- @treturn table the globals
@@ -202,13 +233,14 @@ function M.new (native)
   guarded_string (env.string)
   guarded_coroutine (env.coroutine, native.alive)
   env.setmetatable = guarded_setmetatable
+  env.xpcall = guarded_xpcall
   env.collectgarbage = function () return collectgarbage ("count") end
   env.print = printer (native)
   env.load = loader (env)
   env.require = requirer (env, native)
   env._G = env
 
-  env.scan = {}
+  env.scan = { words = M.words }
 
   --- A file that the operator named with scan-file-NAME.
   function env.scan.open (name)

@@ -1,0 +1,16 @@
+-- Run by the filter in every new Lua state, with full libraries, before any
+-- code of a policy.  Gets the functions that C offers (see sandbox.lua for
+-- `native`); gives C what it calls later.
+
+local native = ...
+local host = require "scan.host"
+local sandbox = require "scan.sandbox"
+
+local env = sandbox.new (native)
+sandbox.seal_strings (env)
+
+local function load_policy (text, chunk_name, args)
+  return sandbox.load (env, text, chunk_name, args)
+end
+
+return load_policy, host.main
