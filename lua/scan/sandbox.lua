@@ -7,9 +7,10 @@
 --
 -- Left out, and why: `io`, `os.execute` and their like, `package`, `debug`
 -- (reach outside); `string.find` with patterns, `match`, `gmatch` and `gsub`
--- (a pattern can run for minutes inside one C call, where nothing can stop it; use
--- plain `string.find` and `scan.words`); `collectgarbage` but for "count"; `__gc` (finalizers run where no limit
--- applies); binary chunks (they can crash the interpreter).
+-- (a pattern can run for minutes inside one C call, where nothing can stop
+-- it; use plain `string.find` and `scan.words`); `collectgarbage` but for
+-- "count"; `__gc` (finalizers run where no limit applies); binary chunks (they
+-- can crash the interpreter).
 --
 -- The runner gives a table `native`:
 --
