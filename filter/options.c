@@ -294,10 +294,10 @@ int
 options_complete (void)
 {
   if (stock_boolean != NULL && strcmp (options.policy, "default") != 0) {
-    nbdkit_error ("%s: only the default policy has this parameter, and "
-                  "scan-policy=%s was given; leave it out, or hand the policy "
-                  "an argument with scan-arg-%s", stock_boolean,
-                  options.policy, stock_boolean + strlen ("scan-"));
+    nbdkit_error ("%s is only for the default policy, and scan-policy=%s was "
+                  "given; use one of them, or hand the policy an argument "
+                  "with scan-arg-%s=VALUE", stock_boolean, options.policy,
+                  stock_boolean + strlen ("scan-"));
     return -1;
   }
   if (options.method == SOURCE_READ &&
