@@ -69,18 +69,27 @@ def make (seed):
     if block != 2 << 20 or rng.random () < 0.5:
         args.append (f"scan-size={block}")
 
-    steps = [("connect", 0)]
+    steps, connected, used = [("connect", 0)], [0], [0]
     for _ in range (rng.randint (5, 40)):
-        slot = rng.randrange (SLOTS)
         kind = rng.choices (["read", "go", "connect", "leave"],
-                            [40, 40, 15, 10])[0]
-        if kind == "read" and size > 0:
+                            [40, 40, 20, 10])[0]
+        if kind == "connect":
+            slot = rng.randrange (SLOTS)
+            if slot not in connected:
+                connected.append (slot)
+                used.append (slot)
+                steps.append (("connect", slot))
+        elif kind == "go":          # one that is leaving may have to go, too
+            steps.append (("go", rng.choice (used),
+                           rng.choice ([1, 1, 1, 2, 5, 30])))
+        elif connected and kind == "leave":
+            slot = rng.choice (connected)
+            connected.remove (slot)
+            steps.append (("leave", slot))
+        elif connected and size > 0:
+            slot = rng.choice (connected)
             for _ in range (rng.choice ([1, 1, 2, 5])):
                 steps.append (("read", slot, *_random_read (rng, size, block)))
-        elif kind == "go":
-            steps.append (("go", slot, rng.choice ([1, 1, 1, 2, 5, 30])))
-        elif kind != "read":
-            steps.append ((kind, slot))
     # nbdkit handles a connection differently with one thread and with many.
     options = rng.choice ([["-t", "1"], ["-t", "1"], ["-t", "4"]])
     return Schedule (seed, size, block, ahead, clock, forever, args, options, steps)
@@ -124,10 +133,6 @@ class _Connection:
         else:
             self.follow ()
 
-    @property
-    def gone (self):
-        return self.leaving and self.call is None
-
 
 class _Run:
     def __init__ (self, server):
@@ -142,33 +147,33 @@ class _Run:
 
     def step (self, kind, slot, *numbers):
         c = self.slots[slot]
-        if c and c.gone:
-            c = None
         if kind == "connect":
-            if c is None:
-                self.connected += 1
-                self.note (f"{self.connected} connects")
-                self.slots[slot] = _Connection (self, self.connected)
-        elif c is None:
-            pass
-        elif kind == "go":
-            for _ in range (numbers[0]):
-                if c.call:
-                    c.go ()
-        elif c.leaving:
-            pass
+            self.empty (slot)
+            self.connected += 1
+            self.note (f"{self.connected} connects")
+            self.slots[slot] = _Connection (self, self.connected)
+        elif kind == "leave":
+            c.leave ()
         elif kind == "read":
             offset, count = numbers
             self.note (f"{c.number} reads {count} bytes at {offset}")
             c.h.pread (count, offset)
-        elif kind == "leave":
+        elif kind == "go":
+            for _ in range (numbers[0]):
+                if c and c.call:
+                    c.go ()
+
+    def empty (self, slot):
+        """Make a client leave if it hasn't, and wait until it is gone."""
+        c = self.slots[slot]
+        if c and not c.leaving:
             c.leave ()
+        while c and c.call:
+            c.go ()
 
     def finish (self):
         for slot in range (SLOTS):
-            self.step ("leave", slot)
-            while self.slots[slot] and not self.slots[slot].gone:
-                self.step ("go", slot, 1)
+            self.empty (slot)
 
 
 def run (schedule, scan_filter, args=None):
