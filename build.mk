@@ -113,3 +113,8 @@ $(B)/have-packages:
 	@touch $@
 
 -include $(wildcard $(B)/filter/*.d)
+
+# -- each Debian ---------------------------------------------------------------
+
+run-check-matrix:
+	$(Q)tests/matrix
