@@ -55,7 +55,9 @@ local function make_driver (runner, options)
     return take_all (failures)
   end
 
+  -- Times are kept only from the first question on.
   function driver.idle ()
+    runner.last_read_seconds = runner.last_read_seconds or options.now ()
     if runner.reading > 0 then return 0 end
     return options.now () - runner.last_read_seconds
   end
@@ -84,7 +86,7 @@ end
 --- A client read is over.
 function Runner:end_read ()
   self.reading = self.reading - 1
-  self.last_read_seconds = self.now ()
+  self.last_read_seconds = self.last_read_seconds and self.now ()
   self.woken = true
 end
 
@@ -144,7 +146,7 @@ local function take_request (runner, what, a, b)
     runner.left = math.min (b, runner.size - a)
   elseif what == "wait" and (a == nil or type (a) == "number" and a >= 0) then
     runner.waits = runner.waits + 1
-    runner.state, runner.woken = "waiting", false
+    runner.state = "waiting"
     runner.deadline = a and runner.now () + a
   elseif what == "settle" then
     runner.state = "settling"
@@ -162,6 +164,9 @@ local function take_request (runner, what, a, b)
 end
 
 local function resume (runner)
+  -- A wait ends for anything that happened since the last one did, so it may
+  -- come back early.
+  if runner.state == "waiting" then runner.woken = false end
   local answers = runner.answers
   runner.answers = nil
   local results
@@ -230,7 +235,7 @@ function M.new (options)
   local runner = setmetatable ({
     world = options.world, size = options.size, block = options.block,
     threads = options.threads, now = options.now,
-    reads = {}, reading = 0, last_read_seconds = options.now (), failures = {},
+    reads = {}, reading = 0, failures = {},
     closed = false, woken = false, in_flight = 0, requests = 0, waits = 0,
     left = 0, state = "ready",
   }, Runner)

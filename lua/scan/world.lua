@@ -43,6 +43,11 @@ end
 -- @treturn string|nil its contents, or nil and a message that names it
 M.read_file = read_file
 
+-- An interpreter line is not Lua; its newline stays, for the line numbers.
+local function without_interpreter (text)
+  return text and (text:gsub ("^#[^\n]*", ""))
+end
+
 -- In the source tree the built-in policies are in policies/ at the top; installed
 -- they are beside the modules.
 local function policy_dirs ()
@@ -92,7 +97,7 @@ function M.find (name)
   if handle then
     handle:close ()
     local text, read_message = read_file (name)
-    if text then return text, name end
+    if text then return without_interpreter (text), name end
     return nil, read_message
   end
   if name:find ("/", 1, true) or code ~= 2 then return nil, message end
@@ -163,19 +168,22 @@ end
 
 -- A module of ours by its name, or of the author's beside the policy.
 local function find_module (dir, name)
+  if name:find ("[^%w_.-]") or name:find ("^%.") or name:find ("%.$")
+  or name:find ("..", 1, true) or name == "" then
+    return nil, "a module's name should be words joined by dots"
+  end
   local own = name:match ("^scan%.([%w_]+)$")
+  if own and KIT_ONLY[own] then
+    return nil, "the filter does not have it; it is for tests of policies"
+  end
   if own then
-    if KIT_ONLY[own] then
-      return nil, "the filter does not have it; it is for tests of policies"
-    end
     local path = ("%s/scan/%s.lua"):format (module_dir, own)
     local text = read_file (path)
     if text then return text, "@" .. path, true end
-    return nil, "the filter has no such module"
   end
   local path = ("%s/%s.lua"):format (dir, (name:gsub ("%.", "/")))
   local text, message = read_file (path)
-  if text then return text, "@" .. path end
+  if text then return without_interpreter (text), "@" .. path end
   return nil, message
 end
 
