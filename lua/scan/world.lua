@@ -147,6 +147,17 @@ local function outside (world, action, ...)
   return back (action (...))
 end
 
+--- The globals that the policy has made.
+-- @treturn table sorted list of names
+function World:new_globals ()
+  local names = {}
+  for name in pairs (self.env or {}) do
+    if not self.own_globals[name] then names[#names + 1] = tostring (name) end
+  end
+  table.sort (names)
+  return names
+end
+
 local function check_alive (world)
   if world.used > M.LIMIT_INSTRUCTIONS then
     error (("the policy ran %d million instructions without coming back; does it loop?")
@@ -244,6 +255,8 @@ function M.load (options)
                               options.files or {}, options.print or print_to_stderr)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
+  world.own_globals = {}
+  for name in pairs (world.env) do world.own_globals[name] = true end
 
   -- A hook set from Lua is not handed on to new coroutines.
   local env_coroutine = world.env.coroutine
