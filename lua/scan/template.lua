@@ -4,9 +4,9 @@
 
 local M = {}
 
---- The policy.  NAME is replaced.
+--- The policy.  @NAME@ is replaced.
 M.POLICY = [[
--- NAME: (say here in one sentence what it prefetches, and for whom).
+-- @NAME@: (say here in one sentence what it prefetches, and for whom).
 --
 -- (Say what the exact order is, what it costs, and when it loses.)
 
@@ -43,19 +43,19 @@ return function (disk)
 end
 ]]
 
---- The spec.  NAME and PATH (the policy's file) are replaced.
+--- The spec.  @NAME@ and @PATH@ (the policy's file) are replaced.
 M.SPEC = [[
--- Run with: busted --lua=/usr/bin/lua5.4 NAME_spec.lua
+-- Run with: busted --lua=/usr/bin/lua5.4 @NAME@_spec.lua
 
 local testing = require "scan.testing"
 
-local policy = "PATH"
+local policy = "@PATH@"
 local MiB = 1024 * 1024
 
 -- What every policy should do: stay inside the disk, end, and so on.
 require "scan.contract" (policy)
 
-describe ("NAME", function ()
+describe ("@NAME@", function ()
   it ("prefetches the whole disk, the last block cut short", function ()
     local result = testing.run { policy = policy, size = 5 * MiB, block = 2 * MiB }
     assert.is_nil (result.error)

@@ -22,13 +22,17 @@ local STEP_INSTRUCTIONS = 1000 * 1000
 
 -- These modules are for the author of a policy; the filter does not have them.
 local KIT_ONLY = {
-  contract = true, events = true, host = true, plot = true, ranges = true,
-  runner = true, sandbox = true, simulator = true, testing = true, units = true,
-  world = true,
+  command = true, contract = true, dry_run = true, events = true, host = true,
+  plot = true, ranges = true,
+  runner = true, sandbox = true, simulator = true, template = true,
+  testing = true, units = true, world = true,
 }
 
 local here = debug.getinfo (1, "S").source:sub (2)
 local module_dir = here:match ("^(.*)/scan/[^/]*$") or "."
+
+--- Where the modules are, for `package.path`.
+M.MODULE_DIR = module_dir
 
 local function read_file (path)
   local handle, message = io.open (path, "rb")
@@ -52,7 +56,8 @@ end
 -- In the source tree the built-in policies are in policies/ at the top; installed
 -- they are beside the modules.
 local function policy_dirs ()
-  return { module_dir .. "/../policies", module_dir .. "/scan/policies" }
+  local top = module_dir == "lua" and "." or module_dir:match ("^(.*)/lua$")
+  return { module_dir .. "/scan/policies", top and top .. "/policies" }
 end
 
 --- The built-in policies.
