@@ -22,10 +22,9 @@ local STEP_INSTRUCTIONS = 1000 * 1000
 
 -- These modules are for the author of a policy; the filter does not have them.
 local KIT_ONLY = {
-  command = true, contract = true, dry_run = true, events = true, host = true,
-  plot = true, ranges = true,
-  runner = true, sandbox = true, simulator = true, template = true,
-  testing = true, units = true, world = true,
+  command = true, contract = true, dry_run = true, events = true, plot = true,
+  ranges = true, runner = true, simulator = true, template = true, testing = true,
+  units = true, world = true,
 }
 
 local here = debug.getinfo (1, "S").source:sub (2)
