@@ -96,7 +96,7 @@ scan_config_complete (nbdkit_next_config_complete *next,
     return -1;
   }
   if (options.cow_block_size > 0)
-    guard_set_granule (options.cow_block_size);
+    guard_set_block (options.cow_block_size);
   return next (nxdata);
 }
 
