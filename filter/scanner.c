@@ -63,6 +63,7 @@ struct scanner {
   uint32_t credit;              /* bytes taken from the budget */
   struct range read_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];
+  struct source_extents extents; /* for disk:next_data */
   void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */
 };
 
@@ -228,7 +229,8 @@ ask_policy (struct scanner *s, struct worker *w)
     case VM_NEXT_DATA:
       if (s->told_closed)
         break;
-      offset = source_next_data (w->source, request.range.offset);
+      offset = source_next_data (w->source, &s->extents,
+                                 request.range.offset);
       if (offset < s->driver.size) {
         answer.type = VM_OFFSET;
         answer.offset = offset;
@@ -565,6 +567,7 @@ scanner_free (struct scanner *s)
     budget_give (s->config.budget, s->credit);
   vm_scan_free (s->scan);
   reads_free (s->reads);
+  source_forget_extents (&s->extents);
   source_close (s->source);
   free (s->pread_buf);
   free (s->workers);
