@@ -230,7 +230,7 @@ ask_policy (struct scanner *s, struct worker *w)
       if (s->told_closed)
         break;
       offset = source_next_data (w->source, &s->extents,
-                                 request.range.offset);
+                                 request.range.offset, &s->stopping);
       if (offset < s->driver.size) {
         answer.type = VM_OFFSET;
         answer.offset = offset;

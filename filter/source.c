@@ -202,13 +202,13 @@ find_extent (const struct nbdkit_extents *list, uint64_t offset)
 
 uint64_t
 source_next_data (struct source *source, struct source_extents *extents,
-                  uint64_t offset)
+                  uint64_t offset, const atomic_bool *stop)
 {
   size_t i, n;
 
   if (!source->info.can_extents)
     return offset;
-  while (offset < source->info.size) {
+  while (offset < source->info.size && !atomic_load (stop)) {
     if ((extents->list == NULL ||
          offset < extents->known.offset ||
          offset >= range_end (extents->known)) &&
@@ -223,5 +223,5 @@ source_next_data (struct source *source, struct source_extents *extents,
     }
     offset = range_end (extents->known);
   }
-  return source->info.size;
+  return offset;
 }
