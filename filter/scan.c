@@ -19,6 +19,7 @@
 #include "debug.h"
 #include "exports.h"
 #include "guard.h"
+#include "layers.h"
 #include "library.h"
 #include "options.h"
 #include "scanner.h"
@@ -106,6 +107,7 @@ scan_config_complete (nbdkit_next_config_complete *next,
   }
   if (options.cow_block_size > 0)
     guard_set_block (options.cow_block_size);
+  layers_advise ();
   return next (nxdata);
 }
 
