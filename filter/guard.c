@@ -1,8 +1,11 @@
 /* See guard.h. */
 
+#include <inttypes.h>
 #include <stddef.h>
 
 #include <pthread.h>
+
+#include <nbdkit-filter.h>
 
 #include "guard.h"
 
@@ -62,6 +65,12 @@ guard_begin_write (struct guard_op *op, struct range range)
   pthread_mutex_lock (&lock);
   /* It is on the list while it waits, so that no new prefetch can start. */
   add (op, range, true);
+  if (is_in_way (range, false)) {
+    pthread_mutex_unlock (&lock);
+    nbdkit_debug ("scan: a write at offset %" PRIu64 " waits for a prefetch",
+                  range.offset);
+    pthread_mutex_lock (&lock);
+  }
   while (is_in_way (range, false))
     pthread_cond_wait (&prefetch_ended, &lock);
   pthread_mutex_unlock (&lock);
