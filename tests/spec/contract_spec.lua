@@ -1,5 +1,8 @@
 -- lua/scan/contract.lua: policies with one fault each do not pass it.
 
+-- These do for what is not about memory.
+local FEW_READS = "{ reads = 1000 }"
+
 local directory
 
 setup (function ()
@@ -17,11 +20,10 @@ local function write (path, text)
 end
 
 -- The names of the tests that a policy fails, in a busted of its own.
--- Few reads do for what is not about memory.
 local function failures (code, options)
   local policy, spec = directory .. "/policy.lua", directory .. "/policy_spec.lua"
   write (policy, code)
-  write (spec, ("require 'scan.contract' (%q, %s)"):format (policy, options or "{ reads = 1000 }"))
+  write (spec, ("require 'scan.contract' (%q, %s)"):format (policy, options or FEW_READS))
   local handle = io.popen ("busted --lua=lua5.4 -m 'lua/?.lua' -o TAP " .. spec
                            .. " 2>&1")
   local names, number = {}, 0
