@@ -29,6 +29,8 @@ lint: run-lint         ## check the Lua, shell and C sources for mistakes
 
 install: run-install   ## install the filter, its policies, tools and pages
 
+deb: run-deb           ## build a Debian package, into build/deb
+
 uninstall: run-uninstall ## remove them and bring back what was there before
 
 clean:                 ## remove everything that was built
@@ -38,4 +40,5 @@ help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 .PHONY: all filter demo check check-unit check-lua check-asan check-tsan \
-	check-valgrind check-matrix lint install uninstall clean help
+	check-valgrind check-matrix lint install \
+	uninstall deb clean help
