@@ -398,13 +398,21 @@ native_find_module (lua_State *L)
   return push_text (L, library_module (luaL_checkstring (L, 1), error), error);
 }
 
-/* native.find_policy (name) */
+/* native.find_policy (name): a path only if the operator wrote it, as an
+ * argument of the policy.
+ */
 static int
 native_find_policy (lua_State *L)
 {
+  const struct vm_config *config = &vm_of (L)->config;
+  const char *name = luaL_checkstring (L, 1);
   char error[LIBRARY_ERROR_MAX] = "";
+  size_t i;
 
-  return push_text (L, library_policy (luaL_checkstring (L, 1), error), error);
+  for (i = 0; i < config->nr_args; ++i)
+    if (strcmp (config->args[i].value, name) == 0)
+      return push_text (L, library_policy (name, error), error);
+  return push_text (L, library_neighbour (name, error), error);
 }
 
 /* read_at (offset, count): upvalue is the text. */

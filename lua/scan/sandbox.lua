@@ -333,7 +333,8 @@ function M.new (native)
     return file.new (read_at)
   end
 
-  --- Another policy, as a function of the disk.
+  --- Another policy, as a function of the disk: a file beside this one, a
+  -- built-in, or what the operator named with a scan-arg.
   function env.scan.policy (name, args)
     local text, chunk_name = native.find_policy (name)
     if not text then error (chunk_name, 2) end
