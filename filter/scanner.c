@@ -46,11 +46,13 @@ struct scanner {
   /* Protected by lock. */
   struct worker *workers;       /* config.threads of them */
   unsigned nr_workers;          /* that have been started */
+  unsigned max_workers;
   unsigned nr_idle;             /* that wait to become the decider */
   unsigned in_flight;
   bool deciding;                /* there is a decider */
   bool over;                    /* nothing more will be prefetched */
   bool warned;                  /* of a failed prefetch */
+  bool warned_threads;          /* of threads that can't be had */
   struct vm_failure failures[FAILURES_MAX];
   size_t nr_failures;
 
@@ -231,7 +233,8 @@ ask_policy (struct scanner *s, struct worker *w)
     case VM_NEXT_DATA:
       if (s->told_closed)
         break;
-      offset = source_next_data (w->source, request.range.offset);
+      offset = source_next_data (w->source, request.range.offset,
+                                 &s->stopping);
       if (offset > request.range.offset) {
         hole.offset = request.range.offset;
         hole.count = offset - request.range.offset;
@@ -315,8 +318,12 @@ decide (struct scanner *s, struct worker *w, struct range *range)
   }
   if (atomic_load (&s->stopping))
     s->pending.count = 0;
-  if (s->pending.count == 0 && !ask_policy (s, w))
+  if (s->pending.count == 0 && !ask_policy (s, w)) {
+    /* Other scans may have it; this one may stay open for long. */
+    budget_give (s->config.budget, s->credit);
+    s->credit = 0;
     return false;
+  }
 
   *range = s->pending;
   if (range->count > s->config.block)
@@ -377,6 +384,22 @@ prefetch (struct scanner *s, struct worker *w, struct range range)
 
 static void *run_worker (void *vp);
 
+/* The scan has to do with the threads there are.  The lock must not be held. */
+static void
+go_on_with_fewer (struct scanner *s, const char *why)
+{
+  bool first;
+
+  pthread_mutex_lock (&s->lock);
+  s->max_workers = s->nr_workers;
+  first = !s->warned_threads;
+  s->warned_threads = true;
+  pthread_mutex_unlock (&s->lock);
+  if (first)
+    nbdkit_error ("scan: warning: a scan goes on with fewer threads than "
+                  "scan-threads=%u: %s", s->config.threads, why);
+}
+
 /* Start another worker.  The lock must be held. */
 static int
 start_worker (struct scanner *s)
@@ -404,15 +427,20 @@ prepare_worker (struct scanner *s, struct worker *w)
     w->source = source_open (s->config.backend, s->config.export_name,
                              s->config.method);
   if (w->source == NULL) {
-    nbdkit_error ("scan: warning: could not open the layer below for a scan "
-                  "thread%s", first ? ", not scanning" : "");
+    if (first)
+      nbdkit_error ("scan: warning: could not open the layer below for a scan, "
+                    "not scanning");
+    else
+      go_on_with_fewer (s, "could not open the layer below");
     return false;
   }
   if (s->config.method == SOURCE_READ) {
     w->scratch = malloc (s->config.block);
     if (w->scratch == NULL) {
-      nbdkit_error ("scan: warning: malloc: %m%s",
-                    first ? ", not scanning" : "");
+      if (first)
+        nbdkit_error ("scan: warning: malloc: %m, not scanning");
+      else
+        go_on_with_fewer (s, "malloc failed");
       return false;
     }
   }
@@ -436,6 +464,7 @@ static bool
 get_work (struct scanner *s, struct worker *w, struct range *range)
 {
   bool more;
+  int err = 0;
 
   pthread_mutex_lock (&s->lock);
   s->nr_idle++;
@@ -456,12 +485,14 @@ get_work (struct scanner *s, struct worker *w, struct range *range)
   if (more) {
     s->in_flight++;
     /* Keep one thread at hand for the next decision. */
-    if (s->nr_idle == 0 && s->nr_workers < s->config.threads &&
-        !atomic_load (&s->stopping) && start_worker (s) != 0)
-      s->config.threads = s->nr_workers; /* the machine has no more */
+    if (s->nr_idle == 0 && s->nr_workers < s->max_workers &&
+        !atomic_load (&s->stopping))
+      err = start_worker (s);
   }
   pthread_cond_broadcast (&s->cond);
   pthread_mutex_unlock (&s->lock);
+  if (err != 0)
+    go_on_with_fewer (s, strerror (err));
   return more;
 }
 
@@ -520,6 +551,7 @@ scanner_start (const struct scanner_config *config)
   };
   pthread_mutex_init (&s->lock, NULL);
   clock_cond_init (&s->cond);
+  s->max_workers = config->threads;
   s->workers = calloc (config->threads, sizeof *s->workers);
   s->reads = reads_new ();
   s->scan = vm_scan_new (config->vm, &s->driver);

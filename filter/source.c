@@ -200,13 +200,14 @@ find_extent (const struct nbdkit_extents *extents, uint64_t offset)
 }
 
 uint64_t
-source_next_data (struct source *source, uint64_t offset)
+source_next_data (struct source *source, uint64_t offset,
+                  const atomic_bool *stop)
 {
   size_t i, n;
 
   if (!source->info.can_extents)
     return offset;
-  while (offset < source->info.size) {
+  while (offset < source->info.size && !atomic_load (stop)) {
     if ((source->extents == NULL ||
          offset < source->known.offset ||
          offset >= range_end (source->known)) &&
@@ -221,5 +222,5 @@ source_next_data (struct source *source, uint64_t offset)
     }
     offset = range_end (source->known);
   }
-  return source->info.size;
+  return offset < source->info.size ? offset : source->info.size;
 }

@@ -12,6 +12,7 @@
 #ifndef SCAN_SOURCE_H
 #define SCAN_SOURCE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -64,9 +65,12 @@ extern int source_prefetch (struct source *source, struct range range,
                             void *scratch);
 
 /* The first offset at or after this one that is not in a hole; the size if
- * only holes follow; the offset itself if that can't be known.
+ * only holes follow; the offset itself if that can't be known.  It may take many
+ * requests to the layer below; once *stop is true there is no other, and the
+ * offset that was reached is returned.
  */
-extern uint64_t source_next_data (struct source *source, uint64_t offset);
+extern uint64_t source_next_data (struct source *source, uint64_t offset,
+                                  const atomic_bool *stop);
 
 /* Read a range.  Returns 0 or an errno. */
 extern int source_pread (struct source *source, struct range range, void *buf);
