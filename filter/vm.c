@@ -52,6 +52,9 @@
 /* Memory beyond the limit with which a failure is described. */
 #define REPORT_BYTES (256 * 1024)
 
+/* Of a policy's error message, in bytes; the rest is not shown. */
+#define MESSAGE_MAX 2000
+
 enum kill_reason { ALIVE, TIMED_OUT, CLIENT_GONE };
 
 struct vm {
@@ -661,11 +664,22 @@ push_driver (lua_State *L, int box, const struct vm_driver *driver)
 
 /* -- protected calls ------------------------------------------------------- */
 
-/* Push what to say of an error value that is not a string. */
+/* Push what to say of an error value. */
 static void
 push_description (lua_State *L, int index)
 {
-  if (lua_type (L, index) == LUA_TNUMBER)
+  size_t length;
+  const char *s;
+
+  if (lua_type (L, index) == LUA_TSTRING) {
+    s = lua_tolstring (L, index, &length);
+    lua_pushlstring (L, s, length < MESSAGE_MAX ? length : MESSAGE_MAX);
+    if (length > MESSAGE_MAX) {
+      lua_pushliteral (L, "...");
+      lua_concat (L, 2);
+    }
+  }
+  else if (lua_type (L, index) == LUA_TNUMBER)
     luaL_tolstring (L, index, NULL);
   else
     lua_pushfstring (L, "(error object is a %s value)",
@@ -676,11 +690,8 @@ push_description (lua_State *L, int index)
 static int
 add_traceback (lua_State *L)
 {
-  if (lua_type (L, 1) != LUA_TSTRING) {
-    push_description (L, 1);
-    lua_replace (L, 1);
-  }
-  luaL_traceback (L, L, lua_tostring (L, 1), 1);
+  push_description (L, 1);
+  luaL_traceback (L, L, lua_tostring (L, -1), 1);
   return 1;
 }
 
@@ -715,7 +726,7 @@ describe_error (lua_State *L)
     lua_concat (L, 2);
   }
   else if (lua_type (L, 1) == LUA_TSTRING)
-    lua_pushvalue (L, 1);
+    push_description (L, 1);
   else {
     push_where (L, co);
     push_description (L, 1);
