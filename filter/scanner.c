@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,13 +47,12 @@ struct scanner {
   /* Protected by lock. */
   struct worker *workers;       /* config.threads of them */
   unsigned nr_workers;          /* that have been started */
-  unsigned max_workers;
   unsigned nr_idle;             /* that wait to become the decider */
   unsigned in_flight;
   bool deciding;                /* there is a decider */
   bool over;                    /* nothing more will be prefetched */
   bool warned;                  /* of a failed prefetch */
-  bool warned_threads;          /* of threads that can't be had */
+  bool warned_of_thread;        /* that could not be used */
   struct vm_failure failures[FAILURES_MAX];
   size_t nr_failures;
 
@@ -65,6 +65,7 @@ struct scanner {
   uint32_t credit;              /* bytes taken from the budget */
   struct range read_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];
+  struct source_extents extents; /* for disk:next_data */
   void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */
 };
 
@@ -233,8 +234,8 @@ ask_policy (struct scanner *s, struct worker *w)
     case VM_NEXT_DATA:
       if (s->told_closed)
         break;
-      offset = source_next_data (w->source, request.range.offset,
-                                 &s->stopping);
+      offset = source_next_data (w->source, &s->extents,
+                                 request.range.offset, &s->stopping);
       if (offset > request.range.offset) {
         hole.offset = request.range.offset;
         hole.count = offset - request.range.offset;
@@ -384,22 +385,6 @@ prefetch (struct scanner *s, struct worker *w, struct range range)
 
 static void *run_worker (void *vp);
 
-/* The scan has to do with the threads there are.  The lock must not be held. */
-static void
-go_on_with_fewer (struct scanner *s, const char *why)
-{
-  bool first;
-
-  pthread_mutex_lock (&s->lock);
-  s->max_workers = s->nr_workers;
-  first = !s->warned_threads;
-  s->warned_threads = true;
-  pthread_mutex_unlock (&s->lock);
-  if (first)
-    nbdkit_error ("scan: warning: a scan goes on with fewer threads than "
-                  "scan-threads=%u: %s", s->config.threads, why);
-}
-
 /* Start another worker.  The lock must be held. */
 static int
 start_worker (struct scanner *s)
@@ -414,6 +399,23 @@ start_worker (struct scanner *s)
   return err;
 }
 
+/* A worker can't work: say so once, and start no more of them. */
+static void
+give_up_worker (struct scanner *s, struct worker *w, const char *why)
+{
+  bool first;
+
+  pthread_mutex_lock (&s->lock);
+  first = !s->warned_of_thread;
+  s->warned_of_thread = true;
+  s->config.threads = s->nr_workers;
+  pthread_mutex_unlock (&s->lock);
+  if (first)
+    nbdkit_error ("scan: warning: %s%s", why,
+                  w == s->workers ? ", not scanning"
+                  : ", scanning with fewer threads");
+}
+
 /* Get what a worker needs.  The first one also finds out about the disk.
  * Returns false after saying why, if it can't work.
  */
@@ -421,26 +423,27 @@ static bool
 prepare_worker (struct scanner *s, struct worker *w)
 {
   const bool first = w == s->workers;
+  const bool size_is_known = !first || !s->config.background;
 
   w->source = s->source;
   if (w->source == NULL)
     w->source = source_open (s->config.backend, s->config.export_name,
                              s->config.method);
   if (w->source == NULL) {
-    if (first)
-      nbdkit_error ("scan: warning: could not open the layer below for a scan, "
-                    "not scanning");
-    else
-      go_on_with_fewer (s, "could not open the layer below");
+    give_up_worker (s, w, "could not open the layer below for a scan thread");
+    return false;
+  }
+  if (size_is_known &&
+      source_get_info (w->source)->size != s->driver.size) {
+    give_up_worker (s, w, "the layer below was opened again for a scan thread "
+                    "and is a disk of another size (nbdkit tells the plugin "
+                    "no export name then)");
     return false;
   }
   if (s->config.method == SOURCE_READ) {
     w->scratch = malloc (s->config.block);
     if (w->scratch == NULL) {
-      if (first)
-        nbdkit_error ("scan: warning: malloc: %m, not scanning");
-      else
-        go_on_with_fewer (s, "malloc failed");
+      give_up_worker (s, w, "out of memory for a scan thread");
       return false;
     }
   }
@@ -464,6 +467,7 @@ static bool
 get_work (struct scanner *s, struct worker *w, struct range *range)
 {
   bool more;
+  char why[128];
   int err = 0;
 
   pthread_mutex_lock (&s->lock);
@@ -485,14 +489,17 @@ get_work (struct scanner *s, struct worker *w, struct range *range)
   if (more) {
     s->in_flight++;
     /* Keep one thread at hand for the next decision. */
-    if (s->nr_idle == 0 && s->nr_workers < s->max_workers &&
+    if (s->nr_idle == 0 && s->nr_workers < s->config.threads &&
         !atomic_load (&s->stopping))
       err = start_worker (s);
   }
   pthread_cond_broadcast (&s->cond);
   pthread_mutex_unlock (&s->lock);
-  if (err != 0)
-    go_on_with_fewer (s, strerror (err));
+  if (err != 0) {
+    snprintf (why, sizeof why, "could not start a scan thread: %s",
+              strerror (err));
+    give_up_worker (s, NULL, why);
+  }
   return more;
 }
 
@@ -551,7 +558,6 @@ scanner_start (const struct scanner_config *config)
   };
   pthread_mutex_init (&s->lock, NULL);
   clock_cond_init (&s->cond);
-  s->max_workers = config->threads;
   s->workers = calloc (config->threads, sizeof *s->workers);
   s->reads = reads_new ();
   s->scan = vm_scan_new (config->vm, &s->driver);
@@ -605,6 +611,7 @@ scanner_free (struct scanner *s)
     budget_give (s->config.budget, s->credit);
   vm_scan_free (s->scan);
   reads_free (s->reads);
+  source_forget_extents (&s->extents);
   source_close (s->source);
   free (s->pread_buf);
   free (s->workers);
