@@ -53,6 +53,7 @@ filter_sources := \
 	filter/budget.c \
 	filter/exports.c \
 	filter/guard.c \
+	filter/layers.c \
 	filter/library.c \
 	filter/metrics.c \
 	filter/options.c \

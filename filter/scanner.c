@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,6 +52,7 @@ struct scanner {
   bool deciding;                /* there is a decider */
   bool over;                    /* nothing more will be prefetched */
   bool warned;                  /* of a failed prefetch */
+  bool warned_of_thread;        /* that could not be used */
   struct vm_failure failures[FAILURES_MAX];
   size_t nr_failures;
 
@@ -63,6 +65,7 @@ struct scanner {
   uint32_t credit;              /* bytes taken from the budget */
   struct range read_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];
+  struct source_extents extents; /* for disk:next_data */
   void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */
 };
 
@@ -231,7 +234,8 @@ ask_policy (struct scanner *s, struct worker *w)
     case VM_NEXT_DATA:
       if (s->told_closed)
         break;
-      offset = source_next_data (w->source, request.range.offset);
+      offset = source_next_data (w->source, &s->extents,
+                                 request.range.offset, &s->stopping);
       if (offset > request.range.offset) {
         hole.offset = request.range.offset;
         hole.count = offset - request.range.offset;
@@ -315,8 +319,12 @@ decide (struct scanner *s, struct worker *w, struct range *range)
   }
   if (atomic_load (&s->stopping))
     s->pending.count = 0;
-  if (s->pending.count == 0 && !ask_policy (s, w))
+  if (s->pending.count == 0 && !ask_policy (s, w)) {
+    /* Other scans may have it; this one may stay open for long. */
+    budget_give (s->config.budget, s->credit);
+    s->credit = 0;
     return false;
+  }
 
   *range = s->pending;
   if (range->count > s->config.block)
@@ -391,6 +399,23 @@ start_worker (struct scanner *s)
   return err;
 }
 
+/* A worker can't work: say so once, and start no more of them. */
+static void
+give_up_worker (struct scanner *s, struct worker *w, const char *why)
+{
+  bool first;
+
+  pthread_mutex_lock (&s->lock);
+  first = !s->warned_of_thread;
+  s->warned_of_thread = true;
+  s->config.threads = s->nr_workers;
+  pthread_mutex_unlock (&s->lock);
+  if (first)
+    nbdkit_error ("scan: warning: %s%s", why,
+                  w == s->workers ? ", not scanning"
+                  : ", scanning with fewer threads");
+}
+
 /* Get what a worker needs.  The first one also finds out about the disk.
  * Returns false after saying why, if it can't work.
  */
@@ -398,21 +423,27 @@ static bool
 prepare_worker (struct scanner *s, struct worker *w)
 {
   const bool first = w == s->workers;
+  const bool size_is_known = !first || !s->config.background;
 
   w->source = s->source;
   if (w->source == NULL)
     w->source = source_open (s->config.backend, s->config.export_name,
                              s->config.method);
   if (w->source == NULL) {
-    nbdkit_error ("scan: warning: could not open the layer below for a scan "
-                  "thread%s", first ? ", not scanning" : "");
+    give_up_worker (s, w, "could not open the layer below for a scan thread");
+    return false;
+  }
+  if (size_is_known &&
+      source_get_info (w->source)->size != s->driver.size) {
+    give_up_worker (s, w, "the layer below was opened again for a scan thread "
+                    "and is a disk of another size (nbdkit tells the plugin "
+                    "no export name then)");
     return false;
   }
   if (s->config.method == SOURCE_READ) {
     w->scratch = malloc (s->config.block);
     if (w->scratch == NULL) {
-      nbdkit_error ("scan: warning: malloc: %m%s",
-                    first ? ", not scanning" : "");
+      give_up_worker (s, w, "out of memory for a scan thread");
       return false;
     }
   }
@@ -436,6 +467,8 @@ static bool
 get_work (struct scanner *s, struct worker *w, struct range *range)
 {
   bool more;
+  char why[128];
+  int err = 0;
 
   pthread_mutex_lock (&s->lock);
   s->nr_idle++;
@@ -457,11 +490,16 @@ get_work (struct scanner *s, struct worker *w, struct range *range)
     s->in_flight++;
     /* Keep one thread at hand for the next decision. */
     if (s->nr_idle == 0 && s->nr_workers < s->config.threads &&
-        !atomic_load (&s->stopping) && start_worker (s) != 0)
-      s->config.threads = s->nr_workers; /* the machine has no more */
+        !atomic_load (&s->stopping))
+      err = start_worker (s);
   }
   pthread_cond_broadcast (&s->cond);
   pthread_mutex_unlock (&s->lock);
+  if (err != 0) {
+    snprintf (why, sizeof why, "could not start a scan thread: %s",
+              strerror (err));
+    give_up_worker (s, NULL, why);
+  }
   return more;
 }
 
@@ -573,6 +611,7 @@ scanner_free (struct scanner *s)
     budget_give (s->config.budget, s->credit);
   vm_scan_free (s->scan);
   reads_free (s->reads);
+  source_forget_extents (&s->extents);
   source_close (s->source);
   free (s->pread_buf);
   free (s->workers);
