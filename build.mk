@@ -74,7 +74,6 @@ embedded_lua := \
 	lua/scan/sandbox.lua \
 	lua/scan/sequential.lua \
 	lua/scan/trace.lua \
-	lua/scan/units.lua \
 	$(sort $(wildcard policies/*.lua))
 
 filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
