@@ -111,3 +111,10 @@ $(B)/have-packages:
 	@touch $@
 
 -include $(wildcard $(B)/filter/*.d)
+
+# -- to see what it is worth ---------------------------------------------------
+
+run-demo:
+	$(Q)tests/demo/demo
+
+.PHONY: run-demo
