@@ -54,8 +54,10 @@ filter_sources := \
 	filter/exports.c \
 	filter/guard.c \
 	filter/library.c \
+	filter/metrics.c \
 	filter/options.c \
 	filter/reads.c \
+	filter/report.c \
 	filter/scan.c \
 	filter/scanner.c \
 	filter/source.c \

@@ -19,6 +19,7 @@
 #include "guard.h"
 #include "library.h"
 #include "options.h"
+#include "report.h"
 #include "scanner.h"
 
 int scan_debug_decisions;
@@ -87,7 +88,7 @@ scan_config_complete (nbdkit_next_config_complete *next,
     return -1;
   }
   library_set_policy (policy);
-  if (exports_init (&config, options.stats_file != NULL) == -1)
+  if (exports_init (&config, options.stats_file || options.progress) == -1)
     return -1;
 
   budget = budget_new (options.rate, options.limit);
@@ -100,12 +101,18 @@ scan_config_complete (nbdkit_next_config_complete *next,
   return next (nxdata);
 }
 
-/* The final thread model, of the plugin and all filters. */
+/* Here the final thread model is known, of the plugin and all filters. */
 static int
 scan_get_ready (int final_thread_model)
 {
+  const struct report_config config = {
+    .policy = options.policy,
+    .progress = options.progress,
+    .stats_file = options.stats_file,
+  };
+
   thread_model = final_thread_model;
-  return 0;
+  return report_init (&config);
 }
 
 /* Can scans run at all?  Warns if not. */
@@ -154,6 +161,7 @@ scan_after_fork (nbdkit_backend *backend)
 {
   struct export *export;
 
+  report_start ();
   if (!options.background || !thread_model_allows_scan ())
     return 0;
   export = exports_get ("");
@@ -167,6 +175,7 @@ scan_cleanup (nbdkit_backend *backend)
 {
   scanner_free (background);
   background = NULL;
+  report_stop ();
 }
 
 static void

@@ -124,7 +124,9 @@ driver_gone (void *opaque)
 
 /* -- the end of a scan ----------------------------------------------------- */
 
-/* Nothing more will be prefetched.  The lock must not be held. */
+/* Nothing more will be prefetched.  Called once, by the decider or, before
+ * there is one, by the first worker; the lock must not be held.
+ */
 static void
 end_scan (struct scanner *s, enum stats_state state)
 {
@@ -133,7 +135,7 @@ end_scan (struct scanner *s, enum stats_state state)
   pthread_cond_broadcast (&s->cond);
   pthread_mutex_unlock (&s->lock);
   reads_stop (s->reads);
-  stats_set_state (s->config.stats, state);
+  stats_scan_ends (s->config.stats, state);
 }
 
 /* -- deciding -------------------------------------------------------------- */
@@ -190,6 +192,7 @@ ask_policy (struct scanner *s, struct worker *w)
 {
   struct vm_answer answer = { .type = VM_NOTHING };
   struct vm_request request;
+  struct range hole;
   uint64_t offset;
 
   for (;;) {
@@ -229,6 +232,11 @@ ask_policy (struct scanner *s, struct worker *w)
       if (s->told_closed)
         break;
       offset = source_next_data (w->source, request.range.offset);
+      if (offset > request.range.offset) {
+        hole.offset = request.range.offset;
+        hole.count = offset - request.range.offset;
+        stats_hole (s->config.stats, hole);
+      }
       if (offset < s->driver.size) {
         answer.type = VM_OFFSET;
         answer.offset = offset;
@@ -522,13 +530,13 @@ scanner_start (const struct scanner_config *config)
     if (s->source == NULL)
       goto err;
   }
-  stats_set_state (config->stats, STATS_RUNNING);
+  stats_scan_begins (config->stats);
   pthread_mutex_lock (&s->lock);
   err = start_worker (s);
   pthread_mutex_unlock (&s->lock);
-  if (err != 0)
-    goto err;
-  return s;
+  if (err == 0)
+    return s;
+  stats_scan_ends (config->stats, STATS_FAILED);
 
  err:
   nbdkit_error ("scan: warning: could not start a scan: %s, not scanning",
