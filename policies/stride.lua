@@ -6,9 +6,10 @@
 -- that is found, if it is not 0, is the trend, and the last read's offset plus
 -- 1, 2 ... `depth` times the trend is prefetched, as many bytes each as that
 -- read had; what runs into one another is asked for as one range, at most a
--- block.  A step that was asked for lately (the last 64) is not asked for again.
+-- block.  A step that was asked for lately (the last 64, or twice the most
+-- steps if that is more) is not asked for again.
 --
--- The depth starts at 2; it doubles when a read is one that was predicted, up
+-- The depth starts at 1; it doubles when a read is one that was predicted, up
 -- to scan-arg-depth, and is halved, down to 1, when one is not.  Without a
 -- majority nothing is asked for.  Between reads it waits.
 --
@@ -24,7 +25,7 @@ arguments.check_known (args, { "depth" })
 local DEPTH = arguments.integer (args, "depth", 32, 1, 1024)
 
 local HISTORY = 16
-local ASKED = 64
+local ASKED = math.max (64, 2 * DEPTH)
 
 -- The delta that more than half of the newest `n` have, or nil.
 local function majority (deltas, newest, n)
@@ -54,7 +55,7 @@ end
 return function (disk)
   local deltas, newest = {}, 0
   local previous, read_offset, read_count
-  local depth = math.min (2, DEPTH)
+  local depth = 1
   -- Offsets asked for, as a ring and as a set.
   local ring, at, asked = {}, 0, {}
 
@@ -62,17 +63,18 @@ return function (disk)
     local old = ring[at]
     if old and asked[old] == at then asked[old] = nil end
     ring[at], asked[offset] = offset, at
-    at = (at + 1) % math.max (ASKED, 2 * DEPTH)
+    at = (at + 1) % ASKED
   end
 
   local function ask (delta)
     local from, stop
-    for step = 1, depth do
-      -- Further than the disk is long in one step: also keeps this from
-      -- running over the largest integer.
-      if math.abs (delta) > disk.size then break end
-      local offset = read_offset + delta * step
-      if offset < 0 or offset >= disk.size then break end
+    local offset = read_offset
+    for _ = 1, depth do
+      -- Compared before it is added, so that nothing can overflow.
+      if delta > 0 and delta >= disk.size - offset or delta < 0 and -delta > offset then
+        break
+      end
+      offset = offset + delta
       if not asked[offset] then
         remember (offset)
         local count = math.min (read_count, disk.size - offset)
