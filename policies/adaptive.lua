@@ -41,6 +41,8 @@ local FILL = arguments.boolean (args, "fill", true)
 local UNIT_BYTES = 65536
 local HINTS = 32
 local GAPS = 16
+-- A shorter wait may be no time at all, by rounding.
+local WAIT_SECONDS = 0.001
 local RETRIES, RETRY_SECONDS, RETRY_RANGES = 3, 1, 256
 
 -- What is done: read, prefetched or known to be a hole.  Kept in units; the
@@ -264,10 +266,9 @@ return function (disk)
       end
       if from then
         prefetch (from, stop)
-      elseif pause_seconds > 0 then
-        disk:wait (pause_seconds)
       else
-        disk:wait (retry_seconds)
+        local seconds = pause_seconds > 0 and pause_seconds or retry_seconds
+        disk:wait (seconds and math.max (seconds, WAIT_SECONDS))
       end
     end
   end

@@ -19,6 +19,7 @@ local arguments = require "scan.args"
 local combine = require "scan.combinators"
 local args = ...
 arguments.check_known (args, { "then" })
+local go_on = combine.named (args, "then", scan.policy)
 
 local UNITS = { k = 10, m = 20, g = 30, t = 40 }
 
@@ -35,9 +36,9 @@ local function bad_line (number, line, expected)
            :format (number, expected, line), 0)
 end
 
-local function parse (lines)
+local function parse (file)
   local list, number = {}, 0
-  for line in lines do
+  for line in file:lines () do
     number = number + 1
     local comment = line:find ("#")
     local words = scan.words (comment and line:sub (1, comment - 1) or line)
@@ -64,7 +65,7 @@ local function parse (lines)
   return list
 end
 
-local list = parse (scan.open ("regions"):lines ())
+local list = parse (scan.open ("regions"))
 
 local function regions (disk)
   for _, range in ipairs (list) do
@@ -80,5 +81,4 @@ local function regions (disk)
   end
 end
 
-if not args["then"] then return combine.once (regions) end
-return combine.once (combine.chain (regions, scan.policy (args["then"])))
+return combine.once (go_on and combine.chain (regions, go_on) or regions)

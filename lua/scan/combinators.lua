@@ -56,6 +56,14 @@ local function replacing (disk, methods)
   return setmetatable (methods, { __index = disk })
 end
 
+-- Wait for some time above 0.  A very short time may be none at all by
+-- rounding, and the caller's loop would not end.
+local WAIT_SECONDS = 0.001
+
+local function wait (disk, seconds)
+  disk:wait (math.max (seconds, WAIT_SECONDS))
+end
+
 -- Where a prefetch ends: its count defaults to a block and is cut at the end
 -- of the disk.  Bad arguments are left to the real disk to complain about.
 local function range_end (disk, offset, count)
@@ -226,7 +234,7 @@ function M.throttle (policy, rate)
         local piece = math.min (disk.block, stop - offset)
         local now = disk:now ()
         while now < due do
-          disk:wait (due - now)
+          wait (disk, due - now)
           if disk:closed () then return end
           now = disk:now ()
         end
@@ -261,7 +269,7 @@ function M.client_first (policy, silence)
       while offset < stop do
         local idle = disk:idle ()
         while idle < silence do
-          disk:wait (silence - idle)
+          wait (disk, silence - idle)
           if disk:closed () then return end
           idle = disk:idle ()
         end
@@ -412,11 +420,24 @@ function M.interleave (...)
         due = math.min (due, turn.due or math.huge)
       end
       if all_wait then
-        disk:wait (due < math.huge and math.max (0, due - disk:now ()) or nil)
+        if due < math.huge then wait (disk, due - disk:now ()) else disk:wait () end
         wake_all ()
       end
     end
   end
+end
+
+--- The policy that an argument names, for policies that can go on with another.
+-- @tparam table args of the policy
+-- @tparam string name of the argument
+-- @tparam function find `scan.policy`, which modules can't see
+-- @treturn function|nil the policy; nil if the argument is not given
+function M.named (args, name, find)
+  local value = args[name]
+  if value == nil then return nil end
+  local ok, policy = pcall (find, value)
+  if ok then return policy end
+  error (("scan-arg-%s: %s"):format (name, tostring (policy)), 0)
 end
 
 return M
