@@ -24,6 +24,9 @@ M.READS_MAX = 256
 --- Most failed prefetches that are kept for a policy that does not look at them.
 M.FAILURES_MAX = 256
 
+--- The shortest `disk:wait`, so that a policy can't spin by waiting for 0.
+M.WAIT_MIN_SECONDS = 0.001
+
 local Runner = {}
 Runner.__index = Runner
 
@@ -147,7 +150,7 @@ local function take_request (runner, what, a, b)
   elseif what == "wait" and (a == nil or type (a) == "number" and a >= 0) then
     runner.waits = runner.waits + 1
     runner.state = "waiting"
-    runner.deadline = a and runner.now () + a
+    runner.deadline = a and runner.now () + math.max (a, M.WAIT_MIN_SECONDS)
   elseif what == "settle" then
     runner.state = "settling"
   elseif what == "next_data" and inside (runner, a) then
@@ -164,6 +167,8 @@ local function take_request (runner, what, a, b)
 end
 
 local function resume (runner)
+  -- An error ends all scans that share the policy's state.
+  if runner.world.error then return fail (runner, runner.world.error) end
   -- A wait ends for anything that happened since the last one did, so it may
   -- come back early.
   if runner.state == "waiting" then runner.woken = false end
@@ -180,7 +185,10 @@ local function resume (runner)
     results = table.pack (runner.world:resume (runner.co, runner.world.run,
                                                runner.driver))
   end
-  if not results[1] then return fail (runner, describe (runner.co, results[2])) end
+  if not results[1] then
+    runner.world.error = describe (runner.co, results[2])
+    return fail (runner, runner.world.error)
+  end
   if coroutine.status (runner.co) == "dead" then
     runner.state, runner.returned = "finished", true
     return "finished"
@@ -196,7 +204,7 @@ local function ready (runner)
   elseif state == "waiting" then
     return runner.woken or runner.deadline and runner.now () >= runner.deadline
   elseif state == "settling" then
-    return runner.in_flight == 0
+    return runner.in_flight == 0 or runner.closed
   elseif state == "prefetching" then
     -- A thread that is free comes back for more.
     return (runner.left == 0 or runner.closed) and runner.in_flight < runner.threads

@@ -274,7 +274,6 @@ function M.load (env, text, chunk_name, args)
   local chunk, message = load (text, chunk_name, "t", env)
   if not chunk then error (message, 0) end
   local run, expected = host.to_function (chunk (args))
-  -- The chunk name starts with "@".  No patterns here: strings may be sealed.
   if not run then error (chunk_name:sub (2) .. ": " .. expected, 0) end
   return run
 end

@@ -226,36 +226,56 @@ local function pass_time (scan)
   return true
 end
 
+-- Let the policy have a turn, or else let time pass until the next thing
+-- happens.  Returns like `Runner:next`, "waiting" if nothing will happen, or nil.
+local function go_on (scan)
+  if not scan.started then
+    scan.started = true
+    happen_after (scan, 0)
+  end
+  local action, a, b = scan.runner:next ()
+  if scan.runner.requests > scan.steps then
+    error (("gave up after %d requests and %d prefetches: a policy that does not "
+            .. "end needs an event like { after = N, close = true }")
+             :format (scan.steps, #scan.prefetches), 0)
+  end
+  if action == "prefetch" then
+    issue (scan, a, b)
+  elseif action == "next_data" then
+    scan.runner:answer (scan.next_data (a))
+  elseif action == "pread" then
+    answer_pread (scan, a, b)
+  elseif action == "finished" or action == "failed" then
+    scan.error = scan.runner.error
+  elseif not pass_time (scan) then
+    action = "waiting"
+  end
+  return action, a, b
+end
+
 --- Go on until the next prefetch has been issued.  It is in flight when this
 -- returns; it ends during a later step.
 -- @treturn integer|nil its offset; nil if there is none
 -- @treturn integer|string its count; or why there is none: "finished", "failed"
 -- (see `error`), or "waiting" for something that only the caller can do
 function Scan:step ()
-  if not self.started then
-    self.started = true
-    happen_after (self, 0)
-  end
   while true do
-    local action, a, b = self.runner:next ()
-    if self.runner.requests > self.steps then
-      error (("gave up after %d requests and %d prefetches: a policy that does not "
-              .. "end needs an event like { after = N, close = true }")
-               :format (self.steps, #self.prefetches), 0)
-    end
-    if action == "prefetch" then
-      issue (self, a, b)
-      return a, b
-    elseif action == "next_data" then
-      self.runner:answer (self.next_data (a))
-    elseif action == "pread" then
-      answer_pread (self, a, b)
-    elseif action == "finished" or action == "failed" then
-      self.error = self.runner.error
+    local action, a, b = go_on (self)
+    if action == "prefetch" then return a, b end
+    if action == "finished" or action == "failed" or action == "waiting" then
       return nil, action
-    elseif not pass_time (self) then
-      return nil, "waiting"
     end
+  end
+end
+
+--- Go on until so much time has passed.
+-- @tparam number seconds
+function Scan:pass (seconds)
+  local over = false
+  self.events:add (self.now + seconds, function () over = true end)
+  while not over do
+    local action = go_on (self)
+    if action == "finished" or action == "failed" then pass_time (self) end
   end
 end
 
@@ -265,7 +285,8 @@ end
 -- @treturn table world, for the `world` option of `run` and `scan`
 M.world = world.load
 
---- A scan that goes as far as its owner says; see `step`, `read` and `close`.
+--- A scan that goes as far as its owner says; see `step`, `pass`,
+-- `read` and `close`.
 -- Takes what `run` takes.
 -- @treturn table scan with `prefetches` (list of { offset, count }), `issued`
 -- (when each was, in seconds), `now` (seconds) and `error`

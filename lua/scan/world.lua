@@ -22,12 +22,16 @@ local STEP_INSTRUCTIONS = 1000 * 1000
 
 -- These modules are for the author of a policy; the filter does not have them.
 local KIT_ONLY = {
-  contract = true, events = true, host = true, plot = true, runner = true,
-  sandbox = true, simulator = true, testing = true, world = true,
+  command = true, contract = true, dry_run = true, events = true, plot = true,
+  ranges = true, runner = true, simulator = true, template = true, testing = true,
+  units = true, world = true,
 }
 
 local here = debug.getinfo (1, "S").source:sub (2)
 local module_dir = here:match ("^(.*)/scan/[^/]*$") or "."
+
+--- Where the modules are, for `package.path`.
+M.MODULE_DIR = module_dir
 
 local function read_file (path)
   local handle, message = io.open (path, "rb")
@@ -51,7 +55,8 @@ end
 -- In the source tree the built-in policies are in policies/ at the top; installed
 -- they are beside the modules.
 local function policy_dirs ()
-  return { module_dir .. "/../policies", module_dir .. "/scan/policies" }
+  local top = module_dir == "lua" and "." or module_dir:match ("^(.*)/lua$")
+  return { module_dir .. "/scan/policies", top and top .. "/policies" }
 end
 
 --- The built-in policies.
@@ -144,6 +149,17 @@ local function outside (world, action, ...)
   end
   unseal ()
   return back (action (...))
+end
+
+--- The globals that the policy has made.
+-- @treturn table sorted list of names
+function World:new_globals ()
+  local names = {}
+  for name in pairs (self.env or {}) do
+    if not self.own_globals[name] then names[#names + 1] = tostring (name) end
+  end
+  table.sort (names)
+  return names
 end
 
 local function check_alive (world)
@@ -243,6 +259,8 @@ function M.load (options)
                               options.files or {}, options.print or print_to_stderr)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
+  world.own_globals = {}
+  for name in pairs (world.env) do world.own_globals[name] = true end
 
   -- A hook set from Lua is not handed on to new coroutines.
   local env_coroutine = world.env.coroutine

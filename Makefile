@@ -1,0 +1,39 @@
+# The targets that a person types; how they are done is in build.mk.
+#
+#   make V=1             show the commands
+#   make WERROR=1        stop at a compiler's warning
+#   make SANITIZER=X     build with address, undefined or thread sanitizer
+#   make PREFIX=/usr     where `make install` puts things (also DESTDIR)
+
+all: filter            ## build build/nbdkit-scan-filter.so
+
+include build.mk
+
+demo: run-demo         ## install what is missing, build, and show what a scan does
+
+check: run-check       ## run all tests (4 minutes)
+
+check-unit: run-check-unit ## run the C unit tests only
+
+check-lua: run-check-lua ## run the Lua specs only
+
+check-asan: run-check-asan ## run the tests with the address and undefined sanitizers
+
+check-tsan: run-check-tsan ## run the tests with the thread sanitizer
+
+check-valgrind: run-check-valgrind ## run the tests under valgrind
+
+lint: run-lint         ## check the Lua, shell and C sources for mistakes
+
+install: run-install   ## install the filter, its policies, tools and pages
+
+uninstall: run-uninstall ## remove them and bring back what was there before
+
+clean:                 ## remove everything that was built
+	rm -rf build
+
+help:                  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+
+.PHONY: all filter demo check check-unit check-lua check-asan check-tsan \
+	check-valgrind lint install uninstall clean help

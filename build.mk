@@ -1,0 +1,115 @@
+# Flags, lists and rules.  Included by the Makefile.
+
+# -- tools and where things are ------------------------------------------------
+
+PKG_CONFIG ?= pkg-config
+LUA        ?= lua5.4
+PREFIX     ?= /usr
+
+CFLAGS     ?= -O2 -g
+SANITIZER  ?=
+
+ifneq ($(SANITIZER),)
+ifeq ($(filter $(SANITIZER),address undefined thread address-undefined),)
+$(error SANITIZER=$(SANITIZER) is not known; use address, undefined, \
+        address-undefined or thread)
+endif
+endif
+
+# One directory a variant, so that their objects never mix.
+empty :=
+space := $(empty) $(empty)
+comma := ,
+ifeq ($(SANITIZER),)
+B := build
+else
+B := build/$(SANITIZER)
+SANITIZER_FLAGS := -fsanitize=$(subst -,$(comma),$(SANITIZER)) \
+                   -fno-omit-frame-pointer
+endif
+
+PROJECT_CFLAGS := -std=gnu11 -D_GNU_SOURCE -fPIC -pthread \
+	-Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
+	-Wno-unused-parameter \
+	-fvisibility=hidden $(SANITIZER_FLAGS)
+ifeq ($(WERROR),1)
+PROJECT_CFLAGS += -Werror
+endif
+
+# Asked only by the rules that need them, so that `make help` needs nothing.
+NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
+LUA_CFLAGS    = $(shell $(PKG_CONFIG) --cflags lua5.4)
+LUA_LIBS      = $(shell $(PKG_CONFIG) --libs lua5.4)
+FILTERDIR     = $(shell $(PKG_CONFIG) --variable=filterdir nbdkit)
+
+ifneq ($(V),1)
+Q := @
+SAY = @printf '  %-7s %s\n' '$(1)' '$(2)'
+endif
+
+# -- what the filter is made of ------------------------------------------------
+
+filter_sources := \
+	filter/budget.c \
+	filter/exports.c \
+	filter/guard.c \
+	filter/library.c \
+	filter/metrics.c \
+	filter/options.c \
+	filter/reads.c \
+	filter/report.c \
+	filter/scan.c \
+	filter/scanner.c \
+	filter/source.c \
+	filter/stats.c \
+	filter/vm.c
+
+# What policies need; the rest of lua/ is for their authors.
+embedded_lua := \
+	filter/boot.lua \
+	lua/scan/args.lua \
+	lua/scan/file.lua \
+	lua/scan/host.lua \
+	lua/scan/sandbox.lua \
+	lua/scan/sequential.lua \
+	$(sort $(wildcard policies/*.lua))
+
+filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
+
+# -- the filter ----------------------------------------------------------------
+
+filter: $(B)/nbdkit-scan-filter.so
+
+$(B)/nbdkit-scan-filter.so: $(filter_objects) filter/scan.syms
+	$(call SAY,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(LDFLAGS) -shared \
+	  -Wl,--version-script=filter/scan.syms \
+	  $(filter_objects) $(LUA_LIBS) -o $@
+
+$(B)/filter/%.o: filter/%.c $(B)/have-packages
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) \
+	  $(LUA_CFLAGS) -MMD -MP -c $< -o $@
+
+$(B)/embedded.o: $(B)/embedded.c
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter -c $< -o $@
+
+$(B)/embedded.c: filter/embed.lua $(embedded_lua)
+	$(call SAY,EMBED,$@)
+	@mkdir -p $(@D)
+	$(Q)$(LUA) filter/embed.lua $(embedded_lua) > $@.tmp
+	$(Q)mv $@.tmp $@
+
+# Say plainly what is missing, once.
+$(B)/have-packages:
+	@mkdir -p $(@D)
+	@$(PKG_CONFIG) --exists nbdkit || { \
+	  echo 'nbdkit.pc is missing: apt-get install nbdkit-plugin-dev' >&2; \
+	  exit 1; }
+	@$(PKG_CONFIG) --exists lua5.4 || { \
+	  echo 'lua5.4.pc is missing: apt-get install liblua5.4-dev' >&2; \
+	  exit 1; }
+	@touch $@
+
+-include $(wildcard $(B)/filter/*.d)

@@ -1,0 +1,16 @@
+/* nbdkit's debug flags of this filter: nbdkit -D scan.decisions=1 and so on.
+ * The server finds them by name and sets them before anything is served.
+ */
+
+#ifndef SCAN_DEBUG_H
+#define SCAN_DEBUG_H
+
+#include <nbdkit-filter.h>
+
+/* Print every decision of a policy. */
+extern NBDKIT_DLL_PUBLIC int scan_debug_decisions;
+
+/* Print every client read that a policy is told of. */
+extern NBDKIT_DLL_PUBLIC int scan_debug_reads;
+
+#endif /* SCAN_DEBUG_H */

@@ -1,0 +1,287 @@
+/* See library.h. */
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <pthread.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "embedded.h"
+#include "library.h"
+
+/* More than this is not a policy or a trace: stop before memory does. */
+#define TEXT_MAX_BYTES (256 * 1024 * 1024)
+
+/* A file that has been read.  Entries are only ever added. */
+struct file {
+  struct file *next;
+  char *key;                    /* "policy:NAME", "module:NAME", "file:NAME" */
+  struct text text;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct file *files;      /* protected by lock */
+
+/* Absolute directory of the policy file, NULL if it is a built-in.  Written
+ * at start-up only.
+ */
+static char *policy_dir;
+
+static const struct text *
+find_builtin (const char *path)
+{
+  const struct text *text;
+
+  for (text = embedded_texts; text->name != NULL; ++text)
+    if (strcmp (text->name, path) == 0)
+      return text;
+  return NULL;
+}
+
+const struct text *
+library_builtin (const char *path)
+{
+  return find_builtin (path);
+}
+
+/* Read all of a file.  Pipes are fine, directories give EISDIR.  The caller
+ * frees *data.
+ */
+static int
+read_all (const char *path, char **data, size_t *length)
+{
+  FILE *fp = fopen (path, "re");
+  size_t size = 0, r;
+  char *p, *new_p;
+
+  if (fp == NULL)
+    return -1;
+  *length = 0;
+  p = NULL;
+  do {
+    if (size - *length < 65536) {
+      size = size < 65536 ? 131072 : size * 2;
+      new_p = size > 2 * (size_t) TEXT_MAX_BYTES ? NULL : realloc (p, size);
+      if (new_p == NULL) {
+        errno = size > 2 * (size_t) TEXT_MAX_BYTES ? EFBIG : ENOMEM;
+        goto err;
+      }
+      p = new_p;
+    }
+    r = fread (p + *length, 1, size - *length, fp);
+    *length += r;
+  } while (r > 0);
+  if (ferror (fp))
+    goto err;
+  if (*length > TEXT_MAX_BYTES) {
+    errno = EFBIG;
+    goto err;
+  }
+  fclose (fp);
+  *data = p;
+  return 0;
+
+ err:
+  r = errno;
+  free (p);
+  fclose (fp);
+  errno = r;
+  return -1;
+}
+
+/* Look among the files that have been read.  The lock must be held. */
+static const struct text *
+find_file (const char *kind, const char *name)
+{
+  const size_t n = strlen (kind);
+  struct file *file;
+
+  for (file = files; file != NULL; file = file->next)
+    if (strncmp (file->key, kind, n) == 0 && strcmp (file->key + n, name) == 0)
+      return &file->text;
+  return NULL;
+}
+
+/* Read a file and keep it.  The lock must be held. */
+static const struct text *
+add_file (const char *kind, const char *name, const char *path,
+          char error[LIBRARY_ERROR_MAX])
+{
+  struct file *file = calloc (1, sizeof *file);
+  char *data = NULL;
+
+  if (file == NULL ||
+      asprintf (&file->key, "%s%s", kind, name) == -1) {
+    snprintf (error, LIBRARY_ERROR_MAX, "%s: %s", path, strerror (ENOMEM));
+    free (file);
+    return NULL;
+  }
+  if (read_all (path, &data, &file->text.length) == -1) {
+    snprintf (error, LIBRARY_ERROR_MAX, "%s: %s", path, strerror (errno));
+    free (file->key);
+    free (file);
+    return NULL;
+  }
+  file->text.name = file->key + strlen (kind);
+  file->text.data = data;
+  file->next = files;
+  files = file;
+  return &file->text;
+}
+
+static const struct text *
+get_file (const char *kind, const char *name, const char *path,
+          char error[LIBRARY_ERROR_MAX])
+{
+  const struct text *text;
+
+  pthread_mutex_lock (&lock);
+  text = find_file (kind, name);
+  if (text == NULL && path != NULL)
+    text = add_file (kind, name, path, error);
+  pthread_mutex_unlock (&lock);
+  return text;
+}
+
+static void
+list_policies (char *out, size_t size)
+{
+  const struct text *text;
+  size_t used = 0;
+
+  for (text = embedded_texts; text->name != NULL; ++text) {
+    const char *name = text->name + strlen ("policies/");
+
+    if (strncmp (text->name, "policies/", strlen ("policies/")) != 0)
+      continue;
+    used += snprintf (out + used, size - used, "%s%.*s", used ? ", " : "",
+                      (int) (strlen (name) - strlen (".lua")), name);
+    if (used >= size)
+      return;
+  }
+}
+
+const struct text *
+library_policy (const char *name, char error[LIBRARY_ERROR_MAX])
+{
+  const struct text *text;
+  char path[PATH_MAX], policies[LIBRARY_ERROR_MAX / 2] = "";
+  size_t n = strlen (name);
+
+  text = get_file ("policy:", name, NULL, error);
+  if (text != NULL)
+    return text;
+  if (strchr (name, '/') != NULL || access (name, F_OK) == 0)
+    return get_file ("policy:", name, name, error);
+
+  if (n > 4 && strcmp (name + n - 4, ".lua") == 0)
+    n -= 4;
+  snprintf (path, sizeof path, "policies/%.*s.lua", (int) n, name);
+  text = find_builtin (path);
+  if (text == NULL) {
+    list_policies (policies, sizeof policies);
+    snprintf (error, LIBRARY_ERROR_MAX,
+              "there is no file '%.128s' and no built-in policy of that name; "
+              "the built-in policies are: %s", name, policies);
+  }
+  return text;
+}
+
+/* Module names are words joined by dots: nothing that leads out of the
+ * directory.
+ */
+static bool
+module_path (const char *name, char *path, size_t size)
+{
+  size_t i, n = strlen (name);
+
+  if (n == 0 || n + strlen (".lua") >= size ||
+      name[0] == '.' || name[n-1] == '.' || strstr (name, "..") != NULL)
+    return false;
+  if (strspn (name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+              "0123456789_-.") != n)
+    return false;
+  for (i = 0; i < n; ++i)
+    path[i] = name[i] == '.' ? '/' : name[i];
+  strcpy (path + n, ".lua");
+  return true;
+}
+
+const struct text *
+library_module (const char *name, char error[LIBRARY_ERROR_MAX])
+{
+  const struct text *text;
+  char relative[128], path[PATH_MAX];
+  int n;
+
+  if (!module_path (name, relative, sizeof relative)) {
+    snprintf (error, LIBRARY_ERROR_MAX,
+              "a module's name should be words joined by dots");
+    return NULL;
+  }
+  n = snprintf (path, sizeof path, "lua/%s", relative);
+  text = find_builtin (path);
+  if (text != NULL)
+    return text;
+  if (policy_dir == NULL) {
+    snprintf (error, LIBRARY_ERROR_MAX, "not a built-in module");
+    return NULL;
+  }
+  n = snprintf (path, sizeof path, "%s/%s", policy_dir, relative);
+  if (n < 0 || (size_t) n >= sizeof path) {
+    snprintf (error, LIBRARY_ERROR_MAX, "its path is too long");
+    return NULL;
+  }
+  return get_file ("module:", name, path, error);
+}
+
+void
+library_set_policy (const struct text *policy)
+{
+  char *slash;
+
+  free (policy_dir);
+  policy_dir = NULL;
+  if (policy->builtin)
+    return;
+  policy_dir = realpath (policy->name, NULL);
+  if (policy_dir == NULL)       /* a pipe, say: then it has no neighbours */
+    return;
+  slash = strrchr (policy_dir, '/');
+  if (slash != NULL)
+    *slash = '\0';
+}
+
+int
+library_add_file (const char *name, const char *path,
+                  char error[LIBRARY_ERROR_MAX])
+{
+  return get_file ("file:", name, path, error) == NULL ? -1 : 0;
+}
+
+const struct text *
+library_file (const char *name)
+{
+  char error[LIBRARY_ERROR_MAX];
+
+  return get_file ("file:", name, NULL, error);
+}
+
+void
+library_free (void)
+{
+  struct file *file;
+
+  while ((file = files) != NULL) {
+    files = file->next;
+    free ((char *) file->text.data);
+    free (file->key);
+    free (file);
+  }
+  free (policy_dir);
+  policy_dir = NULL;
+}

@@ -1,0 +1,58 @@
+/* The texts that policies are made of: built-in policies and modules, policy
+ * files and what they require, and the files named with scan-file-NAME.
+ *
+ * Every file is read once and kept, so that a server that has forked, changed
+ * directory and dropped its privileges still finds it, and all exports see the
+ * same text.  A text that has been returned is valid until library_free.
+ *
+ * Any thread may call these functions, but library_add_file, which is for
+ * start-up.
+ */
+
+#ifndef SCAN_LIBRARY_H
+#define SCAN_LIBRARY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct text {
+  const char *name;             /* as the user gave it; for messages */
+  const char *data;
+  size_t length;                /* bytes */
+  bool builtin;                 /* compiled into the filter */
+};
+
+/* Reads that fail put one line, without a full stop, here. */
+#define LIBRARY_ERROR_MAX 512
+
+/* The policy of this name: a path or an existing file, else a built-in, with
+ * or without ".lua".  Returns NULL and fills in error if there is none.
+ */
+extern const struct text *library_policy (const char *name,
+                                          char error[LIBRARY_ERROR_MAX]);
+
+/* The module of this name: one of ours (scan.X), else a file beside the policy
+ * that library_set_policy named.  Returns NULL and fills in error.
+ */
+extern const struct text *library_module (const char *name,
+                                          char error[LIBRARY_ERROR_MAX]);
+
+/* A text of our own by its path in the source tree; it must exist. */
+extern const struct text *library_builtin (const char *path);
+
+/* Say where modules are looked for: beside this policy. */
+extern void library_set_policy (const struct text *policy);
+
+/* Read a file that a policy may open under this name.  Returns -1 and fills in
+ * error.
+ */
+extern int library_add_file (const char *name, const char *path,
+                             char error[LIBRARY_ERROR_MAX]);
+
+/* The file of this name, or NULL if none was given. */
+extern const struct text *library_file (const char *name);
+
+/* At unload. */
+extern void library_free (void);
+
+#endif /* SCAN_LIBRARY_H */

@@ -1,0 +1,26 @@
+/* A range of bytes of a disk: what was read, prefetched or failed. */
+
+#ifndef SCAN_RANGE_H
+#define SCAN_RANGE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct range {
+  uint64_t offset;              /* bytes */
+  uint64_t count;               /* bytes, at least 1 */
+};
+
+static inline uint64_t
+range_end (struct range r)
+{
+  return r.offset + r.count;
+}
+
+static inline bool
+range_overlaps (struct range a, struct range b)
+{
+  return a.offset < range_end (b) && b.offset < range_end (a);
+}
+
+#endif /* SCAN_RANGE_H */

@@ -1,0 +1,159 @@
+/* See reads.h. */
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <pthread.h>
+
+#include "clock.h"
+#include "reads.h"
+
+struct reads {
+  /* Leaf lock: nothing is called while it is held. */
+  pthread_mutex_t lock;
+  pthread_cond_t cond;          /* something happened; with lock */
+
+  /* Protected by lock; len may be looked at without it. */
+  struct range queue[READS_MAX];
+  atomic_size_t len;
+
+  /* Decider only: the value of events when reads_wait last returned. */
+  unsigned seen;
+
+  /* Atomic.  Events counts what reads_wait waits for.  Waiting and events are
+   * each written before the other is read (on the two sides), so that one side
+   * always notices the other.
+   */
+  atomic_uint events;
+  atomic_bool waiting;
+  atomic_bool stopped;
+  atomic_bool keep_time;        /* someone asks for idle times */
+  atomic_uint in_flight;
+  atomic_uint_fast64_t last_ns; /* when a read was last in flight */
+};
+
+struct reads *
+reads_new (void)
+{
+  struct reads *reads = calloc (1, sizeof *reads);
+
+  if (reads == NULL)
+    return NULL;
+  pthread_mutex_init (&reads->lock, NULL);
+  clock_cond_init (&reads->cond);
+  return reads;
+}
+
+void
+reads_free (struct reads *reads)
+{
+  if (reads == NULL)
+    return;
+  pthread_cond_destroy (&reads->cond);
+  pthread_mutex_destroy (&reads->lock);
+  free (reads);
+}
+
+static void
+note_event (struct reads *reads)
+{
+  atomic_fetch_add (&reads->events, 1);
+  if (atomic_load (&reads->waiting)) {
+    pthread_mutex_lock (&reads->lock);
+    pthread_cond_signal (&reads->cond);
+    pthread_mutex_unlock (&reads->lock);
+  }
+}
+
+bool
+reads_begin (struct reads *reads, struct range range)
+{
+  size_t len;
+
+  if (atomic_load_explicit (&reads->stopped, memory_order_relaxed))
+    return false;
+
+  atomic_fetch_add (&reads->in_flight, 1);
+
+  pthread_mutex_lock (&reads->lock);
+  len = atomic_load_explicit (&reads->len, memory_order_relaxed);
+  if (len < READS_MAX) {
+    reads->queue[len] = range;
+    atomic_store_explicit (&reads->len, len + 1, memory_order_relaxed);
+  }
+  else if (range_end (reads->queue[READS_MAX-1]) < range_end (range))
+    reads->queue[READS_MAX-1] = range;
+  pthread_mutex_unlock (&reads->lock);
+
+  note_event (reads);
+  return true;
+}
+
+void
+reads_end (struct reads *reads)
+{
+  if (atomic_load_explicit (&reads->keep_time, memory_order_relaxed))
+    atomic_store (&reads->last_ns, clock_now_ns ());
+  atomic_fetch_sub (&reads->in_flight, 1);
+  note_event (reads);
+}
+
+void
+reads_stop (struct reads *reads)
+{
+  atomic_store (&reads->stopped, true);
+}
+
+size_t
+reads_take (struct reads *reads, struct range *out)
+{
+  size_t n;
+
+  /* The common case.  A read that is being queued right now is taken next
+   * time, as if it had come a moment later.
+   */
+  if (atomic_load_explicit (&reads->len, memory_order_relaxed) == 0)
+    return 0;
+
+  pthread_mutex_lock (&reads->lock);
+  n = atomic_load_explicit (&reads->len, memory_order_relaxed);
+  memcpy (out, reads->queue, n * sizeof *out);
+  atomic_store_explicit (&reads->len, 0, memory_order_relaxed);
+  pthread_mutex_unlock (&reads->lock);
+  return n;
+}
+
+void
+reads_wait (struct reads *reads, uint64_t deadline_ns)
+{
+  pthread_mutex_lock (&reads->lock);
+  atomic_store (&reads->waiting, true);
+  while (atomic_load (&reads->events) == reads->seen) {
+    if (clock_wait_until (&reads->cond, &reads->lock, deadline_ns) != 0)
+      break;
+  }
+  atomic_store (&reads->waiting, false);
+  pthread_mutex_unlock (&reads->lock);
+  reads->seen = atomic_load (&reads->events);
+}
+
+void
+reads_wake (struct reads *reads)
+{
+  note_event (reads);
+}
+
+uint64_t
+reads_idle_ns (struct reads *reads)
+{
+  uint64_t now, last;
+
+  if (!atomic_exchange (&reads->keep_time, true))
+    atomic_store (&reads->last_ns, clock_now_ns ());
+  if (atomic_load (&reads->in_flight) > 0)
+    return 0;
+  now = clock_now_ns ();
+  last = atomic_load (&reads->last_ns);
+  return now > last ? now - last : 0;
+}

@@ -1,0 +1,61 @@
+/* The client's reads, on their way from the read path to the policy.
+ *
+ * The read path adds to a queue of fixed size; the scan takes all of it at
+ * once.  When the queue is full, the newest entry keeps whichever read ends
+ * further, so that the furthest end is never lost.  Nothing here allocates
+ * after reads_new, fails, or waits for anyone but reads_wait.
+ *
+ * Any thread may call reads_begin, reads_end, reads_wake and reads_idle_ns.
+ * Only the scan's decider (one thread at a time) may call reads_take and
+ * reads_wait.
+ */
+
+#ifndef SCAN_READS_H
+#define SCAN_READS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "range.h"
+
+/* Entries in the queue. */
+#define READS_MAX 256
+
+struct reads;
+
+/* Returns NULL (with errno set) if memory runs out. */
+extern struct reads *reads_new (void);
+
+/* NULL is allowed. */
+extern void reads_free (struct reads *reads);
+
+/* A client read starts.  Returns whether reads_end must be called when it has
+ * ended.
+ */
+extern bool reads_begin (struct reads *reads, struct range range);
+extern void reads_end (struct reads *reads);
+
+/* No more reads are wanted: the scan has finished. */
+extern void reads_stop (struct reads *reads);
+
+/* Copy all queued reads, oldest first, to out, which has room for READS_MAX,
+ * and empty the queue.  Returns how many.
+ */
+extern size_t reads_take (struct reads *reads, struct range *out);
+
+/* Wait until a read has begun or ended or reads_wake was called since
+ * reads_wait last returned, or until deadline_ns (see clock.h).  Reads that
+ * were taken meanwhile count too: it may return early, never late.
+ */
+extern void reads_wait (struct reads *reads, uint64_t deadline_ns);
+
+/* End a reads_wait that is under way, or the next one. */
+extern void reads_wake (struct reads *reads);
+
+/* Nanoseconds since a read was last in flight, 0 while one is.  Times are kept
+ * only from the first call on.
+ */
+extern uint64_t reads_idle_ns (struct reads *reads);
+
+#endif /* SCAN_READS_H */

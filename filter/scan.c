@@ -1,0 +1,373 @@
+/* nbdkit scan filter with scriptable policies: the server's callbacks.
+ *
+ * While clients are connected, a background scan walks the disk and asks the
+ * layer below to cache it.  This file tells the story of a connection; what a
+ * scan does is in scanner.c, and docs/design.md is a tour of the rest.
+ */
+
+#include <errno.h>
+#include <fnmatch.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <nbdkit-filter.h>
+
+#include "budget.h"
+#include "debug.h"
+#include "exports.h"
+#include "guard.h"
+#include "library.h"
+#include "options.h"
+#include "report.h"
+#include "scanner.h"
+
+int scan_debug_decisions;
+int scan_debug_reads;
+
+/* Written before the server serves, and by nobody after. */
+static int thread_model = -1;
+static struct budget *budget;
+
+/* scan-background: the one scan of the default export; NULL if there is none.
+ * Written in .after_fork and .cleanup, when there are no connections.
+ */
+static struct scanner *background;
+
+/* Per connection. */
+struct handle {
+  nbdkit_backend *backend;
+  char *export_name;
+
+  /* From .prepare on; NULL if this connection is not scanned. */
+  struct export *export;
+  struct scanner *scanner;      /* NULL too if the scan is the shared one */
+  struct reads *reads;          /* of the one or of the other */
+};
+
+/* One warning per server for each thing that can't work. */
+enum warning { NOT_THIS_EXPORT, THREAD_MODEL, NO_CACHE, NR_WARNINGS };
+static atomic_bool warned[NR_WARNINGS];
+
+static bool
+first_warning (enum warning warning)
+{
+  return !atomic_exchange (&warned[warning], true);
+}
+
+static int
+scan_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
+             const char *key, const char *value)
+{
+  const int r = options_set (key, value);
+
+  if (r == 0)
+    return next (nxdata, key, value);
+  return r == -1 ? -1 : 0;
+}
+
+static int
+scan_config_complete (nbdkit_next_config_complete *next,
+                      nbdkit_backend *nxdata)
+{
+  const struct vm_config config = {
+    .policy = options.policy,
+    .args = options.args,
+    .nr_args = options.nr_args,
+    .memory_bytes = options.policy_memory,
+    .timeout_ns = options.policy_timeout_ns,
+  };
+  const struct text *policy;
+  char error[LIBRARY_ERROR_MAX] = "";
+
+  if (options_complete () == -1)
+    return -1;
+  policy = library_policy (options.policy, error);
+  if (policy == NULL) {
+    nbdkit_error ("scan-policy=%s: %s", options.policy, error);
+    return -1;
+  }
+  library_set_policy (policy);
+  if (exports_init (&config, options.stats_file || options.progress) == -1)
+    return -1;
+
+  budget = budget_new (options.rate, options.limit);
+  if (budget == NULL) {
+    nbdkit_error ("scan: malloc: %m");
+    return -1;
+  }
+  if (options.cow_block_size > 0)
+    guard_set_granule (options.cow_block_size);
+  return next (nxdata);
+}
+
+/* Here the final thread model is known, of the plugin and all filters. */
+static int
+scan_get_ready (int final_thread_model)
+{
+  const struct report_config config = {
+    .policy = options.policy,
+    .progress = options.progress,
+    .stats_file = options.stats_file,
+  };
+
+  thread_model = final_thread_model;
+  return report_init (&config);
+}
+
+/* Can scans run at all?  Warns if not. */
+static bool
+thread_model_allows_scan (void)
+{
+  if (thread_model >= NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS)
+    return true;
+  if (first_warning (THREAD_MODEL))
+    nbdkit_error ("scan: warning: underlying plugin does not support the "
+                  "PARALLEL or SERIALIZE_REQUESTS thread model, not scanning; "
+                  "a scan would hold up the clients' requests, so use another "
+                  "plugin or filter below, or leave out --filter=scan");
+  return false;
+}
+
+/* Start a scan of this export, over the connection's context if the thread
+ * model lets all scan threads use that, else over contexts of its own.
+ */
+static struct scanner *
+start_scan (struct export *export, nbdkit_next *next,
+            const struct source_info *info, nbdkit_backend *backend)
+{
+  struct scanner_config config = {
+    .vm = export->vm,
+    .export_name = export->name,
+    .block = options.size,
+    .threads = options.threads,
+    .method = options.method,
+    .budget = budget,
+    .stats = export->stats,
+    .background = next == NULL,
+    .backend = backend,
+  };
+
+  if (next != NULL) {
+    config.info = *info;
+    if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
+      config.next = next;
+  }
+  return scanner_start (&config);
+}
+
+static int
+scan_after_fork (nbdkit_backend *backend)
+{
+  struct export *export;
+
+  report_start ();
+  if (!options.background || !thread_model_allows_scan ())
+    return 0;
+  export = exports_get ("");
+  if (export != NULL)
+    background = start_scan (export, NULL, NULL, backend);
+  return 0;
+}
+
+static void
+scan_cleanup (nbdkit_backend *backend)
+{
+  scanner_free (background);
+  background = NULL;
+  report_stop ();
+}
+
+static void
+scan_unload (void)
+{
+  exports_free ();
+  budget_free (budget);
+  library_free ();
+  options_free ();
+}
+
+static void *
+scan_open (nbdkit_next_open *next, nbdkit_context *context,
+           int readonly, const char *exportname, int is_tls)
+{
+  struct handle *h;
+
+  if (next (context, readonly, exportname) == -1)
+    return NULL;
+
+  h = calloc (1, sizeof *h);
+  if (h == NULL) {
+    nbdkit_error ("malloc: %m");
+    return NULL;
+  }
+  h->backend = nbdkit_context_get_backend (context);
+  h->export_name = strdup (exportname);
+  if (h->export_name == NULL) {
+    nbdkit_error ("strdup: %m");
+    free (h);
+    return NULL;
+  }
+  return h;
+}
+
+/* Is this export to be scanned, and can it be?  Warns if not. */
+static bool
+can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
+{
+  if (fnmatch (options.exports, h->export_name, 0) != 0) {
+    if (first_warning (NOT_THIS_EXPORT))
+      nbdkit_error ("scan: warning: not the default export, not scanning; "
+                    "scan-exports='%s' scans the export '%s'",
+                    h->export_name, h->export_name);
+    return false;
+  }
+  if (!thread_model_allows_scan ())
+    return false;
+  if (source_ask (next, info) == -1)
+    return false;               /* the server will find that out for itself */
+  if (options.method == SOURCE_CACHE && !info->can_cache) {
+    if (first_warning (NO_CACHE))
+      nbdkit_error ("scan: warning: underlying plugin does not support "
+                    "NBD_CMD_CACHE, not scanning; try adding --filter=cache "
+                    "after this filter, or scan-method=read over a layer that "
+                    "keeps what is read");
+    return false;
+  }
+  return true;
+}
+
+/* Start scanning, or join the scan there is.  A connection never fails because
+ * it can't be scanned.
+ */
+static int
+scan_prepare (nbdkit_next *next, void *handle, int readonly)
+{
+  struct handle *h = handle;
+  struct source_info info;
+
+  if (background != NULL && strcmp (h->export_name, "") == 0) {
+    h->export = exports_get ("");
+    h->reads = scanner_get_reads (background);
+    return 0;
+  }
+  if (!can_scan (next, h, &info))
+    return 0;
+  h->export = exports_get (h->export_name);
+  if (h->export == NULL) {
+    nbdkit_error ("scan: warning: malloc: %m, not scanning");
+    return 0;
+  }
+  h->scanner = start_scan (h->export, next, &info, h->backend);
+  if (h->scanner != NULL)
+    h->reads = scanner_get_reads (h->scanner);
+  return 0;
+}
+
+/* After this, next is not valid any more. */
+static int
+scan_finalize (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+
+  if (h->scanner != NULL)
+    scanner_stop (h->scanner);
+  return 0;
+}
+
+/* If the finalize of a filter above failed, ours was not called. */
+static void
+scan_close (void *handle)
+{
+  struct handle *h = handle;
+
+  scanner_free (h->scanner);
+  exports_put (h->export);
+  free (h->export_name);
+  free (h);
+}
+
+static int
+scan_pread (nbdkit_next *next, void *handle,
+            void *buf, uint32_t count, uint64_t offset,
+            uint32_t flags, int *err)
+{
+  struct handle *h = handle;
+  const struct range range = { offset, count };
+  bool noted;
+  int r;
+
+  if (h->reads == NULL)
+    return next->pread (next, buf, count, offset, flags, err);
+
+  stats_read (h->export->stats, range);
+  noted = reads_begin (h->reads, range);
+  r = next->pread (next, buf, count, offset, flags, err);
+  if (noted)
+    reads_end (h->reads);
+  return r;
+}
+
+/* What changes the disk is kept apart from prefetches; see guard.h. */
+
+static int
+scan_pwrite (nbdkit_next *next, void *handle,
+             const void *buf, uint32_t count, uint64_t offset,
+             uint32_t flags, int *err)
+{
+  struct guard_op op;
+  int r;
+
+  guard_begin_write (&op, (struct range) { offset, count });
+  r = next->pwrite (next, buf, count, offset, flags, err);
+  guard_end (&op);
+  return r;
+}
+
+static int
+scan_zero (nbdkit_next *next, void *handle,
+           uint32_t count, uint64_t offset, uint32_t flags, int *err)
+{
+  struct guard_op op;
+  int r;
+
+  guard_begin_write (&op, (struct range) { offset, count });
+  r = next->zero (next, count, offset, flags, err);
+  guard_end (&op);
+  return r;
+}
+
+static int
+scan_trim (nbdkit_next *next, void *handle,
+           uint32_t count, uint64_t offset, uint32_t flags, int *err)
+{
+  struct guard_op op;
+  int r;
+
+  guard_begin_write (&op, (struct range) { offset, count });
+  r = next->trim (next, count, offset, flags, err);
+  guard_end (&op);
+  return r;
+}
+
+static struct nbdkit_filter filter = {
+  .name              = "scan",
+  .longname          = "nbdkit scan filter with scriptable policies",
+  .unload            = scan_unload,
+  .config            = scan_config,
+  .config_complete   = scan_config_complete,
+  .config_help       = OPTIONS_HELP,
+  .get_ready         = scan_get_ready,
+  .after_fork        = scan_after_fork,
+  .cleanup           = scan_cleanup,
+  .open              = scan_open,
+  .prepare           = scan_prepare,
+  .finalize          = scan_finalize,
+  .close             = scan_close,
+  .pread             = scan_pread,
+  .pwrite            = scan_pwrite,
+  .zero              = scan_zero,
+  .trim              = scan_trim,
+};
+
+NBDKIT_REGISTER_FILTER (filter)

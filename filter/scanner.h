@@ -1,0 +1,61 @@
+/* A scan: its threads, and the loop that asks the policy and prefetches.
+ *
+ * One thread at a time is the decider: it asks the policy, answers what the
+ * policy asks, and waits when the policy waits.  With an offset in hand it
+ * passes that role on and prefetches.  Threads are started as they are needed,
+ * up to the number allowed.
+ */
+
+#ifndef SCAN_SCANNER_H
+#define SCAN_SCANNER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <nbdkit-filter.h>
+
+#include "budget.h"
+#include "reads.h"
+#include "source.h"
+#include "stats.h"
+#include "vm.h"
+
+struct scanner;
+
+/* Everything pointed to must outlive the scan. */
+struct scanner_config {
+  struct vm *vm;
+  const char *export_name;
+  uint32_t block;               /* bytes; the most that one call prefetches */
+  unsigned threads;             /* most prefetches in flight */
+  enum source_method method;
+  struct budget *budget;        /* shared by all scans */
+  struct stats *stats;          /* the export's */
+  bool background;              /* only for messages */
+
+  /* Either the connection's context and what is known of it, or a backend to
+   * open a context for each thread.
+   */
+  nbdkit_next *next;
+  struct source_info info;
+  nbdkit_backend *backend;
+};
+
+/* Start a scan.  Returns NULL after a warning if there are no means for it;
+ * never waits for Lua.
+ */
+extern struct scanner *scanner_start (const struct scanner_config *config);
+
+/* The client has gone (or the server ends): let the policy have its last turn,
+ * wait for the prefetches in flight, end the threads.  May be called twice, by
+ * one thread at a time.
+ */
+extern void scanner_stop (struct scanner *scanner);
+
+/* Stop and free.  NULL is allowed. */
+extern void scanner_free (struct scanner *scanner);
+
+/* Where client reads are noted; valid until scanner_free. */
+extern struct reads *scanner_get_reads (struct scanner *scanner);
+
+#endif /* SCAN_SCANNER_H */

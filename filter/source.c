@@ -1,0 +1,225 @@
+/* See source.h. */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "source.h"
+
+/* The most that is asked of .extents at once; a multiple of any block size. */
+#define EXTENTS_MAX_COUNT (UINT32_C (1) << 31)
+
+struct source {
+  /* Immutable. */
+  nbdkit_next *next;
+  bool own;                     /* from source_open: prepared, must be closed */
+  enum source_method method;
+  struct source_info info;
+
+  /* Decider only: the last answer of .extents, which covers known, or NULL. */
+  struct nbdkit_extents *extents;
+  struct range known;
+};
+
+int
+source_ask (nbdkit_next *next, struct source_info *info)
+{
+  const int64_t size = next->get_size (next);
+  int r;
+
+  if (size == -1)
+    return -1;
+  info->size = size;
+  r = next->can_cache (next);
+  if (r == -1)
+    return -1;
+  info->can_cache = r == NBDKIT_CACHE_NATIVE;
+  r = next->can_extents (next);
+  if (r == -1)
+    return -1;
+  info->can_extents = r;
+  return 0;
+}
+
+struct source *
+source_of (nbdkit_next *next, const struct source_info *info,
+           enum source_method method)
+{
+  struct source *source = calloc (1, sizeof *source);
+
+  if (source == NULL)
+    return NULL;
+  source->next = next;
+  source->info = *info;
+  source->method = method;
+  return source;
+}
+
+struct source *
+source_open (nbdkit_backend *backend, const char *export_name,
+             enum source_method method)
+{
+  struct source_info info;
+  struct source *source;
+  nbdkit_next *next;
+
+  /* Read-only: a scan never writes.  Shared: this thread belongs to no
+   * connection, and the server allows a connection one context only.
+   */
+  next = nbdkit_next_context_open (backend, 1, export_name, 1);
+  if (next == NULL)
+    return NULL;
+  if (next->prepare (next) == -1)
+    goto err_close;
+  if (source_ask (next, &info) == -1)
+    goto err_finalize;
+  source = source_of (next, &info, method);
+  if (source == NULL) {
+    nbdkit_error ("scan: %m");
+    goto err_finalize;
+  }
+  source->own = true;
+  return source;
+
+ err_finalize:
+  next->finalize (next);
+ err_close:
+  nbdkit_next_context_close (next);
+  return NULL;
+}
+
+void
+source_close (struct source *source)
+{
+  if (source == NULL)
+    return;
+  if (source->extents)
+    nbdkit_extents_free (source->extents);
+  if (source->own) {
+    source->next->finalize (source->next);
+    nbdkit_next_context_close (source->next);
+  }
+  free (source);
+}
+
+const struct source_info *
+source_get_info (const struct source *source)
+{
+  return &source->info;
+}
+
+/* True if this range can be passed to the layer below. */
+static bool
+is_valid (const struct source *source, struct range range)
+{
+  return range.count > 0 && range.count <= UINT32_MAX &&
+    range.offset <= source->info.size &&
+    range.count <= source->info.size - range.offset;
+}
+
+/* The errno of a call that has failed; some layers leave it at 0. */
+static int
+check_errno (int err)
+{
+  return err != 0 ? err : EIO;
+}
+
+int
+source_prefetch (struct source *source, struct range range, void *scratch)
+{
+  nbdkit_next *next = source->next;
+  int err = 0, r;
+
+  if (!is_valid (source, range))
+    return EINVAL;
+  if (source->method == SOURCE_READ)
+    r = next->pread (next, scratch, range.count, range.offset, 0, &err);
+  else
+    r = next->cache (next, range.count, range.offset, 0, &err);
+  return r == -1 ? check_errno (err) : 0;
+}
+
+int
+source_pread (struct source *source, struct range range, void *buf)
+{
+  nbdkit_next *next = source->next;
+  int err = 0;
+
+  if (!is_valid (source, range))
+    return EINVAL;
+  if (next->pread (next, buf, range.count, range.offset, 0, &err) == -1)
+    return check_errno (err);
+  return 0;
+}
+
+/* Ask for the extents from this offset on.  The answer may reach further than
+ * what was asked.  Returns -1 if there is none.
+ */
+static int
+ask_extents (struct source *source, uint64_t offset)
+{
+  nbdkit_next *next = source->next;
+  const uint64_t left = source->info.size - offset;
+  const uint32_t count = left < EXTENTS_MAX_COUNT ? left : EXTENTS_MAX_COUNT;
+  struct nbdkit_extent last;
+  int err = 0;
+  size_t n;
+
+  if (source->extents)
+    nbdkit_extents_free (source->extents);
+  source->extents = nbdkit_extents_new (offset, source->info.size);
+  if (source->extents == NULL)
+    return -1;
+  if (next->extents (next, count, offset, 0, source->extents, &err) == -1 ||
+      (n = nbdkit_extents_count (source->extents)) == 0) {
+    nbdkit_extents_free (source->extents);
+    source->extents = NULL;
+    return -1;
+  }
+  last = nbdkit_get_extent (source->extents, n-1);
+  source->known.offset = offset;
+  source->known.count = last.offset + last.length - offset;
+  return 0;
+}
+
+/* The index of the extent that holds this offset, which is known. */
+static size_t
+find_extent (const struct nbdkit_extents *extents, uint64_t offset)
+{
+  size_t low = 0, high = nbdkit_extents_count (extents) - 1;
+
+  while (low < high) {
+    const size_t mid = low + (high - low) / 2;
+    const struct nbdkit_extent e = nbdkit_get_extent (extents, mid);
+
+    if (e.offset + e.length <= offset)
+      low = mid + 1;
+    else
+      high = mid;
+  }
+  return low;
+}
+
+uint64_t
+source_next_data (struct source *source, uint64_t offset)
+{
+  size_t i, n;
+
+  if (!source->info.can_extents)
+    return offset;
+  while (offset < source->info.size) {
+    if ((source->extents == NULL ||
+         offset < source->known.offset ||
+         offset >= range_end (source->known)) &&
+        ask_extents (source, offset) == -1)
+      return offset;
+    n = nbdkit_extents_count (source->extents);
+    for (i = find_extent (source->extents, offset); i < n; ++i) {
+      const struct nbdkit_extent e = nbdkit_get_extent (source->extents, i);
+
+      if (!(e.type & NBDKIT_EXTENT_HOLE))
+        return e.offset > offset ? e.offset : offset;
+    }
+    offset = range_end (source->known);
+  }
+  return source->info.size;
+}

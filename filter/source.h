@@ -1,0 +1,74 @@
+/* What a scan prefetches from: everything that calls the layer below.
+ *
+ * A source is either the connection's own context, which all scan threads use
+ * at once (the PARALLEL thread model), or a context that one scan thread has
+ * opened for itself.  Offsets and counts are checked here against the size,
+ * because a bad one aborts the server.
+ *
+ * source_prefetch may be called by several threads at once on a source made by
+ * source_of; the rest is for one thread at a time.
+ */
+
+#ifndef SCAN_SOURCE_H
+#define SCAN_SOURCE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <nbdkit-filter.h>
+
+#include "range.h"
+
+struct source;
+
+enum source_method {
+  SOURCE_CACHE,                 /* prefetch by .cache */
+  SOURCE_READ,                  /* prefetch by reading and throwing away */
+};
+
+/* What the layer below can do.  Asked once per context, at a moment when no
+ * other thread is asking on the same one.
+ */
+struct source_info {
+  uint64_t size;                /* bytes */
+  bool can_cache;               /* .cache is native */
+  bool can_extents;
+};
+
+/* Returns -1 if the layer below gave an error (and reported it). */
+extern int source_ask (nbdkit_next *next, struct source_info *info);
+
+/* A source over the connection's own context, which must stay valid.  Returns
+ * NULL with errno set if memory runs out.
+ */
+extern struct source *source_of (nbdkit_next *next,
+                                 const struct source_info *info,
+                                 enum source_method method);
+
+/* Open a context of our own.  Returns NULL if that fails, after the layer
+ * below has reported it.
+ */
+extern struct source *source_open (nbdkit_backend *backend,
+                                   const char *export_name,
+                                   enum source_method method);
+
+/* Close what source_open opened.  NULL is allowed. */
+extern void source_close (struct source *source);
+
+extern const struct source_info *source_get_info (const struct source *source);
+
+/* Prefetch this range.  scratch has room for the range if the method is
+ * SOURCE_READ.  Returns 0 or an errno.
+ */
+extern int source_prefetch (struct source *source, struct range range,
+                            void *scratch);
+
+/* The first offset at or after this one that is not in a hole; the size if
+ * only holes follow; the offset itself if that can't be known.
+ */
+extern uint64_t source_next_data (struct source *source, uint64_t offset);
+
+/* Read a range.  Returns 0 or an errno. */
+extern int source_pread (struct source *source, struct range range, void *buf);
+
+#endif /* SCAN_SOURCE_H */
