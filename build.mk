@@ -120,3 +120,32 @@ run-demo:
 	$(Q)tests/demo/demo
 
 .PHONY: run-demo
+
+# -- the benchmark -------------------------------------------------------------
+
+bench_programs := $(B)/bench/client $(B)/bench/nbdkit-native-plugin.so \
+                  $(B)/bench/decisions
+
+run-bench: filter $(bench_programs)
+	$(Q)tests/bench/bench.py $(if $(FULL),--full) $(BENCH)
+
+run-bench-costs: filter $(bench_programs)
+	$(Q)tests/bench/costs.py
+
+$(B)/bench/client: tests/bench/client.c
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $< -lnbd -o $@
+
+$(B)/bench/nbdkit-native-plugin.so: tests/bench/native.c $(B)/have-packages
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -shared $< -o $@
+
+$(B)/bench/decisions: tests/bench/decisions.c $(filter_objects)
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< \
+	  $(filter-out $(B)/filter/scan.o,$(filter_objects)) $(LUA_LIBS) -o $@
+
+.PHONY: run-bench run-bench-costs
