@@ -76,6 +76,7 @@ scan_config_complete (nbdkit_next_config_complete *next,
     .nr_args = options.nr_args,
     .memory_bytes = options.policy_memory,
     .timeout_ns = options.policy_timeout_ns,
+    .timed = options.stats_file != NULL,
   };
   const struct text *policy;
   char error[LIBRARY_ERROR_MAX] = "";

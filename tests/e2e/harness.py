@@ -1,0 +1,423 @@
+"""Start a real nbdkit, talk to it with libnbd, and look at what it did.
+
+    with nbdkit (filters=[SCAN], plugin=["memory", "64M"]) as server:
+        h = server.connect ()
+        h.pread (512, 0)
+        assert server.errors () == []
+
+Leaving the block stops the server with SIGTERM, and fails the test unless it
+exits with status 0, in good time and with no report from a sanitizer.
+
+With plugin=gate (...), a test can hold requests and let them go one by one; see
+tests/plugins/gate.c.
+
+The environment says what to test, and how:
+
+    SCAN_FILTER     the filter under test (default build/nbdkit-scan-filter.so)
+    STOCK_FILTER    the distribution's scan filter, to compare with
+    TEST_BUILD    where the test plugins are  (default build/tests)
+    CHECK_WITH      empty, asan, tsan or valgrind: what to run nbdkit under
+"""
+
+import collections
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import nbd
+
+TOP = os.path.dirname (os.path.dirname (os.path.dirname (
+    os.path.abspath (__file__))))
+CHECK_WITH = os.environ.get ("CHECK_WITH", "")
+PLUGINS = os.path.abspath (os.environ.get ("TEST_BUILD",
+                                           os.path.join (TOP, "build/tests")))
+GATE = os.path.join (PLUGINS, "nbdkit-gate-plugin.so")
+SCAN = os.path.abspath (os.environ.get (
+    "SCAN_FILTER", os.path.join (TOP, "build/nbdkit-scan-filter.so")))
+
+# Only how long to wait for what should happen before calling it a failure; no
+# test measures time with it.
+PATIENCE_SECS = 300 if CHECK_WITH else 60
+
+
+def dump_config (key):
+    """One value of `nbdkit --dump-config`."""
+    text = subprocess.run (["nbdkit", "--dump-config"], check=True,
+                           stdout=subprocess.PIPE, text=True).stdout
+    return dict (line.split ("=", 1) for line in text.splitlines ())[key]
+
+
+def stock_filter ():
+    """The distribution's scan filter.
+
+    Where `make install` has put ours in its place, the distribution's file is
+    the one that was moved aside (see the Makefile).
+    """
+    path = os.path.join (dump_config ("filterdir"), "nbdkit-scan-filter.so")
+    if os.path.exists (path + ".distrib"):
+        path += ".distrib"
+    return os.environ.get ("STOCK_FILTER", path)
+
+
+def runtime (name):
+    """Where gcc keeps the library of a sanitizer."""
+    path = subprocess.run (["gcc", "-print-file-name=" + name], check=True,
+                           stdout=subprocess.PIPE, text=True).stdout.strip ()
+    assert os.path.isabs (path), f"{name} is not installed"
+    return os.path.realpath (path)
+
+
+def checker (reports):
+    """The command and environment to put around nbdkit, for CHECK_WITH.
+
+    Reports go to files of their own, so that they can't be mixed up with what
+    the server prints.
+
+    nbdkit unloads filters and plugins before it exits.  valgrind copes; for the
+    sanitizers keep.so keeps them loaded, else a report could not name their
+    functions, and what plugins of nbdkit keep in variables would be a leak.  The
+    price: what a variable of our filter still points to is a leak for valgrind
+    only.
+    """
+    supp = os.path.join (TOP, "tests/e2e/suppressions")
+    keep = os.path.join (PLUGINS, "keep.so")
+    log = os.path.join (reports, CHECK_WITH)
+    if CHECK_WITH == "":
+        return [], {}
+    if CHECK_WITH == "asan":
+        return [], {
+            "LD_PRELOAD": runtime ("libasan.so") + ":" + keep,
+            "ASAN_OPTIONS": f"detect_leaks=1:log_path={log}:"
+                            "detect_stack_use_after_return=1",
+            "LSAN_OPTIONS": f"suppressions={supp}/lsan:print_suppressions=0",
+            "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={log}",
+        }
+    if CHECK_WITH == "tsan":
+        return [], {
+            "LD_PRELOAD": runtime ("libtsan.so") + ":" + keep,
+            "TSAN_OPTIONS": "halt_on_error=0:exitcode=66:second_deadlock_stack=1:"
+                            f"log_path={log}:suppressions={supp}/tsan",
+        }
+    if CHECK_WITH == "valgrind":
+        return ["valgrind", "--quiet", "--error-exitcode=119",
+                "--leak-check=full", "--show-leak-kinds=definite,indirect",
+                "--errors-for-leak-kinds=definite,indirect",
+                "--keep-debuginfo=yes", "--fair-sched=try",
+                f"--suppressions={supp}/valgrind", f"--log-file={log}.%p"], {}
+    raise ValueError (f"CHECK_WITH={CHECK_WITH}: expected nothing, asan, tsan or "
+                      "valgrind")
+
+
+# A request that the gate plugin has printed; tid is its thread in the server.
+Call = collections.namedtuple ("Call", "id op connection offset count tid")
+
+BEGIN = re.compile (r"gate: begin (\d+) (\w+) (\d+) (\d+) (\d+) (\d+)$")
+
+
+def gate (*args):
+    """The gate plugin with these arguments, for plugin=."""
+    return [GATE, *args]
+
+
+def pattern (offset, count):
+    """What the gate plugin's disk holds where it wasn't written and has no
+    holes."""
+    return bytes (((o * 0x9e3779b97f4a7c15) & (2**64 - 1)) >> 56
+                  for o in range (offset, offset + count))
+
+
+def command (filters, plugin, args=(), options=()):
+    """The nbdkit command line, without where to listen."""
+    return ["nbdkit", "-f", *options, *("--filter=" + f for f in filters),
+            *plugin, *args]
+
+
+class Server:
+    """A running nbdkit; made by `nbdkit`."""
+
+    def __init__ (self, filters, plugin, args, options, under_check):
+        self.dir = tempfile.mkdtemp (prefix="scan-e2e-")
+        self.socket = os.path.join (self.dir, "sock")
+        self.log = []           # lines of stderr so far; append only
+        self.ended = False      # no more lines will come
+        self.changed = threading.Condition ()
+        self.connections = []
+        self.client_threads = set ()
+        self.terminated = False
+        self.control = None
+        self.begun = []         # requests that the gate plugin printed
+        self.untaken = []       # those that next_call has not returned
+
+        plugin, pass_fds = list (plugin), []
+        if plugin[0] == GATE:
+            self.control, theirs = socket.socketpair ()
+            plugin.append (f"control={theirs.fileno ()}")
+            pass_fds = [theirs.fileno ()]
+
+        prefix, env = checker (self.dir) if under_check else ([], {})
+        pid_file = os.path.join (self.dir, "pid")
+        options = [*options, "-U", self.socket, "-P", pid_file]
+        self.process = subprocess.Popen (
+            prefix + command (filters, plugin, args, options),
+            pass_fds=pass_fds, stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, errors="replace",
+            env={**os.environ, "MALLOC_PERTURB_": "113", **env})
+        if self.control:
+            theirs.close ()
+        self.reader = threading.Thread (target=self._read_log, daemon=True)
+        self.reader.start ()
+        try:
+            self.poll (lambda: os.path.exists (pid_file), "nbdkit to start")
+        except BaseException:
+            self.kill ()
+            raise
+
+    @property
+    def pid (self):
+        return self.process.pid
+
+    def _read_log (self):
+        for line in self.process.stderr:
+            line = line.rstrip ("\n")
+            m = BEGIN.match (line)
+            with self.changed:
+                self.log.append (line)
+                if m:
+                    call = Call (int (m[1]), m[2], *map (int, m.groups ()[2:]))
+                    self.begun.append (call)
+                    self.untaken.append (call)
+                self.changed.notify_all ()
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all ()
+
+    def _tail (self):
+        return "\n".join (["its last lines:"] + self.log[-40:])
+
+    def poll (self, condition, what):
+        """Wait until a condition is true of which no line of the log tells."""
+        deadline = time.monotonic () + PATIENCE_SECS
+        while not condition ():
+            if self.process.poll () is not None:
+                self.reader.join ()
+                raise AssertionError (
+                    f"nbdkit ended with {self.process.returncode} while waiting "
+                    f"for {what}; {self._tail ()}")
+            if time.monotonic () > deadline:
+                raise AssertionError (f"waited in vain for {what}; "
+                                      + self._tail ())
+            time.sleep (0.0005)
+
+    def _wait (self, find, what):
+        """Wait until find () returns something true; called with the lock held,
+        after each line of the log."""
+        deadline = time.monotonic () + PATIENCE_SECS
+        with self.changed:
+            while True:
+                found = find ()
+                if found:
+                    return found
+                if self.ended or not self.changed.wait (
+                        deadline - time.monotonic ()):
+                    raise AssertionError (f"waited in vain for {what}; "
+                                          + self._tail ())
+
+    def wait_line (self, regex, start=0):
+        """Wait for a line of the log, from number start on, in which the regular
+        expression is found.  Returns the match and the number of the next line."""
+        search = re.compile (regex).search
+
+        def find ():
+            nonlocal start
+            while start < len (self.log):
+                start += 1
+                match = search (self.log[start - 1])
+                if match:
+                    return match, start
+            return None
+        return self._wait (find, f"/{regex}/")
+
+    def errors (self):
+        """The messages of nbdkit_error so far, with neither prefix nor the lines
+        that follow in the same message."""
+        found = (re.match (r"nbdkit: (?:\S+ )?error: (.*)", line)
+                 for line in list (self.log))
+        return [match.group (1) for match in found if match]
+
+    def connect (self, export="", prepare=None):
+        """A libnbd handle connected to an export; prepare (h) can set it up."""
+        h = nbd.NBD ()
+        h.set_export_name (export)
+        if prepare:
+            prepare (h)
+        before = self.threads ()
+        h.connect_unix (self.socket)
+        self.connections.append (h)
+        self.client_threads |= self.threads () - before
+        return h
+
+    def disconnect (self, h):
+        """Close a client's connection without a word, as when it dies.
+
+        Not left to the garbage collector, which is all that libnbd's Python
+        binding has.
+        """
+        self.connections.remove (h)
+        try:
+            fd = os.dup (h.aio_get_fd ())
+        except nbd.Error:
+            return              # the server has closed it already
+        with socket.socket (fileno=fd) as connection:
+            connection.shutdown (socket.SHUT_RDWR)
+
+    def rss_bytes (self):
+        with open (f"/proc/{self.pid}/status") as status:
+            for line in status:
+                if line.startswith ("VmRSS:"):
+                    return int (line.split ()[1]) * 1024
+        raise AssertionError ("no VmRSS")
+
+    def threads (self):
+        """The server's threads, as a set of numbers."""
+        return {int (t) for t in os.listdir (f"/proc/{self.pid}/task")}
+
+    # With the gate plugin only:
+
+    def calls (self, op=None, connection=None):
+        """The requests that have begun so far, in order."""
+        return [c for c in list (self.begun) if op in (None, c.op)
+                and connection in (None, c.connection)]
+
+    def next_call (self, op=None, connection=None):
+        """Wait for a request to begin, and return it; each is returned once."""
+        def find ():
+            for call in self.untaken:
+                if op in (None, call.op) and connection in (None, call.connection):
+                    self.untaken.remove (call)
+                    return call
+            return None
+        return self._wait (find, f"{op or 'a request'} to begin")
+
+    def send (self, text):
+        """A command for the gate plugin."""
+        self.control.sendall (text.encode () + b"\n")
+
+    def release (self, call, errno=0):
+        """Let a held request go, with success or with an errno."""
+        self.send (f"release {call.id} {errno}")
+
+    def wait_joined (self, tid):
+        """Wait until some thread of the server waits for thread tid to end.
+
+        pthread_join makes the kernel wait on the word that holds the id of the
+        other thread, as long as it holds that id: FUTEX_WAIT or its _BITSET form,
+        not private, with the id as the value.  Nothing else looks like that, so
+        what the joining thread did before it is certain to have happened.
+        """
+        def joining ():
+            for task in self.threads ():
+                try:
+                    with open (f"/proc/{self.pid}/task/{task}/syscall") as f:
+                        words = f.read ().split ()
+                except OSError:
+                    continue        # it has ended
+                if len (words) > 4 and int (words[2], 16) & 0xff in (0, 9) \
+                   and int (words[3], 16) == tid:
+                    return True
+            return False
+        self.poll (joining, f"a pthread_join of thread {tid}")
+
+    # Ending:
+
+    def release_all (self):
+        """From now on the gate plugin holds nothing."""
+        if self.control:
+            self.control.close ()
+            self.control = None
+
+    def kill (self):
+        self.process.kill ()
+        self.process.wait ()
+        self.reader.join ()
+        self.release_all ()
+        shutil.rmtree (self.dir)
+
+    def terminate (self):
+        """Send SIGTERM now, whatever clients and requests there are."""
+        self.process.send_signal (signal.SIGTERM)
+        self.terminated = True
+
+    def stop (self):
+        """Stop the server and check how it ended."""
+        self.release_all ()
+        for h in list (self.connections):
+            self.disconnect (h)
+        if not self.terminated:
+            # nbdkit calls no .close once it got the signal, and then leaks the
+            # handles: let it finish with the clients first.  A thread that is
+            # not a client's can be among these if it started just then, so this
+            # is not waited for without end.
+            deadline = time.monotonic () + 1
+            while CHECK_WITH and self.client_threads & self.threads () \
+                  and time.monotonic () < deadline:
+                time.sleep (0.001)
+            self.terminate ()
+        try:
+            status = self.process.wait (PATIENCE_SECS)
+        except subprocess.TimeoutExpired:
+            self.kill ()
+            raise AssertionError ("nbdkit did not stop; " + self._tail ())
+        self.reader.join ()
+        reports = ""
+        for name in sorted (os.listdir (self.dir)):
+            if CHECK_WITH and name.startswith (CHECK_WITH + "."):
+                with open (os.path.join (self.dir, name), errors="replace") as f:
+                    reports += f.read ()
+        shutil.rmtree (self.dir)
+        assert not reports, reports
+        assert status == 0, f"nbdkit ended with {status}; {self._tail ()}"
+
+
+@contextlib.contextmanager
+def nbdkit (filters, plugin, args=(), options=()):
+    """A server for the length of a with block.
+
+    filters and plugin[0] are names or paths, the outermost filter first; args
+    are parameters, options nbdkit's own.  Only a server with the filter under
+    test runs under CHECK_WITH.  If the block raises, that is what the test shows,
+    and with it what the server printed.
+    """
+    server = Server (filters, plugin, args, options, SCAN in filters)
+    try:
+        yield server
+    except BaseException:
+        for line in server.log[-100:]:
+            print (line, file=sys.stderr)
+        server.kill ()
+        raise
+    server.stop ()
+
+
+def refused (filters, plugin, args=(), options=()):
+    """Run an nbdkit that should not start; returns its error messages."""
+    with tempfile.TemporaryDirectory (prefix="scan-e2e-") as reports:
+        prefix, env = checker (reports) if SCAN in filters else ([], {})
+        options = [*options, "-U", os.path.join (reports, "sock")]
+        run = subprocess.run (
+            prefix + command (filters, plugin, args, options),
+            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            timeout=PATIENCE_SECS, env={**os.environ, **env})
+        for name in os.listdir (reports):
+            if CHECK_WITH and name.startswith (CHECK_WITH + "."):
+                with open (os.path.join (reports, name)) as f:
+                    raise AssertionError (f.read ())
+    assert run.returncode == 1, f"status {run.returncode}: {run.stderr}"
+    return re.findall (r"^nbdkit: (?:\S+ )?error: (.*)$", run.stderr, re.M)
