@@ -68,10 +68,14 @@ filter_sources := \
 embedded_lua := \
 	filter/boot.lua \
 	lua/scan/args.lua \
+	lua/scan/blockmap.lua \
+	lua/scan/combinators.lua \
 	lua/scan/file.lua \
 	lua/scan/host.lua \
 	lua/scan/sandbox.lua \
 	lua/scan/sequential.lua \
+	lua/scan/streams.lua \
+	lua/scan/trace.lua \
 	$(sort $(wildcard policies/*.lua))
 
 filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
