@@ -113,6 +113,10 @@ def details (results, source, workload, out):
             spread (p99), number (fetched and fetched / disk_bytes, ".2f"),
             " / ".join (f"{100 * c / total:.0f}" for c in counts) if total else "",
         ])
+        crashes = sum (r["status"] != 0 for r in
+                       results.runs[source, workload, stack].values ())
+        if crashes:
+            rows[-1][0] += f" (server crashed at the end of {crashes} runs)"
     if not rows:
         return
     out += [f"### {source}: {workload}", ""]
