@@ -28,9 +28,9 @@ SANITIZER_FLAGS := -fsanitize=$(subst -,$(comma),$(SANITIZER)) \
                    -fno-omit-frame-pointer
 endif
 
-PROJECT_CFLAGS := -std=gnu11 -D_GNU_SOURCE -fPIC -pthread \
-	-Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
-	-Wno-unused-parameter \
+PLAIN_CFLAGS := -std=gnu11 -D_GNU_SOURCE -fPIC -pthread \
+	-Wall -Wextra -Wshadow -Wvla -Wno-unused-parameter
+PROJECT_CFLAGS := $(PLAIN_CFLAGS) -Wstrict-prototypes -Wmissing-prototypes \
 	-fvisibility=hidden $(SANITIZER_FLAGS)
 ifeq ($(WERROR),1)
 PROJECT_CFLAGS += -Werror
@@ -53,6 +53,7 @@ filter_sources := \
 	filter/budget.c \
 	filter/exports.c \
 	filter/guard.c \
+	filter/layers.c \
 	filter/library.c \
 	filter/metrics.c \
 	filter/options.c \
@@ -76,6 +77,7 @@ embedded_lua := \
 	lua/scan/sequential.lua \
 	lua/scan/streams.lua \
 	lua/scan/trace.lua \
+	lua/scan/units.lua \
 	$(sort $(wildcard policies/*.lua))
 
 filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
@@ -116,24 +118,59 @@ $(B)/have-packages:
 	  exit 1; }
 	@touch $@
 
--include $(wildcard $(B)/filter/*.d)
+# -- tests ---------------------------------------------------------------------
 
-# -- to see what it is worth ---------------------------------------------------
+# Plugins, and libraries to preload, for tests/e2e.
+test_objects := \
+	$(patsubst tests/plugins/%.c,build/tests/nbdkit-%-plugin.so, \
+	  $(filter-out tests/plugins/keep.c,$(wildcard tests/plugins/*.c))) \
+	build/tests/keep.so
+
+build/tests/nbdkit-%-plugin.so: tests/plugins/%.c $(B)/have-packages
+	$(call SAY,PLUGIN,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) $(NBDKIT_CFLAGS) -shared $< -o $@
+
+build/tests/keep.so: tests/plugins/keep.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -o $@
+
+run-check: filter $(test_objects)
+	$(Q)tests/run
+
+run-check-unit:
+	$(Q)tests/run --only unit
+
+run-check-lua:
+	$(Q)tests/run --only busted
+
+# The same tests; the filter is built with a sanitizer, and the stock nbdkit binary
+# runs with its library preloaded.  Lua specs have nothing to gain from it.
+run-check-asan: $(test_objects)
+	$(Q)$(MAKE) SANITIZER=address-undefined filter
+	$(Q)CHECK_WITH=asan \
+	  SCAN_FILTER=build/address-undefined/nbdkit-scan-filter.so \
+	  tests/run --only e2e
+
+run-check-tsan: $(test_objects)
+	$(Q)$(MAKE) SANITIZER=thread filter
+	$(Q)CHECK_WITH=tsan SCAN_FILTER=build/thread/nbdkit-scan-filter.so \
+	  tests/run --only e2e
+
+run-check-valgrind: filter $(test_objects)
+	$(Q)CHECK_WITH=valgrind tests/run --only e2e
+
+# -- what it is worth, and what it costs ---------------------------------------
 
 run-demo:
 	$(Q)tests/demo/demo
 
-.PHONY: run-demo
+bench_programs := $(B)/bench/client $(B)/bench/decisions
 
-# -- the benchmark -------------------------------------------------------------
-
-bench_programs := $(B)/bench/client $(B)/bench/nbdkit-native-plugin.so \
-                  $(B)/bench/decisions
-
-run-bench: filter $(bench_programs)
+run-bench: filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/bench.py $(if $(FULL),--full) $(BENCH)
 
-run-bench-costs: filter $(bench_programs)
+run-bench-costs: filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/costs.py
 
 $(B)/bench/client: tests/bench/client.c
@@ -141,15 +178,18 @@ $(B)/bench/client: tests/bench/client.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $< -lnbd -o $@
 
-$(B)/bench/nbdkit-native-plugin.so: tests/bench/native.c $(B)/have-packages
-	$(call SAY,CC,$<)
-	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -shared $< -o $@
-
+# Links what runs policies; nbdkit's functions are in the program itself.
 $(B)/bench/decisions: tests/bench/decisions.c $(filter_objects)
 	$(call SAY,CC,$<)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< \
-	  $(filter-out $(B)/filter/scan.o,$(filter_objects)) $(LUA_LIBS) -o $@
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< $(B)/filter/vm.o \
+	  $(B)/filter/library.o $(B)/embedded.o $(LUA_LIBS) -o $@
 
-.PHONY: run-bench run-bench-costs
+# -- lint ----------------------------------------------------------------------
+
+run-lint:
+	$(Q)luacheck -q lua policies tests filter
+	$(Q)shellcheck .ci/run
+	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
+
+-include $(wildcard $(B)/filter/*.d)

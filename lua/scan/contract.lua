@@ -18,7 +18,7 @@ local KiB, MiB = 1024, 1024 * 1024
 local BLOCK_BYTES = 64 * KiB
 
 -- Reads for the test of memory, and how much memory may be left over.
-local MANY_READS = 100000
+local DEFAULT_READS = 100000
 local SLACK_KIBIBYTES = 512
 
 -- A client's way over the disk, the same every time: a linear congruence.
@@ -74,8 +74,10 @@ end
 --   `clock`); then two scans are not compared
 -- - `endless`: true if the policy goes on for as long as the client stays (like
 --   `forever`)
+-- - `reads`: over which memory has to stay bounded (100000)
 return function (policy, options)
   options = options or {}
+  local number_of_reads = options.reads or DEFAULT_READS
 
   local function run (more)
     local result = testing.run (options_for (policy, options, more))
@@ -130,12 +132,12 @@ return function (policy, options)
       }
     end)
 
-    it (("keeps its memory bounded over %d reads"):format (MANY_READS), function ()
+    it (("keeps its memory bounded over %d reads"):format (number_of_reads), function ()
       local size = 256 * MiB
       local scan = testing.scan (options_for (policy, options, {
         size = size, steps = math.huge,
       }))
-      local reads = scattered_reads (MANY_READS, size)
+      local reads = scattered_reads (number_of_reads, size)
       local function go_on (first, last)
         for i = first, last do
           scan:read (reads[i], 4 * KiB)
@@ -151,8 +153,8 @@ return function (policy, options)
         return collectgarbage ("count")
       end
       -- The first half may fill tables whose size depends on the disk.
-      local before = go_on (1, MANY_READS // 2)
-      local after = go_on (MANY_READS // 2 + 1, MANY_READS)
+      local before = go_on (1, number_of_reads // 2)
+      local after = go_on (number_of_reads // 2 + 1, number_of_reads)
       assert.is_true (after - before < SLACK_KIBIBYTES,
                       ("grew by %.0f KiB"):format (after - before))
     end)

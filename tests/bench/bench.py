@@ -90,7 +90,7 @@ class Cell:
             filters.append ("rate")
             args += [f"rate={self.source.rate_mbit}M", "burstiness=0.05"]
         if self.stack.native:
-            plugin = [os.path.join (OUT, "nbdkit-native-plugin.so"),
+            plugin = [os.path.join (TOP, "build/tests/nbdkit-native-plugin.so"),
                       f"file={self.disk}", f"latency={self.source.latency_ms}"]
         else:
             plugin = ["file", self.disk]
