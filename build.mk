@@ -76,10 +76,13 @@ filter_sources := \
 embedded_lua := \
 	filter/boot.lua \
 	lua/scan/args.lua \
+	lua/scan/blockmap.lua \
+	lua/scan/combinators.lua \
 	lua/scan/file.lua \
 	lua/scan/host.lua \
 	lua/scan/sandbox.lua \
 	lua/scan/sequential.lua \
+	lua/scan/streams.lua \
 	lua/scan/trace.lua \
 	$(sort $(wildcard policies/*.lua))
 
@@ -212,6 +215,31 @@ run-install: run-stage
 
 run-uninstall:
 	$(Q)packaging/place uninstall '$(manifest)' '$(DESTDIR)'
+
+# -- what it is worth, and what it costs ---------------------------------------
+
+run-demo:
+	$(Q)tests/demo/demo
+
+bench_programs := $(B)/bench/client $(B)/bench/decisions
+
+run-bench: filter $(bench_programs) $(test_objects)
+	$(Q)tests/bench/bench.py $(if $(FULL),--full) $(BENCH)
+
+run-bench-costs: filter $(bench_programs) $(test_objects)
+	$(Q)tests/bench/costs.py
+
+$(B)/bench/client: tests/bench/client.c
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $< -lnbd -o $@
+
+# Links what runs policies; nbdkit's functions are in the program itself.
+$(B)/bench/decisions: tests/bench/decisions.c $(filter_objects)
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< $(B)/filter/vm.o \
+	  $(B)/filter/library.o $(B)/embedded.o $(LUA_LIBS) -o $@
 
 # -- lint ----------------------------------------------------------------------
 
