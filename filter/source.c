@@ -6,8 +6,11 @@
 #include "layers.h"
 #include "source.h"
 
-/* The most that is asked of .extents at once; a multiple of any block size. */
-#define EXTENTS_MAX_COUNT (UINT32_C (1) << 31)
+/* The most that is asked of .extents at once: nearly all that a count can say,
+ * for many layers answer no more than they are asked; a multiple of 32M, for
+ * some want whole blocks.
+ */
+#define EXTENTS_MAX_COUNT (UINT32_MAX & ~UINT32_C (0x1ffffff))
 
 struct source {
   /* Immutable. */
