@@ -70,6 +70,10 @@ filter_sources := \
 	filter/scanner.c \
 	filter/source.c \
 	filter/stats.c \
+	filter/vm-driver.c \
+	filter/vm-errors.c \
+	filter/vm-limits.c \
+	filter/vm-native.c \
 	filter/vm.c
 
 # What policies need; the rest of lua/ is for their authors.
@@ -87,6 +91,10 @@ embedded_lua := \
 	$(sort $(wildcard policies/*.lua))
 
 filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
+
+# What runs policies: programs that test or measure that link only these.
+vm_objects := $(filter $(B)/filter/vm%,$(filter_objects)) \
+	$(B)/filter/library.o $(B)/embedded.o
 
 # -- the filter ----------------------------------------------------------------
 
@@ -235,11 +243,10 @@ $(B)/bench/client: tests/bench/client.c
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $< -lnbd -o $@
 
 # Links what runs policies; nbdkit's functions are in the program itself.
-$(B)/bench/decisions: tests/bench/decisions.c $(filter_objects)
+$(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 	$(call SAY,CC,$<)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< $(B)/filter/vm.o \
-	  $(B)/filter/library.o $(B)/embedded.o $(LUA_LIBS) -o $@
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< $(vm_objects) $(LUA_LIBS) -o $@
 
 # -- lint ----------------------------------------------------------------------
 
