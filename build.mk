@@ -82,12 +82,15 @@ embedded_lua := \
 	lua/scan/args.lua \
 	lua/scan/blockmap.lua \
 	lua/scan/combinators.lua \
+	lua/scan/ext4.lua \
 	lua/scan/file.lua \
 	lua/scan/host.lua \
+	lua/scan/partitions.lua \
 	lua/scan/sandbox.lua \
 	lua/scan/sequential.lua \
 	lua/scan/streams.lua \
 	lua/scan/trace.lua \
+	lua/scan/xfs.lua \
 	$(sort $(wildcard policies/*.lua))
 
 filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
