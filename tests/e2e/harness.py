@@ -306,13 +306,18 @@ class Server:
             return None
         return self._wait (find, f"{op or 'a request'} to begin")
 
-    def send (self, text):
-        """A command for the gate plugin."""
+    def _command (self, text):
         self.control.sendall (text.encode () + b"\n")
+
+    def send (self, text):
+        """A hold or fail command for the gate plugin; it holds from here on."""
+        start = len (self.log)
+        self._command (text)
+        self.wait_line (f"gate: done {text}$", start)
 
     def release (self, call, errno=0):
         """Let a held request go, with success or with an errno."""
-        self.send (f"release {call.id} {errno}")
+        self._command (f"release {call.id} {errno}")
 
     def wait_joined (self, tid):
         """Wait until some thread of the server waits for thread tid to end.
