@@ -116,6 +116,16 @@ def checker (reports):
                       "valgrind")
 
 
+def reported (directory):
+    """What the checker wrote to its files there."""
+    text = ""
+    for name in sorted (os.listdir (directory)):
+        if CHECK_WITH and name.startswith (CHECK_WITH + "."):
+            with open (os.path.join (directory, name), errors="replace") as f:
+                text += f.read ()
+    return text
+
+
 # A request that the gate plugin has printed; tid is its thread in the server.
 Call = collections.namedtuple ("Call", "id op connection offset count tid")
 
@@ -176,6 +186,8 @@ class Server:
         self.reader.start ()
         try:
             self.poll (lambda: os.path.exists (pid_file), "nbdkit to start")
+            if self.control:
+                self.wait_line ("gate: ready$")
         except BaseException:
             self.kill ()
             raise
@@ -365,7 +377,7 @@ class Server:
             # handles: let it finish with the clients first.  A thread that is
             # not a client's can be among these if it started just then, so this
             # is not waited for without end.
-            deadline = time.monotonic () + 1
+            deadline = time.monotonic () + 30
             while CHECK_WITH and self.client_threads & self.threads () \
                   and time.monotonic () < deadline:
                 time.sleep (0.001)
@@ -376,11 +388,7 @@ class Server:
             self.kill ()
             raise AssertionError ("nbdkit did not stop; " + self._tail ())
         self.reader.join ()
-        reports = ""
-        for name in sorted (os.listdir (self.dir)):
-            if CHECK_WITH and name.startswith (CHECK_WITH + "."):
-                with open (os.path.join (self.dir, name), errors="replace") as f:
-                    reports += f.read ()
+        reports = reported (self.dir)
         shutil.rmtree (self.dir)
         assert not reports, reports
         assert status == 0, f"nbdkit ended with {status}; {self._tail ()}"
@@ -415,9 +423,7 @@ def refused (filters, plugin, args=(), options=()):
             prefix + command (filters, plugin, args, options),
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             timeout=PATIENCE_SECS, env={**os.environ, **env})
-        for name in os.listdir (reports):
-            if CHECK_WITH and name.startswith (CHECK_WITH + "."):
-                with open (os.path.join (reports, name)) as f:
-                    raise AssertionError (f.read ())
+        found = reported (reports)
+    assert not found, found
     assert run.returncode == 1, f"status {run.returncode}: {run.stderr}"
     return re.findall (r"^nbdkit: (?:\S+ )?error: (.*)$", run.stderr, re.M)
