@@ -28,9 +28,9 @@ SANITIZER_FLAGS := -fsanitize=$(subst -,$(comma),$(SANITIZER)) \
                    -fno-omit-frame-pointer
 endif
 
-PROJECT_CFLAGS := -std=gnu11 -D_GNU_SOURCE -fPIC -pthread \
-	-Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
-	-Wno-unused-parameter \
+PLAIN_CFLAGS := -std=gnu11 -D_GNU_SOURCE -fPIC -pthread \
+	-Wall -Wextra -Wshadow -Wvla -Wno-unused-parameter
+PROJECT_CFLAGS := $(PLAIN_CFLAGS) -Wstrict-prototypes -Wmissing-prototypes \
 	-fvisibility=hidden $(SANITIZER_FLAGS)
 ifeq ($(WERROR),1)
 PROJECT_CFLAGS += -Werror
@@ -53,9 +53,12 @@ filter_sources := \
 	filter/budget.c \
 	filter/exports.c \
 	filter/guard.c \
+	filter/layers.c \
 	filter/library.c \
+	filter/metrics.c \
 	filter/options.c \
 	filter/reads.c \
+	filter/report.c \
 	filter/scan.c \
 	filter/scanner.c \
 	filter/source.c \
@@ -70,6 +73,8 @@ embedded_lua := \
 	lua/scan/host.lua \
 	lua/scan/sandbox.lua \
 	lua/scan/sequential.lua \
+	lua/scan/trace.lua \
+	lua/scan/units.lua \
 	$(sort $(wildcard policies/*.lua))
 
 filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
@@ -109,5 +114,54 @@ $(B)/have-packages:
 	  echo 'lua5.4.pc is missing: apt-get install liblua5.4-dev' >&2; \
 	  exit 1; }
 	@touch $@
+
+# -- tests ---------------------------------------------------------------------
+
+# Plugins, and libraries to preload, for tests/e2e.
+test_objects := \
+	$(patsubst tests/plugins/%.c,build/tests/nbdkit-%-plugin.so, \
+	  $(filter-out tests/plugins/keep.c,$(wildcard tests/plugins/*.c))) \
+	build/tests/keep.so
+
+build/tests/nbdkit-%-plugin.so: tests/plugins/%.c $(B)/have-packages
+	$(call SAY,PLUGIN,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) $(NBDKIT_CFLAGS) -shared $< -o $@
+
+build/tests/keep.so: tests/plugins/keep.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -o $@
+
+run-check: filter $(test_objects)
+	$(Q)tests/run
+
+run-check-unit:
+	$(Q)tests/run --only unit
+
+run-check-lua:
+	$(Q)tests/run --only busted
+
+# The same tests; the filter is built with a sanitizer, and the stock nbdkit binary
+# runs with its library preloaded.  Lua specs have nothing to gain from it.
+run-check-asan: $(test_objects)
+	$(Q)$(MAKE) SANITIZER=address-undefined filter
+	$(Q)CHECK_WITH=asan \
+	  SCAN_FILTER=build/address-undefined/nbdkit-scan-filter.so \
+	  tests/run --only e2e
+
+run-check-tsan: $(test_objects)
+	$(Q)$(MAKE) SANITIZER=thread filter
+	$(Q)CHECK_WITH=tsan SCAN_FILTER=build/thread/nbdkit-scan-filter.so \
+	  tests/run --only e2e
+
+run-check-valgrind: filter $(test_objects)
+	$(Q)CHECK_WITH=valgrind tests/run --only e2e
+
+# -- lint ----------------------------------------------------------------------
+
+run-lint:
+	$(Q)luacheck -q lua policies tests filter
+	$(Q)shellcheck .ci/run
+	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*.d)

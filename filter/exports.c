@@ -8,6 +8,7 @@
 #include <nbdkit-filter.h>
 
 #include "exports.h"
+#include "report.h"
 
 /* Written at start-up only. */
 static struct vm_config vm_config;
@@ -22,6 +23,8 @@ free_export (struct export *export)
 {
   if (export == NULL)
     return;
+  if (export->vm != NULL && export->stats != NULL)
+    report_totals (export);
   vm_free (export->vm);
   stats_free (export->stats);
   free (export->name);

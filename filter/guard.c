@@ -1,13 +1,16 @@
 /* See guard.h. */
 
+#include <inttypes.h>
 #include <stddef.h>
 
 #include <pthread.h>
 
+#include <nbdkit-filter.h>
+
 #include "guard.h"
 
 /* The cow filter's default block size. */
-static uint64_t granule = 65536;
+static uint64_t block = 65536;
 
 /* Leaf lock; guards the list and all that is on it. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -15,28 +18,31 @@ static pthread_cond_t prefetch_ended = PTHREAD_COND_INITIALIZER;
 static struct guard_op *ops;
 
 void
-guard_set_granule (uint64_t bytes)
+guard_set_block (uint64_t bytes)
 {
-  granule = bytes;
+  block = bytes;
 }
 
+/* Every byte that can be in one block with a byte of the range.  Ranges end
+ * below 2^63, so there is room for a block above.
+ */
 static struct range
 widen (struct range range)
 {
-  const uint64_t start = range.offset & ~(granule - 1);
-  const uint64_t end = (range_end (range) + granule - 1) & ~(granule - 1);
+  const uint64_t reach = block - 1;
+  const uint64_t start = range.offset > reach ? range.offset - reach : 0;
 
-  return (struct range) { start, end - start };
+  return (struct range) { start, range_end (range) + reach - start };
 }
 
 static bool
-is_in_way (const struct guard_op *op, bool is_write)
+is_in_way (struct range range, bool is_write)
 {
+  const struct range touched = widen (range);
   const struct guard_op *other;
 
   for (other = ops; other != NULL; other = other->next)
-    if (other->is_write == is_write &&
-        range_overlaps (other->range, op->range))
+    if (other->is_write == is_write && range_overlaps (other->range, touched))
       return true;
   return false;
 }
@@ -44,7 +50,7 @@ is_in_way (const struct guard_op *op, bool is_write)
 static void
 add (struct guard_op *op, struct range range, bool is_write)
 {
-  op->range = widen (range);
+  op->range = range;
   op->is_write = is_write;
   op->next = ops;
   op->prev = &ops;
@@ -59,7 +65,13 @@ guard_begin_write (struct guard_op *op, struct range range)
   pthread_mutex_lock (&lock);
   /* It is on the list while it waits, so that no new prefetch can start. */
   add (op, range, true);
-  while (is_in_way (op, false))
+  if (is_in_way (range, false)) {
+    pthread_mutex_unlock (&lock);
+    nbdkit_debug ("scan: a write at offset %" PRIu64 " waits for a prefetch",
+                  range.offset);
+    pthread_mutex_lock (&lock);
+  }
+  while (is_in_way (range, false))
     pthread_cond_wait (&prefetch_ended, &lock);
   pthread_mutex_unlock (&lock);
 }
@@ -69,9 +81,8 @@ guard_begin_prefetch (struct guard_op *op, struct range range)
 {
   bool ok;
 
-  op->range = widen (range);
   pthread_mutex_lock (&lock);
-  ok = !is_in_way (op, true);
+  ok = !is_in_way (range, true);
   if (ok)
     add (op, range, false);
   pthread_mutex_unlock (&lock);

@@ -7,7 +7,9 @@
  * this.
  *
  * There is one guard for the server, because several exports may be one disk.
- * Ranges are widened to whole blocks of the layer that keeps the data.
+ * What counts is whether both touch one block of the layer that keeps the data.
+ * Where its blocks begin can't be known, for a filter in between may shift
+ * offsets; so ranges that are less than a block apart count as overlapping.
  *
  * Any thread may call these functions.
  */
@@ -26,8 +28,8 @@ struct guard_op {
   bool is_write;
 };
 
-/* Widen ranges to multiples of this, a power of 2.  At start-up only. */
-extern void guard_set_granule (uint64_t bytes);
+/* The size of the blocks below.  At start-up only. */
+extern void guard_set_block (uint64_t bytes);
 
 /* A client's write begins: waits for the prefetches that it overlaps. */
 extern void guard_begin_write (struct guard_op *op, struct range range);

@@ -47,8 +47,9 @@ bad_value (const char *key, const char *value, const char *allowed)
 /* The server's own parsers don't name the parameter, so these do their work in
  * a way that leaves one message.
  */
-static int
-parse_bool (const char *key, const char *value, bool *result)
+
+static bool
+to_bool (const char *value, bool *result)
 {
   static const char *const words[][2] = {
     { "1", "0" }, { "true", "false" }, { "t", "f" }, { "yes", "no" },
@@ -60,9 +61,17 @@ parse_bool (const char *key, const char *value, bool *result)
     if (strcasecmp (value, words[i][0]) == 0 ||
         strcasecmp (value, words[i][1]) == 0) {
       *result = strcasecmp (value, words[i][0]) == 0;
-      return 0;
+      return true;
     }
-  return bad_value (key, value, "true or false");
+  return false;
+}
+
+static int
+parse_bool (const char *key, const char *value, bool *result)
+{
+  if (!to_bool (value, result))
+    return bad_value (key, value, "true or false");
+  return 0;
 }
 
 /* A number of bytes with one of nbdkit's suffixes. */
@@ -224,13 +233,23 @@ after_prefix (const char *key, const char *prefix)
 static void
 notice_layer_below (const char *key, const char *value)
 {
-  uint64_t *to = strcmp (key, "cow-block-size") == 0
-    ? &options.cow_block_size
-    : strcmp (key, "cache-min-block-size") == 0
-    ? &options.cache_min_block_size : NULL;
-
-  if (to != NULL && !to_size (value, to))
-    *to = 0;
+  if (strcmp (key, "cow-block-size") == 0) {
+    if (!to_size (value, &options.cow_block_size))
+      options.cow_block_size = 0;
+  }
+  else if (strcmp (key, "cache-min-block-size") == 0) {
+    if (!to_size (value, &options.cache_min_block_size))
+      options.cache_min_block_size = 0;
+  }
+  /* These two may also be a path. */
+  else if (strcmp (key, "cow-on-read") == 0) {
+    if (!to_bool (value, &options.cow_on_read))
+      options.cow_on_read = true;
+  }
+  else if (strcmp (key, "cache-on-read") == 0) {
+    if (!to_bool (value, &options.cache_on_read))
+      options.cache_on_read = true;
+  }
 }
 
 int

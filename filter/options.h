@@ -29,6 +29,7 @@ struct options {
   /* What was seen of the layers below; 0 or false if nothing was. */
   uint64_t cow_block_size;      /* bytes */
   uint64_t cache_min_block_size; /* bytes */
+  bool cow_on_read, cache_on_read;
 };
 
 extern struct options options;

@@ -11,14 +11,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <pthread.h>
+
 #include <nbdkit-filter.h>
 
 #include "budget.h"
 #include "debug.h"
 #include "exports.h"
 #include "guard.h"
+#include "layers.h"
 #include "library.h"
 #include "options.h"
+#include "report.h"
 #include "scanner.h"
 
 int scan_debug_decisions;
@@ -33,10 +37,17 @@ static struct budget *budget;
  */
 static struct scanner *background;
 
+/* What the layer below calls its default export, or NULL if it has not been
+ * asked yet.  Protected by the lock, a leaf.
+ */
+static pthread_mutex_t default_name_lock = PTHREAD_MUTEX_INITIALIZER;
+static char *default_name;
+
 /* Per connection. */
 struct handle {
   nbdkit_backend *backend;
   char *export_name;
+  bool is_default;
 
   /* From .prepare on; NULL if this connection is not scanned. */
   struct export *export;
@@ -75,6 +86,7 @@ scan_config_complete (nbdkit_next_config_complete *next,
     .nr_args = options.nr_args,
     .memory_bytes = options.policy_memory,
     .timeout_ns = options.policy_timeout_ns,
+    .timed = options.stats_file != NULL,
   };
   const struct text *policy;
   char error[LIBRARY_ERROR_MAX] = "";
@@ -87,7 +99,7 @@ scan_config_complete (nbdkit_next_config_complete *next,
     return -1;
   }
   library_set_policy (policy);
-  if (exports_init (&config, options.stats_file != NULL) == -1)
+  if (exports_init (&config, options.stats_file || options.progress) == -1)
     return -1;
 
   budget = budget_new (options.rate, options.limit);
@@ -96,16 +108,23 @@ scan_config_complete (nbdkit_next_config_complete *next,
     return -1;
   }
   if (options.cow_block_size > 0)
-    guard_set_granule (options.cow_block_size);
+    guard_set_block (options.cow_block_size);
+  layers_advise ();
   return next (nxdata);
 }
 
-/* The final thread model, of the plugin and all filters. */
+/* Here the final thread model is known, of the plugin and all filters. */
 static int
 scan_get_ready (int final_thread_model)
 {
+  const struct report_config config = {
+    .policy = options.policy,
+    .progress = options.progress,
+    .stats_file = options.stats_file,
+  };
+
   thread_model = final_thread_model;
-  return 0;
+  return report_init (&config);
 }
 
 /* Can scans run at all?  Warns if not. */
@@ -126,12 +145,12 @@ thread_model_allows_scan (void)
  * model lets all scan threads use that, else over contexts of its own.
  */
 static struct scanner *
-start_scan (struct export *export, nbdkit_next *next,
+start_scan (struct export *export, const char *name, nbdkit_next *next,
             const struct source_info *info, nbdkit_backend *backend)
 {
   struct scanner_config config = {
     .vm = export->vm,
-    .export_name = export->name,
+    .export_name = name,
     .block = options.size,
     .threads = options.threads,
     .method = options.method,
@@ -154,11 +173,12 @@ scan_after_fork (nbdkit_backend *backend)
 {
   struct export *export;
 
+  report_start ();
   if (!options.background || !thread_model_allows_scan ())
     return 0;
   export = exports_get ("");
   if (export != NULL)
-    background = start_scan (export, NULL, NULL, backend);
+    background = start_scan (export, "", NULL, NULL, backend);
   return 0;
 }
 
@@ -167,15 +187,46 @@ scan_cleanup (nbdkit_backend *backend)
 {
   scanner_free (background);
   background = NULL;
+  report_stop ();
 }
 
 static void
 scan_unload (void)
 {
   exports_free ();
+  free (default_name);
   budget_free (budget);
   library_free ();
   options_free ();
+}
+
+/* A client that asks for the default export is given its real name, if it has
+ * one, before .open.  Take note of it.
+ */
+static const char *
+scan_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
+                     int readonly, int is_tls)
+{
+  const char *name = next (nxdata, readonly);
+  char *copy = name ? strdup (name) : NULL;
+
+  pthread_mutex_lock (&default_name_lock);
+  free (default_name);
+  default_name = copy;
+  pthread_mutex_unlock (&default_name_lock);
+  return name;
+}
+
+static bool
+is_default_export (const char *name)
+{
+  bool r;
+
+  pthread_mutex_lock (&default_name_lock);
+  r = strcmp (name, "") == 0 ||
+    (default_name != NULL && strcmp (name, default_name) == 0);
+  pthread_mutex_unlock (&default_name_lock);
+  return r;
 }
 
 static void *
@@ -199,6 +250,7 @@ scan_open (nbdkit_next_open *next, nbdkit_context *context,
     free (h);
     return NULL;
   }
+  h->is_default = is_default_export (exportname);
   return h;
 }
 
@@ -206,7 +258,8 @@ scan_open (nbdkit_next_open *next, nbdkit_context *context,
 static bool
 can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
 {
-  if (fnmatch (options.exports, h->export_name, 0) != 0) {
+  if (fnmatch (options.exports, h->export_name, 0) != 0 &&
+      !(h->is_default && fnmatch (options.exports, "", 0) == 0)) {
     if (first_warning (NOT_THIS_EXPORT))
       nbdkit_error ("scan: warning: not the default export, not scanning; "
                     "scan-exports='%s' scans the export '%s'",
@@ -235,21 +288,23 @@ static int
 scan_prepare (nbdkit_next *next, void *handle, int readonly)
 {
   struct handle *h = handle;
+  const char *key = h->is_default ? "" : h->export_name;
   struct source_info info;
 
-  if (background != NULL && strcmp (h->export_name, "") == 0) {
-    h->export = exports_get ("");
+  if (background != NULL && h->is_default) {
+    h->export = exports_get (key);
     h->reads = scanner_get_reads (background);
     return 0;
   }
   if (!can_scan (next, h, &info))
     return 0;
-  h->export = exports_get (h->export_name);
+  h->export = exports_get (key);
   if (h->export == NULL) {
     nbdkit_error ("scan: warning: malloc: %m, not scanning");
     return 0;
   }
-  h->scanner = start_scan (h->export, next, &info, h->backend);
+  h->scanner = start_scan (h->export, h->export_name, next, &info,
+                           h->backend);
   if (h->scanner != NULL)
     h->reads = scanner_get_reads (h->scanner);
   return 0;
@@ -351,6 +406,7 @@ static struct nbdkit_filter filter = {
   .get_ready         = scan_get_ready,
   .after_fork        = scan_after_fork,
   .cleanup           = scan_cleanup,
+  .default_export    = scan_default_export,
   .open              = scan_open,
   .prepare           = scan_prepare,
   .finalize          = scan_finalize,

@@ -51,6 +51,7 @@ struct scanner {
   bool deciding;                /* there is a decider */
   bool over;                    /* nothing more will be prefetched */
   bool warned;                  /* of a failed prefetch */
+  bool warned_of_thread;        /* that could not be used */
   struct vm_failure failures[FAILURES_MAX];
   size_t nr_failures;
 
@@ -63,6 +64,7 @@ struct scanner {
   uint32_t credit;              /* bytes taken from the budget */
   struct range read_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];
+  struct source_extents extents; /* for disk:next_data */
   void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */
 };
 
@@ -124,7 +126,9 @@ driver_gone (void *opaque)
 
 /* -- the end of a scan ----------------------------------------------------- */
 
-/* Nothing more will be prefetched.  The lock must not be held. */
+/* Nothing more will be prefetched.  Called once, by the decider or, before
+ * there is one, by the first worker; the lock must not be held.
+ */
 static void
 end_scan (struct scanner *s, enum stats_state state)
 {
@@ -133,7 +137,7 @@ end_scan (struct scanner *s, enum stats_state state)
   pthread_cond_broadcast (&s->cond);
   pthread_mutex_unlock (&s->lock);
   reads_stop (s->reads);
-  stats_set_state (s->config.stats, state);
+  stats_scan_ends (s->config.stats, state);
 }
 
 /* -- deciding -------------------------------------------------------------- */
@@ -190,6 +194,7 @@ ask_policy (struct scanner *s, struct worker *w)
 {
   struct vm_answer answer = { .type = VM_NOTHING };
   struct vm_request request;
+  struct range hole;
   uint64_t offset;
 
   for (;;) {
@@ -228,7 +233,13 @@ ask_policy (struct scanner *s, struct worker *w)
     case VM_NEXT_DATA:
       if (s->told_closed)
         break;
-      offset = source_next_data (w->source, request.range.offset);
+      offset = source_next_data (w->source, &s->extents,
+                                 request.range.offset, &s->stopping);
+      if (offset > request.range.offset) {
+        hole.offset = request.range.offset;
+        hole.count = offset - request.range.offset;
+        stats_hole (s->config.stats, hole);
+      }
       if (offset < s->driver.size) {
         answer.type = VM_OFFSET;
         answer.offset = offset;
@@ -383,6 +394,23 @@ start_worker (struct scanner *s)
   return err;
 }
 
+/* A worker can't work: say so once, and start no more of them. */
+static void
+give_up_worker (struct scanner *s, struct worker *w, const char *why)
+{
+  bool first;
+
+  pthread_mutex_lock (&s->lock);
+  first = !s->warned_of_thread;
+  s->warned_of_thread = true;
+  s->config.threads = s->nr_workers;
+  pthread_mutex_unlock (&s->lock);
+  if (first)
+    nbdkit_error ("scan: warning: %s%s", why,
+                  w == s->workers ? ", not scanning"
+                  : ", scanning with fewer threads");
+}
+
 /* Get what a worker needs.  The first one also finds out about the disk.
  * Returns false after saying why, if it can't work.
  */
@@ -390,21 +418,27 @@ static bool
 prepare_worker (struct scanner *s, struct worker *w)
 {
   const bool first = w == s->workers;
+  const bool size_is_known = !first || !s->config.background;
 
   w->source = s->source;
   if (w->source == NULL)
     w->source = source_open (s->config.backend, s->config.export_name,
                              s->config.method);
   if (w->source == NULL) {
-    nbdkit_error ("scan: warning: could not open the layer below for a scan "
-                  "thread%s", first ? ", not scanning" : "");
+    give_up_worker (s, w, "could not open the layer below for a scan thread");
+    return false;
+  }
+  if (size_is_known &&
+      source_get_info (w->source)->size != s->driver.size) {
+    give_up_worker (s, w, "the layer below was opened again for a scan thread "
+                    "and is a disk of another size (nbdkit tells the plugin "
+                    "no export name then)");
     return false;
   }
   if (s->config.method == SOURCE_READ) {
     w->scratch = malloc (s->config.block);
     if (w->scratch == NULL) {
-      nbdkit_error ("scan: warning: malloc: %m%s",
-                    first ? ", not scanning" : "");
+      give_up_worker (s, w, "out of memory for a scan thread");
       return false;
     }
   }
@@ -522,13 +556,13 @@ scanner_start (const struct scanner_config *config)
     if (s->source == NULL)
       goto err;
   }
-  stats_set_state (config->stats, STATS_RUNNING);
+  stats_scan_begins (config->stats);
   pthread_mutex_lock (&s->lock);
   err = start_worker (s);
   pthread_mutex_unlock (&s->lock);
-  if (err != 0)
-    goto err;
-  return s;
+  if (err == 0)
+    return s;
+  stats_scan_ends (config->stats, STATS_FAILED);
 
  err:
   nbdkit_error ("scan: warning: could not start a scan: %s, not scanning",
@@ -565,6 +599,7 @@ scanner_free (struct scanner *s)
     budget_give (s->config.budget, s->credit);
   vm_scan_free (s->scan);
   reads_free (s->reads);
+  source_forget_extents (&s->extents);
   source_close (s->source);
   free (s->pread_buf);
   free (s->workers);

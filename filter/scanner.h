@@ -31,7 +31,7 @@ struct scanner_config {
   enum source_method method;
   struct budget *budget;        /* shared by all scans */
   struct stats *stats;          /* the export's */
-  bool background;              /* only for messages */
+  bool background;              /* for no connection: info is not known yet */
 
   /* Either the connection's context and what is known of it, or a backend to
    * open a context for each thread.

@@ -14,10 +14,6 @@ struct source {
   bool own;                     /* from source_open: prepared, must be closed */
   enum source_method method;
   struct source_info info;
-
-  /* Decider only: the last answer of .extents, which covers known, or NULL. */
-  struct nbdkit_extents *extents;
-  struct range known;
 };
 
 int
@@ -92,8 +88,6 @@ source_close (struct source *source)
 {
   if (source == NULL)
     return;
-  if (source->extents)
-    nbdkit_extents_free (source->extents);
   if (source->own) {
     source->next->finalize (source->next);
     nbdkit_next_context_close (source->next);
@@ -151,11 +145,20 @@ source_pread (struct source *source, struct range range, void *buf)
   return 0;
 }
 
+void
+source_forget_extents (struct source_extents *extents)
+{
+  if (extents->list)
+    nbdkit_extents_free (extents->list);
+  extents->list = NULL;
+}
+
 /* Ask for the extents from this offset on.  The answer may reach further than
  * what was asked.  Returns -1 if there is none.
  */
 static int
-ask_extents (struct source *source, uint64_t offset)
+ask_extents (struct source *source, struct source_extents *extents,
+             uint64_t offset)
 {
   nbdkit_next *next = source->next;
   const uint64_t left = source->info.size - offset;
@@ -164,32 +167,30 @@ ask_extents (struct source *source, uint64_t offset)
   int err = 0;
   size_t n;
 
-  if (source->extents)
-    nbdkit_extents_free (source->extents);
-  source->extents = nbdkit_extents_new (offset, source->info.size);
-  if (source->extents == NULL)
+  source_forget_extents (extents);
+  extents->list = nbdkit_extents_new (offset, source->info.size);
+  if (extents->list == NULL)
     return -1;
-  if (next->extents (next, count, offset, 0, source->extents, &err) == -1 ||
-      (n = nbdkit_extents_count (source->extents)) == 0) {
-    nbdkit_extents_free (source->extents);
-    source->extents = NULL;
+  if (next->extents (next, count, offset, 0, extents->list, &err) == -1 ||
+      (n = nbdkit_extents_count (extents->list)) == 0) {
+    source_forget_extents (extents);
     return -1;
   }
-  last = nbdkit_get_extent (source->extents, n-1);
-  source->known.offset = offset;
-  source->known.count = last.offset + last.length - offset;
+  last = nbdkit_get_extent (extents->list, n-1);
+  extents->known.offset = offset;
+  extents->known.count = last.offset + last.length - offset;
   return 0;
 }
 
 /* The index of the extent that holds this offset, which is known. */
 static size_t
-find_extent (const struct nbdkit_extents *extents, uint64_t offset)
+find_extent (const struct nbdkit_extents *list, uint64_t offset)
 {
-  size_t low = 0, high = nbdkit_extents_count (extents) - 1;
+  size_t low = 0, high = nbdkit_extents_count (list) - 1;
 
   while (low < high) {
     const size_t mid = low + (high - low) / 2;
-    const struct nbdkit_extent e = nbdkit_get_extent (extents, mid);
+    const struct nbdkit_extent e = nbdkit_get_extent (list, mid);
 
     if (e.offset + e.length <= offset)
       low = mid + 1;
@@ -200,26 +201,27 @@ find_extent (const struct nbdkit_extents *extents, uint64_t offset)
 }
 
 uint64_t
-source_next_data (struct source *source, uint64_t offset)
+source_next_data (struct source *source, struct source_extents *extents,
+                  uint64_t offset, const atomic_bool *stop)
 {
   size_t i, n;
 
   if (!source->info.can_extents)
     return offset;
-  while (offset < source->info.size) {
-    if ((source->extents == NULL ||
-         offset < source->known.offset ||
-         offset >= range_end (source->known)) &&
-        ask_extents (source, offset) == -1)
+  while (offset < source->info.size && !atomic_load (stop)) {
+    if ((extents->list == NULL ||
+         offset < extents->known.offset ||
+         offset >= range_end (extents->known)) &&
+        ask_extents (source, extents, offset) == -1)
       return offset;
-    n = nbdkit_extents_count (source->extents);
-    for (i = find_extent (source->extents, offset); i < n; ++i) {
-      const struct nbdkit_extent e = nbdkit_get_extent (source->extents, i);
+    n = nbdkit_extents_count (extents->list);
+    for (i = find_extent (extents->list, offset); i < n; ++i) {
+      const struct nbdkit_extent e = nbdkit_get_extent (extents->list, i);
 
       if (!(e.type & NBDKIT_EXTENT_HOLE))
         return e.offset > offset ? e.offset : offset;
     }
-    offset = range_end (source->known);
+    offset = range_end (extents->known);
   }
-  return source->info.size;
+  return offset;
 }

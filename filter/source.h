@@ -5,13 +5,14 @@
  * opened for itself.  Offsets and counts are checked here against the size,
  * because a bad one aborts the server.
  *
- * source_prefetch may be called by several threads at once on a source made by
- * source_of; the rest is for one thread at a time.
+ * source_prefetch and source_pread may be called by several threads at once on
+ * a source made by source_of; the rest is for one thread at a time.
  */
 
 #ifndef SCAN_SOURCE_H
 #define SCAN_SOURCE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -63,10 +64,26 @@ extern const struct source_info *source_get_info (const struct source *source);
 extern int source_prefetch (struct source *source, struct range range,
                             void *scratch);
 
-/* The first offset at or after this one that is not in a hole; the size if
- * only holes follow; the offset itself if that can't be known.
+/* The last answer about extents.  A scan keeps one for all its sources; start
+ * it with zeroes.
  */
-extern uint64_t source_next_data (struct source *source, uint64_t offset);
+struct source_extents {
+  struct nbdkit_extents *list;  /* or NULL */
+  struct range known;           /* what the list covers */
+};
+
+/* The first offset at or after this one that is not in a hole; the size if
+ * only holes follow; the offset itself if that can't be known.  What was
+ * learnt is used again as long as offsets go upwards.  A large disk of holes
+ * may take many calls to the layer below; once stop is set, there are no more,
+ * and the answer is wherever that was.
+ */
+extern uint64_t source_next_data (struct source *source,
+                                  struct source_extents *extents,
+                                  uint64_t offset, const atomic_bool *stop);
+
+/* Free what is kept. */
+extern void source_forget_extents (struct source_extents *extents);
 
 /* Read a range.  Returns 0 or an errno. */
 extern int source_pread (struct source *source, struct range range, void *buf);

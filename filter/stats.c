@@ -12,7 +12,8 @@
 typedef _Atomic uint64_t word;
 
 struct map {
-  word in_flight[MAP_WORDS], fetched[MAP_WORDS], read[MAP_WORDS];
+  word in_flight[MAP_WORDS], fetched[MAP_WORDS];
+  word hole[MAP_WORDS], read[MAP_WORDS];
 };
 
 struct stats {
@@ -21,7 +22,8 @@ struct stats {
 
   /* Atomic.  granule_bits is 0 until the size is known. */
   atomic_uint granule_bits;
-  atomic_uint state;
+  atomic_uint running;          /* scans */
+  atomic_uint last_state;
   word size, position;
   word prefetches, prefetched_bytes, failures, skipped;
   word reads, read_bytes, hits, late, misses;
@@ -79,9 +81,16 @@ stats_set_size (struct stats *stats, uint64_t size)
 }
 
 void
-stats_set_state (struct stats *stats, enum stats_state state)
+stats_scan_begins (struct stats *stats)
 {
-  atomic_store (&stats->state, state);
+  atomic_fetch_add (&stats->running, 1);
+}
+
+void
+stats_scan_ends (struct stats *stats, enum stats_state state)
+{
+  atomic_store (&stats->last_state, state);
+  atomic_fetch_sub (&stats->running, 1);
 }
 
 /* The bits first .. last-1 of one word. */
@@ -162,6 +171,17 @@ stats_prefetch_skipped (struct stats *stats)
 }
 
 void
+stats_hole (struct stats *stats, struct range range)
+{
+  uint64_t first, last;
+
+  if (!granules_inside (stats, range, &first, &last))
+    return;
+  FOR_EACH_WORD (i, m, first, last)
+    atomic_fetch_or (&stats->map->hole[i], m);
+}
+
+void
 stats_read (struct stats *stats, struct range range)
 {
   const unsigned bits = atomic_load (&stats->granule_bits);
@@ -187,14 +207,47 @@ stats_read (struct stats *stats, struct range range)
   bump (hit ? &stats->hits : late ? &stats->late : &stats->misses, 1);
 }
 
+/* What this many granules hold; the last granule of a disk may be short. */
+static uint64_t
+granules_bytes (uint64_t granules, unsigned bits, uint64_t size)
+{
+  const uint64_t bytes = granules << bits;
+
+  return bytes < size ? bytes : size;
+}
+
+/* Fill in what the map tells. */
+static void
+get_map (struct stats *stats, struct stats_totals *totals)
+{
+  const unsigned bits = atomic_load (&stats->granule_bits);
+  uint64_t covered = 0, unread = 0, holes = 0, done = 0;
+  size_t i;
+
+  if (stats->map == NULL || bits == 0)
+    return;
+  for (i = 0; i < MAP_WORDS; ++i) {
+    const uint64_t fetched = get (&stats->map->fetched[i]);
+    const uint64_t read = get (&stats->map->read[i]);
+    const uint64_t hole = get (&stats->map->hole[i]);
+
+    covered += __builtin_popcountll (fetched);
+    unread += __builtin_popcountll (fetched & ~read);
+    holes += __builtin_popcountll (hole);
+    done += __builtin_popcountll (fetched | read | hole);
+  }
+  totals->covered_bytes = granules_bytes (covered, bits, totals->size);
+  totals->unread_bytes = granules_bytes (unread, bits, totals->size);
+  totals->hole_bytes = granules_bytes (holes, bits, totals->size);
+  totals->done_bytes = granules_bytes (done, bits, totals->size);
+}
+
 void
 stats_get (struct stats *stats, struct stats_totals *totals)
 {
-  const unsigned bits = atomic_load (&stats->granule_bits);
-  size_t i;
-
   *totals = (struct stats_totals) {
-    .state = atomic_load (&stats->state),
+    .state = atomic_load (&stats->running) > 0
+      ? STATS_RUNNING : atomic_load (&stats->last_state),
     .size = get (&stats->size),
     .position = get (&stats->position),
     .prefetches = get (&stats->prefetches),
@@ -207,17 +260,5 @@ stats_get (struct stats *stats, struct stats_totals *totals)
     .late = get (&stats->late),
     .misses = get (&stats->misses),
   };
-  if (stats->map == NULL || bits == 0)
-    return;
-  for (i = 0; i < MAP_WORDS; ++i) {
-    const uint64_t fetched = get (&stats->map->fetched[i]);
-    const uint64_t unread = fetched & ~get (&stats->map->read[i]);
-
-    totals->covered_bytes +=
-      (uint64_t) __builtin_popcountll (fetched) << bits;
-    totals->unread_bytes += (uint64_t) __builtin_popcountll (unread) << bits;
-  }
-  /* The last granule may be short. */
-  if (totals->covered_bytes > totals->size)
-    totals->covered_bytes = totals->size;
+  get_map (stats, totals);
 }

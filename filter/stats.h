@@ -28,14 +28,19 @@ enum stats_state {
 
 struct stats;
 
-/* A copy of the counters; bytes unless it says otherwise. */
+/* A copy of the counters.  Sizes are in bytes. */
 struct stats_totals {
   enum stats_state state;
-  uint64_t size, position;      /* position: end of the last prefetch */
+  uint64_t size;                /* 0 until it is known */
+  uint64_t position;            /* end of the last prefetch */
   uint64_t prefetches, prefetched_bytes, failures, skipped;
   uint64_t reads, read_bytes, hits, late, misses;
+
+  /* From the map, each granule counted once; 0 without a map. */
+  uint64_t covered_bytes;       /* prefetched */
   uint64_t unread_bytes;        /* prefetched and never read */
-  uint64_t covered_bytes;       /* prefetched, each granule counted once */
+  uint64_t hole_bytes;          /* passed over as holes */
+  uint64_t done_bytes;          /* any of those, or read by a client */
 };
 
 /* With a map if want_map.  Returns NULL with errno set if memory runs out. */
@@ -47,13 +52,20 @@ extern void stats_free (struct stats *stats);
 /* The size of the disk is known; the first call decides. */
 extern void stats_set_size (struct stats *stats, uint64_t size);
 
-extern void stats_set_state (struct stats *stats, enum stats_state state);
+/* A scan of this export starts, and has come to an end in this state.  While
+ * any scan runs, the state is STATS_RUNNING; then that of the last to end.
+ */
+extern void stats_scan_begins (struct stats *stats);
+extern void stats_scan_ends (struct stats *stats, enum stats_state state);
 
 extern void stats_prefetch_begins (struct stats *stats, struct range range);
 extern void stats_prefetch_ends (struct stats *stats, struct range range,
                                  bool ok);
 /* A prefetch was left out because of a write. */
 extern void stats_prefetch_skipped (struct stats *stats);
+
+/* The policy has passed over a hole. */
+extern void stats_hole (struct stats *stats, struct range range);
 
 /* A client read begins. */
 extern void stats_read (struct stats *stats, struct range range);

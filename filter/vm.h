@@ -39,6 +39,7 @@ struct vm_config {
   size_t nr_args;
   size_t memory_bytes;
   uint64_t timeout_ns;          /* for one decision */
+  bool timed;                   /* keep vm_totals.lua_ns; costs a little */
 };
 
 /* A range whose prefetch failed. */
@@ -98,7 +99,7 @@ struct vm_answer {
 /* Totals since the vm was made. */
 struct vm_totals {
   uint64_t decisions;
-  uint64_t lua_ns;              /* time spent in Lua */
+  uint64_t lua_ns;              /* time spent in Lua, 0 unless timed */
 };
 
 /* Make a vm; its policy is loaded by vm_load or by the first vm_resume.

@@ -16,7 +16,8 @@
 --     "next_data", offset          -> offset, or nil if only holes follow
 --     "pread",     offset, count   -> string, or nil and an errno name
 --
--- A driver is a table:
+-- A driver is a table; its functions become methods of the disk, so they are
+-- called with the disk as an argument, which they ignore:
 --
 --     size, block, export   bytes, bytes, name
 --     reads ()              -> iterator over (offset, count), oldest first
@@ -24,6 +25,7 @@
 --     idle ()               -> seconds
 --     closed ()             -> boolean
 --     now ()                -> seconds
+--     prefetch              optional: does what `Disk.prefetch` does, faster
 --
 -- Arguments are checked here, once for all runners, and a bad one is the
 -- caller's error (level 2).  The filter checks ranges again: a policy can
@@ -32,7 +34,7 @@
 -- @module scan.host
 
 local error, math_type, tointeger = error, math.type, math.tointeger
-local setmetatable, tostring, type = setmetatable, tostring, type
+local tostring, type = tostring, type
 local yield = coroutine.yield
 local huge = math.huge
 
@@ -42,10 +44,6 @@ local M = {}
 M.PREAD_MAX_BYTES = 1024 * 1024
 
 local Disk = {}
-
--- The methods are not the metatable, and the metatable is out of reach, so that
--- a policy can spoil its own disk but not the next scan's.
-local META = { __index = Disk, __metatable = "disk" }
 
 -- An offset inside the disk, as an integer.  `2^20` is a float in Lua and a
 -- natural thing to write, so whole floats are taken.
@@ -92,19 +90,6 @@ function Disk:prefetch (offset, count)
   yield ("prefetch", offset, count)
 end
 
---- The client reads since this was last called, oldest first.  What a loop
--- that is broken off has not looked at is not shown again.
--- @treturn function iterator over offset, count (bytes)
-function Disk:reads ()
-  return self.driver.reads ()
-end
-
---- The prefetches that failed since this was last called.
--- @treturn function iterator over offset, count (bytes), errno name ("EIO")
-function Disk:failures ()
-  return self.driver.failures ()
-end
-
 --- Nothing to do now: come back after a client read, a failed prefetch, or the
 -- given time.  It may come back early; look again.
 -- @tparam[opt] number seconds
@@ -122,21 +107,6 @@ end
 -- is complete.  With one thread that is always so.
 function Disk:settle () -- luacheck: no self
   yield ("settle")
-end
-
---- Seconds since the client last had a read in flight; 0 while one is.
-function Disk:idle ()
-  return self.driver.idle ()
-end
-
---- True once the client has gone.  The scan then has this one last turn.
-function Disk:closed ()
-  return self.driver.closed ()
-end
-
---- Monotonic seconds; only differences mean anything.
-function Disk:now ()
-  return self.driver.now ()
 end
 
 --- The first offset at or after this one that is not in a hole.
@@ -168,13 +138,45 @@ end
 -- @tparam table driver of the runner; kept, not copied
 -- @treturn table disk
 function M.disk (driver)
-  return setmetatable ({
+  return {
     size = driver.size,
     block = driver.block,
     blocks = (driver.size + driver.block - 1) // driver.block,
     export = driver.export,
-    driver = driver,
-  }, META)
+
+    -- Each disk has its methods in itself, so that a policy can spoil its own
+    -- disk but not the next scan's, and so that finding them is quick.
+    prefetch = driver.prefetch or Disk.prefetch,
+    wait = Disk.wait,
+    settle = Disk.settle,
+    next_data = Disk.next_data,
+    pread = Disk.pread,
+
+    -- Questions go straight to the driver.
+
+    --- The client reads since this was last called, oldest first.  What a loop
+    -- that is broken off has not looked at is not shown again.
+    -- @function disk:reads
+    -- @treturn function iterator over offset, count (bytes)
+    reads = driver.reads,
+
+    --- The prefetches that failed since this was last called.
+    -- @function disk:failures
+    -- @treturn function iterator over offset, count (bytes), errno name ("EIO")
+    failures = driver.failures,
+
+    --- Seconds since the client last had a read in flight; 0 while one is.
+    -- @function disk:idle
+    idle = driver.idle,
+
+    --- True once the client has gone.  The scan then has this one last turn.
+    -- @function disk:closed
+    closed = driver.closed,
+
+    --- Monotonic seconds; only differences mean anything.
+    -- @function disk:now
+    now = driver.now,
+  }
 end
 
 -- The table form: `next (scan)` gives the ranges one by one.

@@ -35,21 +35,24 @@ function M.scan (options)
 
   return function (disk)
     local size, block = disk.size, disk.block
+    local last = size - block -- no step from beyond this, so none can overflow
+    -- This loop is the filter's usual work; looking methods up has a price.
+    local prefetch, reads, closed = disk.prefetch, disk.reads, disk.closed
     if size == 0 then return end -- there is no lap to go round
 
     repeat
       local position = shared and clock.offset or 0
       while position < size do
         if ahead then
-          for offset, count in disk:reads () do
+          for offset, count in reads (disk) do
             if position < offset + count then position = offset + count end
           end
         end
-        if disk:closed () then return end
+        if closed (disk) then return end
         if clock.offset < position then clock.offset = position end
-        if position < size then disk:prefetch (position) end
-        -- Written so that it can't overflow on the largest disks.
-        position = size - position > block and position + block or size
+        if position < size then prefetch (disk, position) end
+        if position >= last then break end
+        position = position + block
       end
       if forever then clock.offset = 0 end
     until not forever

@@ -62,7 +62,7 @@ MUTATIONS = {
     "clock not reset": ("if forever then clock.offset = 0 end", ""),
     "clock lowered": ("if clock.offset < position then", "if true then"),
     "clock raised after the client went":
-        ("if disk:closed () then return end", ""),
+        ("if closed (disk) then return end", ""),
     "clock one block late":
         ("if clock.offset < position then clock.offset = position end\n",
          "clock.offset = math.max (clock.offset, position - block)\n"),
@@ -72,7 +72,7 @@ MUTATIONS = {
          "    repeat\n      local position = start"),
     "no clock shared": ("shared and clock.offset or 0", "0"),
     "reads forgotten at the end of a lap":
-        ("if forever then", "for _ in disk:reads () do end\n      if forever then"),
+        ("if forever then", "for _ in reads (disk) do end\n      if forever then"),
 }
 
 

@@ -1,0 +1,34 @@
+/* What an operator sees while the server runs: scan-progress and scan-stats.
+ * A thread of its own looks at the counters of all exports every second.
+ *
+ * These functions are for start-up and the end of the server.
+ */
+
+#ifndef SCAN_REPORT_H
+#define SCAN_REPORT_H
+
+#include <stdbool.h>
+
+struct export;
+
+struct report_config {
+  const char *policy;           /* its name */
+  bool progress;                /* on stderr */
+  const char *stats_file;       /* absolute, or NULL */
+};
+
+/* Before the server forks: write the file once, to find out whether that is
+ * possible.  Returns -1 after nbdkit_error.  The config is copied.
+ */
+extern int report_init (const struct report_config *config);
+
+/* After the fork: start reporting, if anything is wanted. */
+extern void report_start (void);
+
+/* At the end: report a last time.  No scan may run any more. */
+extern void report_stop (void);
+
+/* One line with the totals of an export, for the debug log. */
+extern void report_totals (struct export *export);
+
+#endif /* SCAN_REPORT_H */

@@ -1,0 +1,479 @@
+--- The command scan-policy: reads its arguments and calls the rest of the kit.
+--
+-- Results go to standard output, progress and errors to standard error.  Exit
+-- status: 0 all well, 1 a policy or a file is at fault, 2 bad usage.
+--
+-- @module scan.command
+
+local argparse = require "argparse"
+
+local dry_run = require "scan.dry_run"
+local plot = require "scan.plot"
+local simulator = require "scan.simulator"
+local template = require "scan.template"
+local testing = require "scan.testing"
+local trace = require "scan.trace"
+local units = require "scan.units"
+local world = require "scan.world"
+
+local M = {}
+
+local MiB = 1024 * 1024
+local DEFAULT_SIZE_BYTES = 64 * MiB
+
+-- Seconds of real time between two lines of progress where there is no terminal.
+local PROGRESS_SECONDS = 10
+
+-- -- reading arguments ----------------------------------------------------------
+
+local function bytes (flag, least)
+  return function (word)
+    local n = units.parse_bytes (word)
+    if n and n >= (least or 0) then return n end
+    return nil, ("%s: a size like 64K, 2M or 1048576%s expected, got '%s'")
+      :format (flag, least and " of at least " .. least .. " bytes" or "", word)
+  end
+end
+
+local function seconds (flag)
+  return function (word)
+    local n = units.parse_seconds (word)
+    if n then return n end
+    return nil, ("%s: a time like 20ms, 0.02 or 1.5s expected, got '%s'")
+      :format (flag, word)
+  end
+end
+
+local function count (flag, least, most)
+  return function (word)
+    local n = math.tointeger (tonumber (word))
+    if n and n >= least and n <= (most or n) then return n end
+    return nil, ("%s: a whole number from %d%s expected, got '%s'")
+      :format (flag, least, most and " up to " .. most or " up", word)
+  end
+end
+
+local function pair (flag)
+  return function (word)
+    local name, value = word:match ("^([^=]+)=(.*)$")
+    if name then return { name, value } end
+    return nil, ("%s: NAME=VALUE expected, got '%s'"):format (flag, word)
+  end
+end
+
+-- N:OFFSET:COUNT
+local function client_read (word)
+  local after, offset, length = word:match ("^(%d+):([^:]+):([^:]+)$")
+  offset = offset and units.parse_bytes (offset)
+  length = length and units.parse_bytes (length)
+  if offset and length and length > 0 then
+    return { after = math.tointeger (tonumber (after)), read = { offset, length } }
+  end
+  return nil, ("--read: N:OFFSET:COUNT like 3:16M:4K expected, got '%s'"):format (word)
+end
+
+local function add_policy_options (command)
+  command:option ("--arg", "What the server takes as scan-arg-NAME=VALUE."
+                  .. " May be given several times.")
+    :argname ("NAME=VALUE"):convert (pair ("--arg")):count ("*")
+  command:option ("--file", "What the server takes as scan-file-NAME=FILE."
+                  .. " May be given several times.")
+    :argname ("NAME=FILE"):convert (pair ("--file")):count ("*")
+end
+
+local function add_disk_options (command)
+  command:option ("--size", "Size of the disk. Default: what the trace says, or 64M.")
+    :argname ("SIZE"):convert (bytes ("--size"))
+  command:option ("--block", "What the server takes as scan-size. Default: 2M.")
+    :argname ("SIZE"):convert (bytes ("--block", 512))
+  command:option ("--threads", "What the server takes as scan-threads. Default: 1.")
+    :argname ("N"):convert (count ("--threads", 1, 64))
+end
+
+local function add_simulation_options (command)
+  local source = simulator.SOURCE
+  command:option ("--trace", "What the client reads: a log of nbdkit's log filter, or"
+                  .. " a list of 'offset count'. May be given several times.")
+    :argname ("FILE"):count ("+")
+  command:option ("--latency", ("Of the source, for each request. Default: %gms.")
+                    :format (source.latency_seconds * 1000))
+    :argname ("TIME"):convert (seconds ("--latency"))
+  command:option ("--bandwidth", ("Of the source, in bytes a second. Default: %d.")
+                    :format (source.bandwidth // 1))
+    :argname ("SIZE"):convert (bytes ("--bandwidth", 1))
+  command:option ("--slots", ("Requests that the source does at once. Default: %d.")
+                    :format (source.slots))
+    :argname ("N"):convert (count ("--slots", 1))
+  command:option ("--clients", "So many clients, each with this trace. Default: 1.")
+    :argname ("N"):convert (count ("--clients", 1, 1000))
+  command:option ("--depth", "Reads that a client has in flight. Default: 1.")
+    :argname ("N"):convert (count ("--depth", 1))
+  command:option ("--think", "The client's pause before each read. Default: the"
+                  .. " trace's own.")
+    :argname ("TIME"):convert (seconds ("--think"))
+  command:flag ("--keep-reads", "The cache keeps what is read, too (cache-on-read).")
+  command:flag ("--background", "One scan shared by all clients (scan-background).")
+end
+
+local function make_parser ()
+  local parser = argparse ("scan-policy",
+    "Check, run, simulate and draw policies of nbdkit's scan filter, without a server.")
+  parser:epilog [[
+Begin here:
+  scan-policy new mine            write mine.lua and its test, mine_spec.lua
+  scan-policy check mine.lua      does it load, and does it behave?
+  busted --lua=/usr/bin/lua5.4 mine_spec.lua
+  scan-policy simulate default mine.lua --trace boot.log
+  scan-policy plot mine.lua --trace boot.log -o mine.svg
+
+A trace is made with nbdkit --filter=log PLUGIN ... logfile=boot.log
+'scan-policy COMMAND --help' has more examples.]]
+  parser:command_target ("command")
+  parser:require_command (true)
+
+  local check = parser:command ("check",
+    "Load a policy and run it against some clients and disks; explain what is wrong.")
+  check:epilog [[
+Examples:
+  scan-policy check mine.lua
+  scan-policy check replay --file trace=boot.log]]
+  check:argument ("policy", "A file, or the name of a built-in."):argname ("FILE")
+  add_policy_options (check)
+
+  local run = parser:command ("run", "Print the prefetches of a policy, one a line.")
+  run:epilog [[
+Examples:
+  scan-policy run reverse --size 10M
+  scan-policy run mine.lua --read 3:16M:4K --close 8
+    the client reads 4K at 16M while the 3rd prefetch is in flight, and goes
+    during the 8th]]
+  run:argument ("policy", "A file, or the name of a built-in."):argname ("FILE")
+  add_policy_options (run)
+  add_disk_options (run)
+  run:option ("--read", "A client read while the N-th prefetch is in flight (0: before"
+              .. " the first). May be given several times.")
+    :argname ("N:OFFSET:COUNT"):convert (client_read):count ("*")
+  run:option ("--close", "The client goes while the N-th prefetch is in flight.")
+    :argname ("N"):convert (count ("--close", 0))
+
+  local simulate = parser:command ("simulate",
+    "Compare policies: a table of what each does for the client of each trace.")
+  simulate:epilog [[
+Examples:
+  scan-policy simulate default reverse mine.lua --trace boot.log
+  scan-policy simulate default,ahead=false default --trace boot.log --latency 50ms
+    arguments of one policy follow its name, after commas
+  scan-policy simulate adaptive --trace boot.log --threads 8 --clients 4 --background
+
+The columns: time until the client has read all, and how many times faster that is
+than without prefetch; hit, late and missed reads in percent; what was prefetched
+and never read. 'ideal' is what no policy can beat.]]
+  simulate:argument ("policy", "Files, or names of built-ins."):argname ("FILE")
+    :args ("+")
+  add_policy_options (simulate)
+  add_disk_options (simulate)
+  add_simulation_options (simulate)
+
+  local draw = parser:command ("plot",
+    "Draw a simulation as SVG: offset against time, reads coloured hit, late or miss.")
+  draw:epilog [[
+Examples:
+  scan-policy plot mine.lua --trace boot.log -o mine.svg
+  rsvg-convert mine.svg -o mine.png]]
+  draw:argument ("policy", "A file, or the name of a built-in."):argname ("FILE")
+  draw:option ("-o --output", "Where to write it. Default: standard output.")
+    :argname ("SVG")
+  add_policy_options (draw)
+  add_disk_options (draw)
+  add_simulation_options (draw)
+
+  local new = parser:command ("new",
+    "Write NAME.lua, a policy to start from, and NAME_spec.lua, its test.")
+  new:epilog [[
+Example:
+  scan-policy new nightly && busted --lua=/usr/bin/lua5.4 nightly_spec.lua]]
+  new:argument ("name", "Its name; letters, digits, _ and -, perhaps after a directory.")
+    :argname ("NAME")
+
+  parser:command ("list", "List the built-in policies.")
+  return parser
+end
+
+-- -- helpers ----------------------------------------------------------------------
+
+-- A failure that is the user's to mend: a message without a traceback.
+local function refuse (message)
+  error ({ message = message }, 0)
+end
+
+local function read_file (flag, path)
+  local text, message = world.read_file (path)
+  if not text then refuse (flag .. ": " .. message) end
+  return text
+end
+
+-- "NAME,ARG=VALUE,..." and the --arg and --file options, for world.load.
+local function policy_options (word, options)
+  local policy, rest = word, ""
+  if not io.open (word, "rb") then policy, rest = word:match ("^([^,]*)(.*)$") end
+  local args, files = {}, {}
+  for _, entry in ipairs (options.arg) do args[entry[1]] = entry[2] end
+  for part in rest:gmatch ("[^,]+") do
+    local name, value = part:match ("^([^=]+)=(.*)$")
+    if not name then
+      refuse (("%s: NAME=VALUE expected after the comma, got '%s'"):format (word, part))
+    end
+    args[name] = value
+  end
+  for _, entry in ipairs (options.file) do
+    files[entry[1]] = read_file ("--file", entry[2])
+  end
+  return { policy = policy, args = args, files = files }
+end
+
+-- Call with the policy's own errors told from ours.
+local function guarded (action, ...)
+  local ok, result = pcall (action, ...)
+  if ok then return result end
+  if type (result) == "table" then error (result, 0) end
+  refuse (dry_run.explain (tostring (result)))
+end
+
+-- A trace as the simulator wants it, and the size that its log tells.
+local function load_trace (path)
+  local text = read_file ("--trace", path)
+  local position = 1
+  local source = { lines = function ()
+    return function ()
+      if position > #text then return nil end
+      local newline = text:find ("\n", position, true) or #text + 1
+      local line = text:sub (position, newline - 1)
+      position = newline + 1
+      return line
+    end
+  end }
+  local ok, reads = pcall (trace.read, source)
+  if not ok then refuse (("--trace %s: %s"):format (path, reads)) end
+  if #reads == 0 then refuse (("--trace %s: there are no reads in it"):format (path)) end
+  local size = tonumber (text:match (" Connect [^\n]* size=(0x%x+)") or "0")
+  for _, read in ipairs (reads) do size = math.max (size, read.offset + read.count) end
+  return { reads = reads, size = size,
+           name = path:match ("([^/]+)$"):gsub ("%.[^.]*$", "") }
+end
+
+local function is_terminal ()
+  return (os.execute ("test -t 2"))
+end
+
+-- Progress on standard error: rewritten in place on a terminal.
+local function progress_meter (label)
+  local terminal, last = nil, os.time ()
+  local meter = { shown = false }
+  function meter.show (done, all)
+    local now = os.time ()
+    if terminal == nil then terminal = is_terminal () or false end
+    if now - last < (terminal and 1 or PROGRESS_SECONDS) then return end
+    last, meter.shown = now, terminal
+    io.stderr:write (terminal and "\r" or "",
+                     ("%s: %d of %d reads (%d %%)"):format (label, done, all,
+                                                          done * 100 // all),
+                     terminal and "" or "\n")
+    io.stderr:flush ()
+  end
+  function meter.clear ()
+    if meter.shown then io.stderr:write ("\r\27[K") end
+  end
+  return meter
+end
+
+local function simulate_one (loaded, policy, options, record)
+  local traces = {}
+  for i = 1, options.clients or 1 do traces[i] = loaded.reads end
+  local name = policy and policy.policy or "no policy"
+  local meter = progress_meter (name .. " on " .. loaded.name)
+  local result = guarded (simulator.run, {
+    policy = policy and policy.policy, args = policy and policy.args,
+    files = policy and policy.files, traces = traces,
+    size = options.size or loaded.size, block = options.block,
+    threads = options.threads, depth = options.depth, think_seconds = options.think,
+    keep_reads = options.keep_reads, background = options.background,
+    source = { latency_seconds = options.latency, bandwidth = options.bandwidth,
+               slots = options.slots },
+    record = record, progress = meter.show,
+  })
+  meter.clear ()
+  if result.error then refuse (name .. ": " .. dry_run.explain (result.error)) end
+  return result
+end
+
+-- Columns as wide as they need to be: the first to the left, the rest to the right.
+local function print_table (rows, left)
+  local widths = {}
+  for _, row in ipairs (rows) do
+    for i, cell in ipairs (row) do widths[i] = math.max (widths[i] or 0, #cell) end
+  end
+  for _, row in ipairs (rows) do
+    local cells = {}
+    for i, cell in ipairs (row) do
+      local padding = (" "):rep (widths[i] - #cell)
+      cells[i] = i <= left and cell .. padding or padding .. cell
+    end
+    print ((table.concat (cells, "  "):gsub ("%s+$", "")))
+  end
+end
+
+-- -- the commands -------------------------------------------------------------------
+
+local COMMANDS = {}
+
+function COMMANDS.check (options)
+  local report = guarded (dry_run.check, policy_options (options.policy, options))
+  for _, line in ipairs (report.lines) do print (line) end
+  return report.ok and 0 or 1
+end
+
+function COMMANDS.run (options)
+  local given = policy_options (options.policy, options)
+  given.size = options.size or DEFAULT_SIZE_BYTES
+  given.block, given.threads = options.block, options.threads
+  given.events = options.read
+  if options.close then
+    table.insert (given.events, { after = options.close, close = true })
+  end
+  local result = guarded (testing.run, given)
+  local rows = { { "#", "offset", "count", "offset in blocks" } }
+  local block = options.block or 2 * MiB
+  for i, prefetch in ipairs (result.prefetches) do
+    rows[i + 1] = { ("%d"):format (i), ("%d"):format (prefetch[1]),
+                    ("%d"):format (prefetch[2]), ("%g"):format (prefetch[1] / block) }
+  end
+  print_table (rows, 0)
+  if result.error then refuse (dry_run.explain (result.error)) end
+  local ending = result.finished and "the policy has finished"
+    or options.close and "the client has gone"
+    or "the policy waits for a client that does nothing more"
+  print (("%d prefetches; %s"):format (#result.prefetches, ending))
+  return 0
+end
+
+local function result_row (name, trace_name, result, without)
+  local all = result.hits + result.late + result.misses
+  local function percent (n) return ("%.0f %%"):format (100 * n / all) end
+  return { trace_name, name, units.seconds (result.seconds),
+           ("%.2f x"):format (without.seconds / result.seconds),
+           percent (result.hits), percent (result.late), percent (result.misses),
+           units.bytes (result.prefetched_bytes), units.bytes (result.wasted_bytes) }
+end
+
+function COMMANDS.simulate (options)
+  local rows = { { "trace", "policy", "time", "faster", "hit", "late", "miss",
+                   "prefetched", "wasted" } }
+  local policies = {}
+  for i, word in ipairs (options.policy) do
+    policies[i] = policy_options (word, options)
+  end
+  for _, path in ipairs (options.trace) do
+    local loaded = load_trace (path)
+    local without = simulate_one (loaded, nil, options)
+    rows[#rows + 1] = result_row ("(none)", loaded.name, without, without)
+    for i, policy in ipairs (policies) do
+      local result = simulate_one (loaded, policy, options)
+      rows[#rows + 1] = result_row (options.policy[i], loaded.name, result, without)
+    end
+    rows[#rows + 1] = { loaded.name, "(ideal)", units.seconds (without.ideal_seconds),
+                        ("%.2f x"):format (without.seconds / without.ideal_seconds),
+                        "", "", "", "", "" }
+  end
+  print_table (rows, 2)
+  return 0
+end
+
+function COMMANDS.plot (options)
+  if #options.trace > 1 then refuse ("--trace: a picture shows one trace") end
+  local loaded = load_trace (options.trace[1])
+  local policy = policy_options (options.policy, options)
+  local without = simulate_one (loaded, nil, options)
+  local result = simulate_one (loaded, policy, options, true)
+  local svg = plot.svg (result, {
+    title = ("%s for %s"):format (options.policy:match ("([^/]+)$"), loaded.name),
+    without_seconds = without.seconds,
+  })
+  if not options.output then
+    io.write (svg)
+    return 0
+  end
+  local handle, message = io.open (options.output, "wb")
+  local ok = handle and handle:write (svg)
+  if handle then ok = handle:close () and ok end
+  if not ok then
+    refuse ("--output: " .. (message or "can't write " .. options.output))
+  end
+  print (("%s: %d reads, %d prefetches"):format (options.output, #result.reads,
+                                                 #result.timeline))
+  return 0
+end
+
+function COMMANDS.new (options)
+  local directory, name = options.name:match ("^(.*/)([^/]*)$")
+  directory, name = directory or "", (name or options.name):gsub ("%.lua$", "")
+  if not name:match ("^[%w_-]+$") then
+    refuse (("NAME: letters, digits, _ and - expected, got '%s'"):format (options.name))
+  end
+  local policy_path = directory .. name .. ".lua"
+  local spec_path = directory .. name .. "_spec.lua"
+  local fill = { ["@NAME@"] = name, ["@PATH@"] = policy_path }
+  for _, path in ipairs { policy_path, spec_path } do
+    local handle = io.open (path, "rb")
+    if handle then
+      handle:close ()
+      refuse (path .. " exists already; choose another name or move it away")
+    end
+  end
+  for path, text in pairs { [policy_path] = template.POLICY,
+                            [spec_path] = template.SPEC } do
+    local handle, message = io.open (path, "wb")
+    if not handle then refuse (message) end
+    handle:write ((text:gsub ("@%u+@", fill)))
+    handle:close ()
+  end
+  print (("wrote %s and %s; next:"):format (policy_path, spec_path))
+  print ("  scan-policy check " .. policy_path)
+  -- Where Lua would not find the kit by itself, busted must be told.
+  local found = world.MODULE_DIR:match ("^/usr/share/") or
+    world.MODULE_DIR:match ("^/usr/local/share/")
+  local where = found and "" or ("-m '%s/?.lua' "):format (world.MODULE_DIR)
+  print (("  busted --lua=/usr/bin/lua5.4 %s%s"):format (where, spec_path))
+  return 0
+end
+
+function COMMANDS.list ()
+  local rows = {}
+  for i, policy in ipairs (world.list ()) do rows[i] = { policy.name, policy.about } end
+  print_table (rows, 2)
+  return 0
+end
+
+--- Do what the arguments say.
+-- @tparam table arguments as in `arg`
+-- @treturn integer exit status
+function M.main (arguments)
+  local ok, options = make_parser ():pparse (arguments)
+  if not ok then
+    io.stderr:write ("scan-policy: ", tostring (options),
+                     "; see scan-policy --help\n")
+    return 2
+  end
+  local done, status = xpcall (COMMANDS[options.command], function (message)
+    if type (message) == "table" and message.message then return message end
+    return debug.traceback (message)
+  end, options)
+  if done then return status end
+  if type (status) == "table" then
+    io.stderr:write ("scan-policy: ", status.message, "\n")
+  else
+    io.stderr:write ("scan-policy: a fault of its own: ", status, "\n")
+  end
+  return 1
+end
+
+return M

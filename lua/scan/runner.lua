@@ -1,0 +1,257 @@
+--- One scan outside the filter: a policy's coroutine, and what the filter keeps
+-- for it.
+--
+-- The runner has no clock and no disk of its own.  It hands out *actions*, which
+-- its owner does when and how it likes, and is told what has become of them and
+-- what the client does.  The test kit and the simulator are two owners; both
+-- get the same prefetches in the same order for the same happenings.
+--
+-- As in the filter: a number of threads, each with one prefetch in flight; a
+-- range larger than a block is issued a block at a time; the policy goes on
+-- when a thread is free; once the client has gone it gets one last turn, and
+-- what it asks for then is dropped.
+--
+-- @module scan.runner
+
+local host = require "scan.host"
+
+local M = {}
+
+--- Most client reads that are kept for a policy that does not look at them.
+-- When there are more, the newest entry keeps whichever read ends further.
+M.READS_MAX = 256
+
+--- Most failed prefetches that are kept for a policy that does not look at them.
+M.FAILURES_MAX = 256
+
+--- The shortest `disk:wait`, so that a policy can't spin by waiting for 0.
+M.WAIT_MIN_SECONDS = 0.001
+
+local Runner = {}
+Runner.__index = Runner
+
+local function take_all (list)
+  local i = 0
+  return function ()
+    i = i + 1
+    local entry = list[i]
+    if entry then return entry[1], entry[2], entry[3] end
+  end
+end
+
+-- The answers to a policy's questions, see scan.host.
+local function make_driver (runner, options)
+  local driver = {
+    size = options.size, block = options.block, export = options.export,
+    now = options.now,
+  }
+
+  function driver.reads ()
+    local reads = runner.reads
+    if #reads > 0 then runner.reads = {} end
+    return take_all (reads)
+  end
+
+  function driver.failures ()
+    local failures = runner.failures
+    if #failures > 0 then runner.failures = {} end
+    return take_all (failures)
+  end
+
+  -- Times are kept only from the first question on.
+  function driver.idle ()
+    runner.last_read_seconds = runner.last_read_seconds or options.now ()
+    if runner.reading > 0 then return 0 end
+    return options.now () - runner.last_read_seconds
+  end
+
+  function driver.closed ()
+    return runner.closed
+  end
+
+  return driver
+end
+
+--- A client read begins.  The policy sees it from now on.
+-- @tparam integer offset in bytes
+-- @tparam integer count in bytes
+function Runner:begin_read (offset, count)
+  local reads = self.reads
+  if #reads < M.READS_MAX then
+    reads[#reads + 1] = { offset, count }
+  elseif offset + count > reads[#reads][1] + reads[#reads][2] then
+    reads[#reads] = { offset, count }
+  end
+  self.reading = self.reading + 1
+  self.woken = true
+end
+
+--- A client read is over.
+function Runner:end_read ()
+  self.reading = self.reading - 1
+  self.last_read_seconds = self.last_read_seconds and self.now ()
+  self.woken = true
+end
+
+--- The client has gone.
+function Runner:close ()
+  self.closed = true
+  self.woken = true
+end
+
+--- A prefetch is over.
+-- @tparam integer offset as it was handed out
+-- @tparam integer count
+-- @tparam[opt] string errno name if it failed
+function Runner:done (offset, count, errno)
+  self.in_flight = self.in_flight - 1
+  if not errno then return end
+  if #self.failures < M.FAILURES_MAX then
+    self.failures[#self.failures + 1] = { offset, count, errno }
+  end
+  self.woken = true
+end
+
+--- The answer to a "next_data" or "pread" action.
+function Runner:answer (...)
+  self.state, self.answers = "ready", table.pack (...)
+end
+
+local function fail (runner, message)
+  runner.state, runner.error = "failed", message
+  return "failed"
+end
+
+-- Error values of any type, with the place in the policy they came from.
+local function describe (co, message)
+  if type (message) == "table" and not (getmetatable (message) or {}).__tostring then
+    message = "(error object is a table value)"
+  end
+  return debug.traceback (co, tostring (message or "(error object is nil)"))
+end
+
+local function inside (runner, offset)
+  return math.type (offset) == "integer" and offset >= 0 and offset < runner.size
+end
+
+local function positive (count)
+  return math.type (count) == "integer" and count > 0
+end
+
+-- What the policy asked for becomes the runner's state.  A policy can yield by
+-- itself, so nothing is taken on trust.
+local function take_request (runner, what, a, b)
+  runner.requests = runner.requests + 1
+  if runner.closed then
+    runner.state, runner.dropped = "finished", what
+  elseif what == "prefetch" and inside (runner, a) and positive (b) then
+    runner.state, runner.offset = "prefetching", a
+    runner.left = math.min (b, runner.size - a)
+  elseif what == "wait" and (a == nil or type (a) == "number" and a >= 0) then
+    runner.waits = runner.waits + 1
+    runner.state = "waiting"
+    runner.deadline = a and runner.now () + math.max (a, M.WAIT_MIN_SECONDS)
+  elseif what == "settle" then
+    runner.state = "settling"
+  elseif what == "next_data" and inside (runner, a) then
+    runner.state = "asking"
+    return what, a
+  elseif what == "pread" and inside (runner, a) and positive (b)
+  and b <= host.PREAD_MAX_BYTES then
+    runner.state = "asking"
+    return what, a, math.min (b, runner.size - a)
+  else
+    return fail (runner, ("the policy yielded what is not a request: %s, %s, %s")
+                   :format (tostring (what), tostring (a), tostring (b)))
+  end
+end
+
+local function resume (runner)
+  -- An error ends all scans that share the policy's state.
+  if runner.world.error then return fail (runner, runner.world.error) end
+  -- A wait ends for anything that happened since the last one did, so it may
+  -- come back early.
+  if runner.state == "waiting" then runner.woken = false end
+  local answers = runner.answers
+  runner.answers = nil
+  local results
+  if answers then
+    results = table.pack (runner.world:resume (runner.co,
+                                               table.unpack (answers, 1, answers.n)))
+  elseif runner.started then
+    results = table.pack (runner.world:resume (runner.co))
+  else
+    runner.started = true
+    results = table.pack (runner.world:resume (runner.co, runner.world.run,
+                                               runner.driver))
+  end
+  if not results[1] then
+    runner.world.error = describe (runner.co, results[2])
+    return fail (runner, runner.world.error)
+  end
+  if coroutine.status (runner.co) == "dead" then
+    runner.state, runner.returned = "finished", true
+    return "finished"
+  end
+  return take_request (runner, results[2], results[3], results[4])
+end
+
+-- Can the policy have its next turn?
+local function ready (runner)
+  local state = runner.state
+  if state == "ready" then
+    return true
+  elseif state == "waiting" then
+    return runner.woken or runner.deadline and runner.now () >= runner.deadline
+  elseif state == "settling" then
+    return runner.in_flight == 0 or runner.closed
+  elseif state == "prefetching" then
+    -- A thread that is free comes back for more.
+    return (runner.left == 0 or runner.closed) and runner.in_flight < runner.threads
+  end
+  return false
+end
+
+--- What is to be done next.
+-- @treturn string|nil "prefetch" (with offset, count: it is in flight from now
+-- on, tell `done`), "next_data" (with offset: tell `answer`), "pread" (with
+-- offset, count: tell `answer`), "finished", "failed" (see `error`); nil if
+-- nothing can be done until something happens (see `state` and `deadline`)
+function Runner:next ()
+  while true do
+    local state = self.state
+    if state == "finished" or state == "failed" then return state end
+    if state == "prefetching" and self.left > 0 and not self.closed then
+      if self.in_flight >= self.threads then return nil end
+      local offset, count = self.offset, math.min (self.left, self.block)
+      self.offset, self.left = offset + count, self.left - count
+      self.in_flight = self.in_flight + 1
+      return "prefetch", offset, count
+    end
+    if not ready (self) then return nil end
+    local action, a, b = resume (self)
+    if action then return action, a, b end
+  end
+end
+
+--- Make a runner.
+-- @tparam table options `world` (from scan.world), `size`, `block` (bytes),
+-- `export` (name), `threads` (prefetches in flight), `now` (function: seconds)
+-- @treturn table runner; `requests` and `waits` count, `returned` is true if
+-- the policy has returned, `dropped` names what it asked for in its last turn
+function M.new (options)
+  local runner = setmetatable ({
+    world = options.world, size = options.size, block = options.block,
+    threads = options.threads, now = options.now,
+    reads = {}, reading = 0, failures = {},
+    closed = false, woken = false, in_flight = 0, requests = 0, waits = 0,
+    left = 0, state = "ready",
+  }, Runner)
+  runner.driver = make_driver (runner, options)
+  runner.co = coroutine.create (host.main)
+  -- The filter starts no scan of an empty disk.
+  if options.size == 0 then runner.state, runner.returned = "finished", true end
+  return runner
+end
+
+return M

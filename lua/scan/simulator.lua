@@ -1,0 +1,370 @@
+--- What a policy would do for a client: a simulation of discrete events.
+--
+-- Three things are modelled, and nothing else:
+--
+-- - *The source* does a number of requests at once (slots), the others queue in
+--   the order they came.  A request takes the latency, then its bytes go over
+--   one link of a given bandwidth, one request after the other.
+-- - *The cache* in front of it keeps all that was prefetched and, if asked, what
+--   was read.  A read of bytes that are being prefetched waits for them.
+-- - *A client* reads what is in its trace, one read after the other (or several
+--   at once), with the trace's think times between them.  When it has read all,
+--   it goes.
+--
+-- A read is a *hit* if all of its bytes were in the cache, *late* if it had to
+-- wait for bytes that somebody else had already asked for, a *miss* if bytes
+-- had to be asked for on its behalf.
+--
+-- Not modelled: the cache's own blocks and locks, a full cache, the network
+-- between the client and the server, prefetches and reads that fail.  Every run
+-- of the same simulation is the same.
+--
+-- @module scan.simulator
+
+local events = require "scan.events"
+local ranges = require "scan.ranges"
+local runner = require "scan.runner"
+local testing = require "scan.testing"
+local world = require "scan.world"
+
+local M = {}
+
+--- What a request that needs nothing from the source takes, in seconds.
+M.HIT_SECONDS = 20e-6
+
+--- The source if nothing is said about it: 10 ms, 100 MB/s, 16 at a time (as
+-- many as nbdkit has threads for a connection).
+M.SOURCE = { latency_seconds = 0.01, bandwidth = 100e6, slots = 16 }
+
+local DEFAULT_BLOCK_BYTES = 2 * 1024 * 1024
+local DEFAULT_STEPS = 20 * 1000 * 1000
+local PROGRESS_EVENTS = 20000
+
+-- -- the source and the cache -----------------------------------------------
+
+local function start_requests (sim)
+  while sim.busy < sim.source.slots and sim.queue[sim.queue_first] do
+    local request = sim.queue[sim.queue_first]
+    sim.queue[sim.queue_first] = nil
+    sim.queue_first = sim.queue_first + 1
+    sim.busy = sim.busy + 1
+    local from = math.max (sim.now + sim.source.latency_seconds, sim.link_free)
+    sim.link_free = from + request.bytes / sim.source.bandwidth
+    sim.events:add (sim.link_free, function ()
+      sim.busy = sim.busy - 1
+      request.done ()
+      start_requests (sim)
+    end)
+  end
+end
+
+local function ask_source (sim, bytes, done)
+  sim.queue_last = sim.queue_last + 1
+  sim.queue[sim.queue_last] = { bytes = bytes, done = done }
+  start_requests (sim)
+end
+
+-- Ask the source for a range.  If it is kept, others may wait for it.
+local function fetch_gap (sim, gap, keep, done)
+  local bytes = gap.after - gap.first
+  if not keep then return ask_source (sim, bytes, done) end
+  local fetch = { first = gap.first, after = gap.after, waiters = { done } }
+  table.insert (sim.in_flight, fetch)
+  ask_source (sim, bytes, function ()
+    for i, other in ipairs (sim.in_flight) do
+      if other == fetch then table.remove (sim.in_flight, i) break end
+    end
+    sim.cache:add (fetch.first, fetch.after)
+    for _, waiter in ipairs (fetch.waiters) do waiter () end
+  end)
+end
+
+-- What of the gaps is not in a fetch.
+local function subtract (gaps, fetch)
+  local left, overlap = {}, false
+  for _, gap in ipairs (gaps) do
+    if fetch.after <= gap.first or gap.after <= fetch.first then
+      left[#left + 1] = gap
+    else
+      overlap = true
+      if gap.first < fetch.first then
+        left[#left + 1] = { first = gap.first, after = fetch.first }
+      end
+      if fetch.after < gap.after then
+        left[#left + 1] = { first = fetch.after, after = gap.after }
+      end
+    end
+  end
+  return left, overlap
+end
+
+-- Get a range from wherever it is.  Returns what had to be asked of the source,
+-- and "hit", "late" or "miss".
+local function get (sim, offset, count, keep, done)
+  local gaps = sim.cache:missing (offset, offset + count)
+  local parts = 0
+  local function part_done ()
+    parts = parts - 1
+    if parts == 0 then done () end
+  end
+  for _, fetch in ipairs (sim.in_flight) do
+    local overlap
+    gaps, overlap = subtract (gaps, fetch)
+    if overlap then
+      parts = parts + 1
+      table.insert (fetch.waiters, part_done)
+    end
+  end
+  local kind = #gaps > 0 and "miss" or parts > 0 and "late" or "hit"
+  parts = parts + #gaps
+  for _, gap in ipairs (gaps) do fetch_gap (sim, gap, keep, part_done) end
+  if kind == "hit" then sim.events:add (sim.now + M.HIT_SECONDS, done) end
+  return gaps, kind
+end
+
+-- -- clients and scans --------------------------------------------------------
+
+local read_next
+
+local function begin_read (sim, client, read)
+  local scan = client.scan
+  scan:begin_read (read.offset, read.count)
+  local record
+  local gaps, kind = get (sim, read.offset, read.count, sim.keep_reads, function ()
+    scan:end_read ()
+    if record then record.done = sim.now end
+    client.in_flight = client.in_flight - 1
+    sim.reads_done = sim.reads_done + 1
+    read_next (sim, client)
+  end)
+  sim.counts[kind] = sim.counts[kind] + 1
+  for _, gap in ipairs (gaps) do
+    sim.demand_bytes = sim.demand_bytes + gap.after - gap.first
+  end
+  sim.wanted:add (read.offset, read.offset + read.count)
+  sim.read_bytes = sim.read_bytes + read.count
+  if sim.record then
+    record = { offset = read.offset, count = read.count, seconds = sim.now,
+               kind = kind, client = client.number }
+    table.insert (sim.reads, record)
+  end
+end
+
+local function finish_client (sim, client)
+  sim.clients_left = sim.clients_left - 1
+  sim.finished_seconds = sim.now
+  if not sim.background or sim.clients_left == 0 then client.scan:close () end
+end
+
+read_next = function (sim, client)
+  local read = client.trace[client.next]
+  if not read then
+    if client.in_flight == 0 then finish_client (sim, client) end
+    return
+  end
+  client.next = client.next + 1
+  client.in_flight = client.in_flight + 1
+  sim.events:add (sim.now + sim.think (read), function ()
+    begin_read (sim, client, read)
+  end)
+end
+
+local function prefetch (sim, scan, offset, count)
+  local record
+  local gaps = get (sim, offset, count, true, function ()
+    if record then record.done = sim.now end
+    scan:done (offset, count)
+  end)
+  for _, gap in ipairs (gaps) do sim.prefetched:add (gap.first, gap.after) end
+  table.insert (sim.prefetches, { offset, count })
+  if sim.record then
+    record = { offset = offset, count = count, seconds = sim.now }
+    table.insert (sim.timeline, record)
+  end
+end
+
+-- Let a scan do what it can do now.
+local function pump (sim, scan)
+  while true do
+    local action, a, b = scan:next ()
+    if scan.requests > sim.steps then
+      error (("gave up after %d requests of the policy at %.3f simulated seconds")
+               :format (sim.steps, sim.now), 0)
+    end
+    if action == "prefetch" then
+      prefetch (sim, scan, a, b)
+    elseif action == "next_data" then
+      scan:answer (sim.next_data (a))
+    elseif action == "pread" then
+      get (sim, a, b, sim.keep_reads, function () scan:answer (sim.pread (a, b)) end)
+      return
+    else
+      return
+    end
+  end
+end
+
+-- Let time pass until the next thing happens.  False if nothing will.
+local function pass_time (sim)
+  local deadline
+  for _, scan in ipairs (sim.scans) do
+    if scan.state == "waiting" and scan.deadline
+    and (not deadline or scan.deadline < deadline) then
+      deadline = scan.deadline
+    end
+  end
+  local seconds = sim.events:next_seconds ()
+  if deadline and (not seconds or deadline < seconds) then
+    sim.now = math.max (sim.now, deadline)
+    return true
+  end
+  local action = sim.events:take ()
+  if not action then return false end
+  sim.now = math.max (sim.now, seconds)
+  action ()
+  return true
+end
+
+local function check_number (value, name, least)
+  if type (value) ~= "number" or value ~= value or value < least then
+    error (("%s: a number of at least %s expected, got %s")
+             :format (name, least, tostring (value)), 0)
+  end
+  return value
+end
+
+local function check_source (given)
+  local source = {}
+  for name, default in pairs (M.SOURCE) do
+    source[name] = given and given[name] or default
+  end
+  check_number (source.latency_seconds, "source.latency_seconds", 0)
+  check_number (source.bandwidth, "source.bandwidth (bytes a second)", 1)
+  check_number (source.slots, "source.slots", 1)
+  return source
+end
+
+local function check_traces (traces, size)
+  if #traces == 0 then error ("traces: at least one expected", 0) end
+  for i, trace in ipairs (traces) do
+    for j, read in ipairs (trace) do
+      if read.offset + read.count > size then
+        error (("traces[%d]: read %d (offset %d, count %d) is outside the disk (size %d)")
+                 :format (i, j, read.offset, read.count, size), 0)
+      end
+    end
+  end
+end
+
+local function new_scan (sim, options)
+  return runner.new {
+    world = sim.world, size = options.size,
+    block = options.block or DEFAULT_BLOCK_BYTES,
+    export = options.export or "", threads = options.threads or 1,
+    now = function () return sim.now end,
+  }
+end
+
+--- Simulate.
+--
+-- @tparam table options
+--
+-- - `traces`: list of traces (from scan.trace), one for each client
+-- - `policy`, `args`, `files`, `print`: as for `testing.run`, or `world`; no
+--   policy at all: nothing is prefetched
+-- - `size`, `block`, `export`, `threads`, `holes`, `contents`: the same
+-- - `source`: { latency_seconds =, bandwidth = (bytes a second), slots = }
+-- - `keep_reads`: true if the cache keeps what is read, too (cache-on-read)
+-- - `depth`: reads that each client has in flight (1)
+-- - `think_seconds`: the same before every read, instead of the trace's
+-- - `background`: true for one scan shared by all clients
+-- - `record`: true to keep what `scan.plot` draws
+-- - `progress`: function of the reads done and of all reads, called now and then
+--
+-- @treturn table result
+--
+-- - `seconds`: until the last client had read all; `ideal_seconds`: what no
+--   policy can beat: the latency once, then the bytes at full bandwidth or the
+--   think times, whichever is longer
+-- - `hits`, `late`, `misses`: reads
+-- - `read_bytes`: read by the clients; `wanted_bytes`: each byte counted once
+-- - `prefetched_bytes`: asked of the source by the policy; `wasted_bytes`: of
+--   those, never read; `demand_bytes`: asked of the source for reads
+-- - `prefetches`: list of { offset, count } in the order of issue
+-- - `error`: message with a traceback if the policy failed
+-- - `reads`, `timeline`: with `record`
+function M.run (options)
+  local size = options.size
+  check_number (size, "size", 0)
+  check_traces (options.traces, size)
+  local fixed = options.think_seconds
+  local sim = {
+    events = events.new (), now = 0, finished_seconds = 0,
+    source = check_source (options.source), busy = 0, link_free = 0,
+    queue = {}, queue_first = 1, queue_last = 0,
+    cache = ranges.new (), in_flight = {}, keep_reads = options.keep_reads,
+    wanted = ranges.new (), prefetched = ranges.new (),
+    counts = { hit = 0, late = 0, miss = 0 },
+    read_bytes = 0, demand_bytes = 0, reads_done = 0,
+    prefetches = {}, record = options.record, reads = {}, timeline = {},
+    next_data = testing.next_data (options.holes, size),
+    pread = testing.pread (options.contents),
+    think = function (read) return fixed or read.idle or 0 end,
+    background = options.background, clients_left = #options.traces,
+    scans = {}, steps = options.steps or DEFAULT_STEPS,
+  }
+  sim.world = options.world or world.load {
+    policy = options.policy or function () end,
+    args = options.args, files = options.files, print = options.print,
+  }
+
+  local clients, reads_all, think_most = {}, 0, 0
+  for i, trace in ipairs (options.traces) do
+    local scan = sim.background and sim.scans[1] or new_scan (sim, options)
+    if scan ~= sim.scans[1] then table.insert (sim.scans, scan) end
+    clients[i] = { number = i, trace = trace, next = 1, in_flight = 0, scan = scan }
+    local think = 0
+    for _, read in ipairs (trace) do think = think + sim.think (read) end
+    think_most = math.max (think_most, think)
+    reads_all = reads_all + #trace
+  end
+  -- A scan starts when its client connects, before the first read.
+  for _, scan in ipairs (sim.scans) do pump (sim, scan) end
+  for _, client in ipairs (clients) do
+    for _ = 1, math.max (1, math.min (options.depth or 1, #client.trace)) do
+      read_next (sim, client)
+    end
+  end
+
+  local count = 0
+  while sim.clients_left > 0 and pass_time (sim) do
+    for _, scan in ipairs (sim.scans) do pump (sim, scan) end
+    count = count + 1
+    if options.progress and count % PROGRESS_EVENTS == 0 then
+      options.progress (sim.reads_done, reads_all)
+    end
+  end
+  -- The last turns, once what is in flight has arrived.
+  while sim.events:next_seconds () and pass_time (sim) do
+    for _, scan in ipairs (sim.scans) do pump (sim, scan) end
+  end
+
+  local failed
+  for _, scan in ipairs (sim.scans) do failed = failed or scan.error end
+  local wanted_bytes = sim.wanted:bytes ()
+  return {
+    seconds = sim.finished_seconds,
+    ideal_seconds = sim.source.latency_seconds
+      + math.max (wanted_bytes / sim.source.bandwidth, think_most),
+    hits = sim.counts.hit, late = sim.counts.late, misses = sim.counts.miss,
+    read_bytes = sim.read_bytes, wanted_bytes = wanted_bytes,
+    prefetched_bytes = sim.prefetched:bytes (),
+    wasted_bytes = sim.prefetched:bytes_without (sim.wanted),
+    demand_bytes = sim.demand_bytes,
+    prefetches = sim.prefetches, error = failed,
+    reads = sim.record and sim.reads, timeline = sim.record and sim.timeline,
+    size = size, name = sim.world.name,
+  }
+end
+
+return M

@@ -1,0 +1,180 @@
+--- Traces: what a client read, and when.
+--
+-- Two formats are understood, and may be mixed:
+--
+-- - the log of nbdkit's own log filter (`nbdkit --filter=log ...
+--   logfile=boot.log`); of its lines only reads matter;
+-- - a plain list, one "offset count" a line, each decimal, 0x and hexadecimal,
+--   or with a suffix (K, M, G, T, P).
+--
+-- Empty lines and what follows a `#` are ignored.  The filter embeds this
+-- module, so it runs within the limits of a policy: `each` keeps nothing but
+-- the reads in flight, and `blocks` no more than a number for each block.
+--
+-- @module scan.trace
+
+local find, match, sub, upper = string.find, string.match, string.sub, string.upper
+local tonumber, tointeger = tonumber, math.tointeger
+
+local M = {}
+
+local UNITS = { K = 2^10, M = 2^20, G = 2^30, T = 2^40, P = 2^50 }
+
+-- Most of a malformed line that an error shows.
+local SHOWN_BYTES = 60
+
+local DAY_SECONDS = 24 * 60 * 60
+local MICROSECONDS = 1000000
+
+-- "0x" and the digits of 64 bits: Lua would quietly drop the rest.
+local HEX_MAX_BYTES = 18
+
+local function malformed (number, line, expected)
+  if #line > SHOWN_BYTES then line = sub (line, 1, SHOWN_BYTES) .. "..." end
+  error (("trace: line %d: %s expected, got '%s'"):format (number, expected, line), 0)
+end
+
+local function parse_hex (word)
+  local digits = match (word, "^0[xX]%x+$")
+  return digits and #digits <= HEX_MAX_BYTES and tointeger (tonumber (digits))
+end
+
+-- A whole number from 0 up: 4096, 0x1000 or 4K.
+local function parse_size (word)
+  local digits, unit = match (word, "^(%d+)([KMGTPkmgtp]?)$")
+  if not digits then return parse_hex (word) end
+  local n = tointeger (tonumber (digits))
+  if unit ~= "" then n = n and tointeger (n * UNITS[upper (unit)]) end
+  return n
+end
+
+-- Days since some day, by the proleptic Gregorian calendar: only differences
+-- are used, so that a boot that goes past midnight is no longer than it was.
+local function day_number (year, month, day)
+  if month < 3 then year, month = year - 1, month + 12 end
+  return 365 * year + year // 4 - year // 100 + year // 400
+    + (153 * (month - 3) + 2) // 5 + day
+end
+
+-- Microseconds, in an integer: a float of seconds would lose them.
+local function parse_time (line)
+  local year, month, day, hour, minute, second, fraction =
+    match (line, "^(%d%d%d%d)%-(%d%d)%-(%d%d) (%d%d):(%d%d):(%d%d)%.(%d%d%d%d%d%d) ")
+  if not year then return nil end
+  local days = day_number (tonumber (year), tonumber (month), tonumber (day))
+  local seconds = tonumber (hour) * 3600 + tonumber (minute) * 60 + tonumber (second)
+  return (days * DAY_SECONDS + seconds) * MICROSECONDS + tonumber (fraction)
+end
+
+-- A number field of a log line; the log writes them in hexadecimal.
+local function field (line, name)
+  local _, last = find (line, " " .. name .. "=", 1, true)
+  local digits = last and match (line, "^0x%x+", last + 1)
+  return digits and parse_hex (digits)
+end
+
+local function check_range (number, line, offset, count)
+  if not offset or not count or offset < 0 or count < 0
+  or offset > math.maxinteger - count then
+    malformed (number, line, "an offset and a count in bytes")
+  end
+end
+
+-- The next read of a log, as M.each returns it; nil if the line holds none.
+local function log_line (state, number, line)
+  local connection = match (line, "connection=(%d+) ") or ""
+  local id = match (line, " id=(%d+)") or ""
+  local key = connection .. " " .. id
+  if find (line, " ...Read ", 1, true) then
+    state.reading[key] = nil
+    if next (state.reading) == nil then state.idle_since = parse_time (line) end
+    return nil
+  end
+  if not find (line, " Read ", 1, true) then return nil end
+  local offset, count = field (line, "offset"), field (line, "count")
+  check_range (number, line, offset, count)
+  local now = parse_time (line)
+  state.first = state.first or now
+  local idle = 0
+  if next (state.reading) == nil and state.idle_since then
+    idle = now - state.idle_since
+  end
+  state.reading[key] = true
+  return offset, count, (now - state.first) / MICROSECONDS, idle / MICROSECONDS
+end
+
+--- Iterate over the reads of a trace, in order, keeping none of them.
+-- @tparam table file with `lines`, from `scan.open` or `io.open`
+-- @treturn function iterator over offset, count (bytes); and for a log the
+-- seconds since the first read, and the seconds for which no read had been in
+-- flight when this one began (the client's think time)
+function M.each (file)
+  local next_line, lines_state = file:lines ()
+  local state, number = { reading = {} }, 0
+  return function ()
+    while true do
+      local line = next_line (lines_state)
+      if not line then return nil end
+      number = number + 1
+      local offset, count, seconds, idle
+      if parse_time (line) then
+        offset, count, seconds, idle = log_line (state, number, line)
+      else
+        local text = match (line, "^[^#]*")
+        local first, after = match (text, "^%s*(%S+)%s*(.*)$")
+        if first then
+          local second = match (after, "^(%S+)%s*$")
+          offset, count = parse_size (first), second and parse_size (second)
+          if not second then
+            malformed (number, line, "'offset count' or a line of nbdkit's log filter")
+          end
+          check_range (number, line, offset, count)
+        end
+      end
+      if offset and count > 0 then return offset, count, seconds, idle end
+    end
+  end
+end
+
+--- Read a whole trace.  Needs about 100 bytes of memory a read; see `each`.
+-- @tparam table file with `lines`, from `scan.open` or `io.open`
+-- @treturn table list of { offset =, count =, seconds =, idle = }; the last two
+-- only for a log, see `each`
+function M.read (file)
+  local list = {}
+  for offset, count, seconds, idle in M.each (file) do
+    list[#list + 1] = { offset = offset, count = count, seconds = seconds, idle = idle }
+  end
+  return list
+end
+
+local function entries (list)
+  local i = 0
+  return function ()
+    i = i + 1
+    local entry = list[i]
+    if entry then return entry.offset, entry.count end
+  end
+end
+
+--- The blocks that a trace touches, in the order of the first touch.
+-- @tparam table trace a list from `read`, or a file (nothing is kept of it but
+-- the blocks)
+-- @tparam integer block bytes
+-- @tparam integer size of the disk in bytes; what is outside is left out
+-- @treturn table list of the blocks' offsets in bytes, none twice
+function M.blocks (trace, block, size)
+  local blocks, seen = {}, {}
+  for offset, count in trace.lines and M.each (trace) or entries (trace) do
+    local last = math.min (offset + count, size) - 1
+    for index = offset // block, last // block do
+      if offset < size and not seen[index] then
+        seen[index] = true
+        blocks[#blocks + 1] = index * block
+      end
+    end
+  end
+  return blocks
+end
+
+return M

@@ -1,0 +1,288 @@
+--- Loading a policy outside the filter.
+--
+-- The policy lives in the same world that the filter builds (scan.sandbox) and
+-- under the same rules, so what loads and runs here does so in the server.  Two
+-- things are done differently, because this Lua state is not the policy's
+-- alone: strings get the policy's methods only while the policy runs, and its
+-- time is counted in instructions, so that a policy that loops fails at the
+-- same place every time.
+--
+-- @module scan.world
+
+local host = require "scan.host"
+local sandbox = require "scan.sandbox"
+
+local M = {}
+
+--- Most instructions of the Lua machine that a policy may run at one go (about
+-- a second's worth).
+M.LIMIT_INSTRUCTIONS = 100 * 1000 * 1000
+
+local STEP_INSTRUCTIONS = 1000 * 1000
+
+-- These modules are for the author of a policy; the filter does not have them.
+local KIT_ONLY = {
+  command = true, contract = true, dry_run = true, events = true, plot = true,
+  ranges = true, runner = true, simulator = true, template = true, testing = true,
+  units = true, world = true,
+}
+
+local here = debug.getinfo (1, "S").source:sub (2)
+local module_dir = here:match ("^(.*)/scan/[^/]*$") or "."
+
+--- Where the modules are, for `package.path`.
+M.MODULE_DIR = module_dir
+
+local function read_file (path)
+  local handle, message = io.open (path, "rb")
+  if not handle then return nil, message end
+  local text, read_message = handle:read ("a")
+  handle:close ()
+  if not text then return nil, path .. ": " .. read_message end
+  return text
+end
+
+--- Read a whole file.
+-- @tparam string path
+-- @treturn string|nil its contents, or nil and a message that names it
+M.read_file = read_file
+
+-- An interpreter line is not Lua; its newline stays, for the line numbers.
+local function without_interpreter (text)
+  return text and (text:gsub ("^#[^\n]*", ""))
+end
+
+-- In the source tree the built-in policies are in policies/ at the top; installed
+-- they are beside the modules.
+local function policy_dirs ()
+  local top = module_dir == "lua" and "." or module_dir:match ("^(.*)/lua$")
+  return { module_dir .. "/scan/policies", top and top .. "/policies" }
+end
+
+--- The built-in policies.
+-- @treturn table sorted list of { name =, path =, about = } where about is
+-- the first sentence of the file's opening comment
+function M.list ()
+  local list = {}
+  for _, dir in ipairs (policy_dirs ()) do
+    -- Lua has no directories; the shell has.  The path is ours, quoted anyway.
+    local quoted = "'" .. dir:gsub ("'", "'\\''") .. "'"
+    local handle = io.popen ("ls " .. quoted .. " 2>/dev/null")
+    for file in handle:lines () do
+      local name = file:match ("^([%w_-]+)%.lua$")
+      if name then
+        local path = dir .. "/" .. file
+        local text = read_file (path) or ""
+        local opening = text:match ("^%-%-+%s*(.-)\n[^-]") or ""
+        opening = opening:gsub ("\n%-%-", " "):gsub ("%s+", " ")
+        local about = (opening .. " "):match ("^[%w_-]+:%s*(.-%.)%s")
+          or opening:match ("^[%w_-]+:%s*(.*)$") or opening
+        list[#list + 1] = { name = name, path = path, about = about }
+      end
+    end
+    handle:close ()
+    if #list > 0 then break end
+  end
+  table.sort (list, function (a, b) return a.name < b.name end)
+  return list
+end
+
+local function built_in_names ()
+  local names = {}
+  for i, policy in ipairs (M.list ()) do names[i] = policy.name end
+  return table.concat (names, ", ")
+end
+
+--- Find a policy: a file, or else a built-in with or without `.lua`.
+-- @tparam string name
+-- @treturn string|nil its text, or nil and why not
+-- @treturn string its path
+function M.find (name)
+  local handle, message, code = io.open (name, "rb")
+  if handle then
+    handle:close ()
+    local text, read_message = read_file (name)
+    if text then return without_interpreter (text), name end
+    return nil, read_message
+  end
+  if name:find ("/", 1, true) or code ~= 2 then return nil, message end
+  for _, dir in ipairs (policy_dirs ()) do
+    local path = ("%s/%s.lua"):format (dir, (name:gsub ("%.lua$", "")))
+    local text = read_file (path)
+    if text then return text, path end
+  end
+  return nil, ("%s: neither a file nor a built-in policy; the built-in ones are: %s")
+    :format (name, built_in_names ())
+end
+
+-- While a policy runs, `("x"):upper ()` finds the policy's own `string`.
+local string_meta = debug.getmetatable ("")
+local string_index, string_lock = string_meta.__index, string_meta.__metatable
+
+local function unseal (...)
+  string_meta.__index, string_meta.__metatable = string_index, string_lock
+  return ...
+end
+
+local World = {}
+World.__index = World
+
+--- Resume a coroutine of the policy, within its limits.
+-- @tparam thread co
+-- @param ... what the policy gets
+-- @return what `coroutine.resume` returns
+function World:resume (co, ...)
+  self.used = 0
+  debug.sethook (co, self.hook, "", STEP_INSTRUCTIONS)
+  if not self.env then return coroutine.resume (co, ...) end
+  string_meta.__index, string_meta.__metatable = self.env.string, "string"
+  return unseal (coroutine.resume (co, ...))
+end
+
+-- Do something of ours in the middle of a policy's turn.
+local function outside (world, action, ...)
+  local function back (...)
+    if world.env then
+      string_meta.__index, string_meta.__metatable = world.env.string, "string"
+    end
+    return ...
+  end
+  unseal ()
+  return back (action (...))
+end
+
+--- The globals that the policy has made.
+-- @treturn table sorted list of names
+function World:new_globals ()
+  local names = {}
+  for name in pairs (self.env or {}) do
+    if not self.own_globals[name] then names[#names + 1] = tostring (name) end
+  end
+  table.sort (names)
+  return names
+end
+
+local function check_alive (world)
+  if world.used > M.LIMIT_INSTRUCTIONS then
+    error (("the policy ran %d million instructions without coming back; does it loop?")
+             :format (M.LIMIT_INSTRUCTIONS // 1000000), 0)
+  end
+end
+
+-- Once the limit is passed the hook stays on at every instruction, so that the
+-- policy's own pcall can't keep it going.
+local function make_hook (world)
+  local function hook ()
+    world.used = world.used + STEP_INSTRUCTIONS
+    if world.used > M.LIMIT_INSTRUCTIONS then
+      debug.sethook (hook, "", 1)
+      check_alive (world)
+    end
+  end
+  return hook
+end
+
+-- A module of ours by its name, or of the author's beside the policy.
+local function find_module (dir, name)
+  if name:find ("[^%w_.-]") or name:find ("^%.") or name:find ("%.$")
+  or name:find ("..", 1, true) or name == "" then
+    return nil, "a module's name should be words joined by dots"
+  end
+  local own = name:match ("^scan%.([%w_]+)$")
+  if own and KIT_ONLY[own] then
+    return nil, "the filter does not have it; it is for tests of policies"
+  end
+  if own then
+    local path = ("%s/scan/%s.lua"):format (module_dir, own)
+    local text = read_file (path)
+    if text then return text, "@" .. path, true end
+  end
+  local path = ("%s/%s.lua"):format (dir, (name:gsub ("%.", "/")))
+  local text, message = read_file (path)
+  if text then return without_interpreter (text), "@" .. path end
+  return nil, message
+end
+
+local function make_native (world, dir, files, print_line)
+  return {
+    find_module = function (name) return outside (world, find_module, dir, name) end,
+    find_policy = function (name)
+      local text, path = outside (world, M.find, name)
+      if text then return text, "@" .. path end
+      return nil, path
+    end,
+    open_file = function (name)
+      local contents = files[name]
+      if not contents then return nil end
+      return function (offset, count)
+        return string.sub (contents, offset + 1, offset + count)
+      end
+    end,
+    print = function (line) outside (world, print_line, line) end,
+    alive = function () check_alive (world) end,
+  }
+end
+
+local function print_to_stderr (line)
+  io.stderr:write (line, "\n")
+end
+
+--- Load a policy.  An error in it is raised as a string, with its place.
+-- @tparam table options `policy` (a file's name, a built-in's name, or a
+-- function of the disk, which is taken as it is); `args` (table of the
+-- scan-arg-NAME=VALUE strings); `files` (table of NAME = contents); `print`
+-- (function of a line, standard error if left out)
+-- @treturn table world with `run` (a function of the disk), `name` and `resume`;
+-- its scans share the policy's upvalues, as the connections of one export do
+function M.load (options)
+  local policy = options.policy
+  local world = setmetatable ({ used = 0 }, World)
+  world.hook = make_hook (world)
+  if type (policy) == "function" then
+    world.run, world.name = policy, "function"
+    return world
+  end
+  if type (policy) ~= "string" then
+    error ("policy: a file's name, a built-in's name or a function expected, got "
+           .. type (policy), 2)
+  end
+  for name, value in pairs (options.args or {}) do
+    if type (name) ~= "string" or type (value) ~= "string" then
+      error (("args: strings expected, as in scan-arg-NAME=VALUE, got [%s] = %s (a %s)")
+               :format (tostring (name), tostring (value), type (value)), 2)
+    end
+  end
+
+  local text, path = M.find (policy)
+  if not text then error (path, 0) end
+  local native = make_native (world, path:match ("^(.*)/[^/]*$") or ".",
+                              options.files or {}, options.print or print_to_stderr)
+  world.name, world.path = policy, path
+  world.env = sandbox.new (native)
+  world.own_globals = {}
+  for name in pairs (world.env) do world.own_globals[name] = true end
+
+  -- A hook set from Lua is not handed on to new coroutines.
+  local env_coroutine = world.env.coroutine
+  local create = env_coroutine.create
+  function env_coroutine.create (body)
+    local co = create (body)
+    debug.sethook (co, world.hook, "", STEP_INSTRUCTIONS)
+    return co
+  end
+
+  local co = coroutine.create (sandbox.load)
+  local ok, run = world:resume (co, world.env, text, "@" .. path, options.args or {})
+  if not ok then error (run, 0) end
+  if coroutine.status (co) ~= "dead" then
+    error (path .. ": the policy asked for something while it was loaded; "
+           .. "it should return a function of the disk", 0)
+  end
+  world.run = run
+  return world
+end
+
+--- The body of a scan's coroutine, see scan.host.
+M.main = host.main
+
+return M

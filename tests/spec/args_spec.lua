@@ -1,0 +1,94 @@
+-- lua/scan/args.lua: reading scan-arg-NAME=VALUE.
+
+local arguments = require "scan.args"
+
+local function message_of (name, ...)
+  local ok, message = pcall (arguments[name], ...)
+  assert.is_false (ok)
+  return message
+end
+
+describe ("scan.args", function ()
+  it ("gives the default for what was not given", function ()
+    assert.is_true (arguments.boolean ({}, "x", true))
+    assert.equal (1.5, arguments.number ({}, "x", 1.5))
+    assert.equal (7, arguments.integer ({}, "x", 7))
+    assert.equal (512, arguments.size ({}, "x", 512))
+    assert.equal ("up", arguments.choice ({}, "x", "up", { "up", "down" }))
+  end)
+
+  it ("has no opinion on a default of nil", function ()
+    assert.is_nil (arguments.integer ({}, "x", nil, 1, 5))
+    assert.is_nil (arguments.size ({}, "x", nil))
+  end)
+
+  it ("reads booleans as nbdkit spells them, in any case", function ()
+    for _, word in ipairs { "1", "true", "T", "yes", "Y", "On" } do
+      assert.is_true (arguments.boolean ({ x = word }, "x", false))
+    end
+    for _, word in ipairs { "0", "false", "F", "no", "N", "Off" } do
+      assert.is_false (arguments.boolean ({ x = word }, "x", true))
+    end
+    assert.matches ("scan%-arg%-x: true or false expected, got 'maybe'",
+                    message_of ("boolean", { x = "maybe" }, "x", true))
+  end)
+
+  it ("reads numbers and checks both bounds", function ()
+    assert.equal (0.25, arguments.number ({ x = "0.25" }, "x", 1, 0, 1))
+    for _, word in ipairs { "-0.1", "1.1", "one", "nan", "" } do
+      assert.matches ("scan%-arg%-x: a number from 0 up to 1 expected, got '"
+                      .. word:gsub ("%p", "%%%0") .. "'",
+                      message_of ("number", { x = word }, "x", 1, 0, 1))
+    end
+  end)
+
+  it ("takes whole numbers only where a whole number is meant", function ()
+    assert.equal ("integer", math.type (arguments.integer ({ x = "3" }, "x", 1)))
+    assert.equal (16, arguments.integer ({ x = "0x10" }, "x", 1))
+    assert.matches ("scan%-arg%-x: a whole number expected, got '1.5'",
+                    message_of ("integer", { x = "1.5" }, "x", 1))
+  end)
+
+  it ("reads sizes with nbdkit's suffixes", function ()
+    local sizes = { ["100"] = 100, ["100b"] = 100, ["2s"] = 1024, ["64K"] = 65536,
+                    ["2m"] = 2097152, ["1G"] = 2^30, ["1T"] = 2^40, ["1P"] = 2^50 }
+    for word, bytes in pairs (sizes) do
+      local n = arguments.size ({ x = word }, "x", 0)
+      assert.equal (bytes, n)
+      assert.equal ("integer", math.type (n))
+    end
+  end)
+
+  it ("refuses sizes that are none, too small or no whole number of bytes", function ()
+    for _, word in ipairs { "", "K", "-1", "1.3", "2X", "99999P" } do
+      assert.matches ("scan%-arg%-x: a size like 64K or 2M expected, got '",
+                      message_of ("size", { x = word }, "x", 0))
+    end
+    assert.matches ("of at least 512 bytes expected, got '100'",
+                    message_of ("size", { x = "100" }, "x", 0, 512))
+  end)
+
+  it ("takes one of the words allowed", function ()
+    assert.equal ("down", arguments.choice ({ x = "down" }, "x", "up", { "up", "down" }))
+    assert.matches ("scan%-arg%-x: one of up, down expected, got 'left'",
+                    message_of ("choice", { x = "left" }, "x", "up", { "up", "down" }))
+  end)
+
+  it ("names an argument that nobody knows, and those that are known", function ()
+    arguments.check_known ({ a = "1" }, { "a", "b" })
+    assert.matches ("scan%-arg%-aa: this policy has no such argument; it knows: a, b",
+                    message_of ("check_known", { zz = "1", aa = "2", a = "3" },
+                                { "a", "b" }))
+    assert.matches ("it knows: none", message_of ("check_known", { zz = "1" }, {}))
+  end)
+
+  it ("blames the line of the policy", function ()
+    local chunk = assert (load ([[
+      local arguments, args = ...
+      local one = 1
+      return one + arguments.integer (args, "x", 1)]], "@mine.lua"))
+    local ok, message = pcall (chunk, arguments, { x = "y" })
+    assert.is_false (ok)
+    assert.matches ("^mine.lua:3: scan%-arg%-x", message)
+  end)
+end)

@@ -1,0 +1,17 @@
+-- Every built-in policy keeps the contract.
+
+local contract = require "scan.contract"
+local world = require "scan.world"
+
+-- What the contract has to know of some.
+local OPTIONS = {
+  clock = { shared_state = true },
+  default = { shared_state = true },
+  forever = { endless = true },
+  regions = { files = { regions = "128K 64K 2\n0 64K\n1M 64K 1\n" } },
+  replay = { files = { trace = "128K 64K\n0 512\n1M 4K\n" } },
+}
+
+for _, policy in ipairs (world.list ()) do
+  contract (policy.name, OPTIONS[policy.name])
+end

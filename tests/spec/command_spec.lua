@@ -1,0 +1,264 @@
+-- lua/bin/scan-policy, run as a user runs it.
+
+local LUA = "lua5.4"
+local TRACE = "tests/traces/fsck.log"
+
+local here, directory
+
+setup (function ()
+  local handle = io.popen ("pwd")
+  here = handle:read ("l")
+  handle:close ()
+  directory = os.tmpname ()
+  os.remove (directory)
+  assert (os.execute ("mkdir " .. directory))
+end)
+
+teardown (function () os.execute ("rm -r " .. directory) end)
+
+local function read (path)
+  local handle = assert (io.open (path, "rb"))
+  local text = handle:read ("a")
+  handle:close ()
+  return text
+end
+
+local function write (name, text)
+  local path = directory .. "/" .. name
+  local handle = assert (io.open (path, "w"))
+  handle:write (text)
+  handle:close ()
+  return path
+end
+
+-- Standard output, standard error and the exit status.
+local function run (command)
+  local out, err = directory .. "/out", directory .. "/err"
+  local _, _, status = os.execute (("%s %s/lua/bin/scan-policy %s >%s 2>%s")
+                                     :format (LUA, here, command, out, err))
+  return read (out), read (err), status
+end
+
+local function succeed (command)
+  local out, err, status = run (command)
+  assert.same ({ "", 0 }, { err, status })
+  return out
+end
+
+local function fail (expected_status, command)
+  local out, err, status = run (command)
+  assert.equal (expected_status, status, out .. err)
+  assert.equal (0, select (2, err:gsub ("traceback", "")), err)
+  return err
+end
+
+describe ("scan-policy", function ()
+  it ("teaches with examples", function ()
+    assert.matches ("Begin here:", succeed ("--help"))
+    for _, command in ipairs { "check", "run", "simulate", "plot", "new" } do
+      assert.matches ("Examples?:\n  scan%-policy " .. command,
+                      succeed (command .. " --help"))
+    end
+  end)
+
+  it ("lists the built-ins", function ()
+    local out = succeed ("list")
+    assert.matches ("\ndefault +what the stock scan filter does", "\n" .. out)
+  end)
+
+  describe ("check", function ()
+    it ("is content with the built-ins", function ()
+      local out = succeed ("check default")
+      assert.matches ("ok    loading it\n", out)
+      assert.matches ("a client that reads nothing: 33 prefetches, 100 %% of the disk\n",
+                      out)
+      assert.matches ("for as long as the client stays", succeed ("check forever"))
+    end)
+
+    -- What is wrong, and what is said about it.
+    local faults = {
+      ["x = = 1"] = { "loading it: .*p.lua:1: " },
+      ["return 5"] = { "should return a function of the disk" },
+      ["return function (d) d.prefetch (0) end"] =
+        { "p.lua:1", "hint: is there a colon" },
+      ["return function (d) d:prefetch (d.size) end"] =
+        { "p.lua:1", "outside the disk", "hint: compare with disk.size" },
+      ["return function () local _ = ('x'):match ('x') end"] =
+        { "p.lua:1", "hint: policies have no string patterns" },
+      ["local f = io.open ('x') return print"] = { "hint: policies have no files" },
+      ["return function (d) error ({}) end"] = { "error object is a table" },
+    }
+    for code, expected in pairs (faults) do
+      it ("explains " .. code, function ()
+        local path = write ("p.lua", code)
+        local out, err, status = run ("check " .. path)
+        assert.same ({ "", 1 }, { err, status })
+        for _, pattern in ipairs (expected) do
+          assert.matches ("FAIL.*" .. pattern, out)
+        end
+      end)
+    end
+
+    it ("says the same thing once", function ()
+      local out = run ("check " .. write ("p.lua", "return function () error 'x' end"))
+      assert.equal (1, select (2, out:gsub ("traceback", "")))
+      assert.matches ("FAIL  8 prefetches at once: the same\n", out)
+    end)
+
+    it ("notes globals", function ()
+      local out = succeed ("check " .. write ("p.lua", "leak = 1 return print"))
+      assert.matches ("note  it makes globals, .*: leak;", out)
+    end)
+
+    it ("hands over arguments and files", function ()
+      local path = write ("p.lua", [[
+        local args = ...
+        assert (args.a == "1" and args.b == "x=y" and scan.open ("f"):read () == "text")
+        return function () end]])
+      local file = write ("file", "text")
+      succeed (("check %s --arg a=1 --arg b=x=y --file f=%s"):format (path, file))
+      assert.matches ("%-%-file: .*none: No such file", fail (1, "check default --file f="
+                                                            .. directory .. "/none"))
+    end)
+  end)
+
+  describe ("run", function ()
+    it ("prints the prefetches, and why there are no more", function ()
+      local out = succeed ("run default --size 10M --read 1:4M:4")
+      assert.matches ("\n2  4194308  2097152 +2\n", out)
+      assert.matches ("4 prefetches; the policy has finished\n", out)
+      assert.matches ("2 prefetches; the client has gone\n",
+                      succeed ("run forever --size 10M --close 2"))
+      local waits = write ("p.lua", "return function (disk) disk:wait () end")
+      assert.matches ("0 prefetches; the policy waits", succeed ("run " .. waits))
+    end)
+
+    it ("takes blocks and threads", function ()
+      assert.matches ("10 prefetches", succeed ("run clock --size 10M --block 1M"))
+      succeed ("run clock --threads 64")
+    end)
+  end)
+
+  describe ("simulate", function ()
+    it ("makes a table of policies against traces", function ()
+      local out = succeed (("simulate default clock --trace %s --trace %s")
+                             :format (TRACE, "tests/traces/nbdcopy.log"))
+      local lines = {}
+      for line in out:gmatch ("[^\n]+") do lines[#lines + 1] = line end
+      assert.equal (9, #lines)
+      assert.matches ("^trace +policy +time +faster +hit +late +miss", lines[1])
+      assert.matches ("^fsck +%(none%) .* 1.00 x +0 %% +0 %% +100 %%", lines[2])
+      assert.matches ("^fsck +default ", lines[3])
+      assert.matches ("^nbdcopy +%(ideal%)", lines[9])
+    end)
+
+    it ("takes arguments of one policy after its name", function ()
+      local out = succeed ("simulate default,ahead=false,clock=true default --trace "
+                           .. TRACE)
+      assert.matches ("fsck +default,ahead=false,clock=true ", out)
+      assert.matches ("scan%-arg%-ahead: true or false expected, got 'perhaps'",
+                      fail (1, "simulate default,ahead=perhaps --trace " .. TRACE))
+    end)
+
+    it ("takes the source and the clients as told", function ()
+      local function seconds (options)
+        return succeed ("simulate default --trace " .. write ("t", "0 1M\n1M 1M\n") .. " "
+                        .. options):match ("%(none%) +([%d.]+ %a+) ")
+      end
+      assert.equal ("2.02 s", seconds ("--latency 1s --bandwidth 100M"))
+      assert.equal ("4 s", seconds ("--latency 1 --bandwidth 1M"))
+      assert.equal ("3 s", seconds ("--latency 1 --bandwidth 1M --depth 2"))
+      assert.equal ("6 s", seconds ("--latency 1 --bandwidth 1M --think 1"))
+      assert.equal ("5 s", seconds ("--latency 1 --bandwidth 1M --clients 2 --slots 2"))
+      assert.equal ("8 s", seconds ("--latency 1 --bandwidth 1M --clients 2 --slots 1"))
+    end)
+  end)
+
+  describe ("plot", function ()
+    it ("writes an SVG, to a file or to standard output", function ()
+      local path = directory .. "/p.svg"
+      assert.matches ("p.svg: 24 reads, %d+ prefetches\n",
+                      succeed ("plot default --trace " .. TRACE .. " -o " .. path))
+      assert.matches ("^<svg .*</svg>\n$", read (path))
+      assert.equal (read (path), succeed ("plot default --trace " .. TRACE))
+    end)
+
+    it ("says what it can't write", function ()
+      assert.matches ("%-%-output: .*No such file",
+                      fail (1, "plot default --trace " .. TRACE .. " -o /no/such/p.svg"))
+    end)
+  end)
+
+  describe ("new", function ()
+    it ("writes a policy that checks, and a spec that passes", function ()
+      local name = directory .. "/fresh"
+      local out = succeed ("new " .. name)
+      assert.matches ("wrote .*/fresh.lua and .*/fresh_spec.lua", out)
+      succeed ("check " .. name .. ".lua")
+      assert.equal (0, select (2, read (name .. "_spec.lua"):gsub ("@%u+@", "")))
+      local ok = os.execute (("busted --lua=%s -m '%s/lua/?.lua' "
+                              .. "%s_spec.lua >%s/busted 2>&1")
+                               :format (LUA, here, name, directory))
+      assert.is_true (ok, read (directory .. "/busted"))
+    end)
+
+    it ("never overwrites", function ()
+      write ("old_spec.lua", "precious")
+      assert.matches ("old_spec.lua exists already",
+                      fail (1, "new " .. directory .. "/old"))
+      assert.equal ("precious", read (directory .. "/old_spec.lua"))
+      assert.is_nil (io.open (directory .. "/old.lua"))
+    end)
+
+    it ("refuses names that are none", function ()
+      assert.matches ("NAME: letters", fail (1, "new 'a b'"))
+    end)
+  end)
+
+  it ("names the flag at fault", function ()
+    local cases = {
+      ["run default --size many"] = "%-%-size: a size like 64K, .*got 'many'",
+      ["run default --block 100"] = "%-%-block: .* of at least 512 bytes .*got '100'",
+      ["run default --threads 65"] = "%-%-threads: a whole number from 1 up to 64",
+      ["run default --read 3:x:1"] = "%-%-read: N:OFFSET:COUNT like 3:16M:4K",
+      ["run default --close x"] = "%-%-close: a whole number from 0 up",
+      ["run default --arg x"] = "%-%-arg: NAME=VALUE expected, got 'x'",
+      ["simulate default"] = "%-%-trace",
+      ["simulate default --trace x --latency soon"] = "%-%-latency: a time like 20ms",
+      ["frobnicate"] = "frobnicate",
+      [""] = "command",
+    }
+    for command, expected in pairs (cases) do
+      assert.matches ("^scan%-policy: .*" .. expected, fail (2, command))
+    end
+  end)
+
+  it ("names the file at fault", function ()
+    assert.matches ("%-%-trace: /no/such: No such file",
+                    fail (1, "simulate default --trace /no/such"))
+    assert.matches ("%-%-trace .*/t: trace: line 2: ",
+                    fail (1, "simulate default --trace " .. write ("t", "0 1\nx\n")))
+    assert.matches ("%-%-trace .*/t: there are no reads in it",
+                    fail (1, "simulate default --trace " .. write ("t", "# none\n")))
+    assert.matches ("nonesuch: neither a file nor a built%-in policy",
+                    fail (1, "run nonesuch"))
+  end)
+
+  it ("runs from another directory, through a link, and installed", function ()
+    local link = directory .. "/link"
+    os.execute (("ln -s %s/lua/bin/scan-policy %s"):format (here, link))
+    assert (os.execute (("cd / && %s %s list >%s/out"):format (LUA, link, directory)))
+    assert.matches ("default", read (directory .. "/out"))
+
+    local prefix = directory .. "/usr"
+    assert (os.execute (([[
+      mkdir -p P/bin P/share/lua/5.4
+      cp H/lua/bin/scan-policy P/bin
+      cp -r H/lua/scan P/share/lua/5.4
+      cp -r H/policies P/share/lua/5.4/scan]]):gsub ("%f[%w][PH]%f[/]",
+                                                     { P = prefix, H = here })))
+    assert (os.execute (("cd / && %s %s/bin/scan-policy check default >%s/out")
+                          :format (LUA, prefix, directory)))
+    assert.matches ("ok    loading it", read (directory .. "/out"))
+  end)
+end)

@@ -1,0 +1,62 @@
+-- lua/scan/file.lua: what scan.open gives to a policy.
+
+local file = require "scan.file"
+
+-- Hands out at most so many bytes at once, as a runner may.
+local function open (text, most)
+  return file.new (function (offset, count)
+    return text:sub (offset + 1, offset + math.min (count, most or count))
+  end)
+end
+
+local function lines_of (handle)
+  local lines = {}
+  for line in handle:lines () do lines[#lines + 1] = line end
+  return lines
+end
+
+describe ("scan.file", function ()
+  it ("reads all there is, and then an empty string", function ()
+    local text = ("0123456789"):rep (20000)
+    local handle = open (text, 4096)
+    assert.equal (text, handle:read ())
+    assert.equal ("", handle:read ())
+  end)
+
+  it ("reads as many bytes as asked for, then nil", function ()
+    local handle = open ("abcdefg", 2)
+    assert.equal ("abc", handle:read (3))
+    assert.equal ("defg", handle:read (100))
+    assert.is_nil (handle:read (1))
+    assert.equal ("", handle:read (0))
+  end)
+
+  it ("refuses a count that is none", function ()
+    for _, count in ipairs { -1, 1.5, "x", {} } do
+      assert.has_error (function () open ("abc"):read (count) end)
+    end
+  end)
+
+  it ("gives lines without their newlines, however they are cut up", function ()
+    for _, most in ipairs { 1, 2, 3, 100 } do
+      assert.same ({ "one", "", "three" }, lines_of (open ("one\n\nthree\n", most)))
+      assert.same ({ "one", "two" }, lines_of (open ("one\ntwo", most)))
+      assert.same ({}, lines_of (open ("", most)))
+    end
+  end)
+
+  it ("has lines longer than what is read at once", function ()
+    local long = ("x"):rep (200000)
+    assert.same ({ long, long }, lines_of (open (long .. "\n" .. long .. "\n")))
+  end)
+
+  it ("goes on with lines after a read", function ()
+    local handle = open ("head\none\ntwo\n", 3)
+    assert.equal ("head\n", handle:read (5))
+    assert.same ({ "one", "two" }, lines_of (handle))
+  end)
+
+  it ("keeps its metatable to itself", function ()
+    assert.equal ("file", getmetatable (open ("")))
+  end)
+end)

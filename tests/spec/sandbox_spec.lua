@@ -1,0 +1,276 @@
+-- lua/scan/sandbox.lua: the world that policies live in.
+
+local sandbox = require "scan.sandbox"
+
+local native, env, printed
+
+before_each (function ()
+  printed = {}
+  native = {
+    find_module = function (name) return nil, "looked for " .. name end,
+    find_policy = function (name) return nil, "no policy " .. name end,
+    open_file = function () return nil end,
+    print = function (line) printed[#printed + 1] = line end,
+    alive = function () end,
+  }
+  env = sandbox.new (native)
+end)
+
+-- Run code in the world, as a policy's chunk would be.
+local function run (code, ...)
+  return assert (load (code, "@policy.lua", "t", env)) (...)
+end
+
+local function failure (code)
+  local ok, message = pcall (run, code)
+  assert.is_false (ok)
+  return message
+end
+
+-- All that can be reached from a table, by path, without going up again.
+local function reach (t, path, seen, visit)
+  if seen[t] then return end
+  seen[t] = true
+  for name, value in pairs (t) do
+    visit (path .. tostring (name), value)
+    if type (value) == "table" then reach (value, path .. name .. ".", seen, visit) end
+  end
+end
+
+describe ("scan.sandbox", function ()
+  it ("has nothing but what is on the list", function ()
+    local allowed = { collectgarbage = true, load = true, print = true, require = true,
+                      setmetatable = true, xpcall = true, _G = true, scan = true,
+                      ["scan.open"] = true, ["scan.policy"] = true,
+                      ["scan.words"] = true, ["string.find"] = true,
+                      ["table.insert"] = true, ["table.remove"] = true,
+                      ["table.move"] = true, ["coroutine.create"] = true,
+                      ["coroutine.wrap"] = true, ["coroutine.close"] = true,
+                      ["coroutine.resume"] = true }
+    for _, name in ipairs (sandbox.BASE) do allowed[name] = true end
+    for library, names in pairs (sandbox.LIBRARIES) do
+      allowed[library] = true
+      for _, name in ipairs (names) do allowed[library .. "." .. name] = true end
+    end
+    local seen = {}
+    reach (env, "", {}, function (path) seen[path] = true end)
+    assert.same (allowed, seen)
+  end)
+
+  it ("does not have what reaches outside or runs without limits", function ()
+    for _, name in ipairs {
+      "io", "debug", "package", "dofile", "loadfile", "os.execute", "os.remove",
+      "os.exit", "os.getenv", "os.tmpname", "os.rename", "string.gsub", "string.match",
+      "string.gmatch", "string.dump",
+    } do
+      assert.is_nil (run ("return " .. name))
+    end
+  end)
+
+  it ("keeps the globals of two worlds apart, and away from ours", function ()
+    run ("made = 1; string.upper = nil; table.concat = nil")
+    assert.is_nil (rawget (_G, "made"))
+    assert.is_function (string.upper)
+    local other = sandbox.new (native)
+    assert.is_nil (other.made)
+    assert.is_function (other.string.upper)
+  end)
+
+  it ("finds plain text only", function ()
+    assert.same ({ 2, 2 }, { run ("return string.find ('a.b', '.')") })
+    assert.is_nil (run ("return string.find ('aaa', 'a+')"))
+    assert.equal (3, (run ("return string.find ('a.b.', '.', 3, false) and 3")))
+    assert.is_nil ((run ("return string.find ('aab', 'a*b', 1, false)")))
+  end)
+
+  it ("splits words", function ()
+    assert.same ({ "a", "bc", "d" }, sandbox.words (" a\tbc \n d"))
+    assert.same ({}, sandbox.words (" \n"))
+    assert.same ({ "x" }, run ("return scan.words ('x')"))
+  end)
+
+  it ("loads text, not binary chunks, into the policy's world", function ()
+    assert.equal (5, run ("return load ('return 5') ()"))
+    assert.is_true (run ("return load ('return _G') () == _G"))
+    assert.is_nil (run ("return load ('return io') ()"))
+    assert.equal (7, run ("return load ('return x', 'n', 't', { x = 7 }) ()"))
+    env.binary = string.dump (function () end)
+    assert.is_nil ((run ("return load (binary, 'b', 'b')")))
+    assert.is_nil ((run ("return load (binary)")))
+  end)
+
+  it ("refuses finalizers", function ()
+    assert.matches ("can't have finalizers", failure
+                      ("setmetatable ({}, { __gc = function () end })"))
+    assert.equal (3, run ("return setmetatable ({}, { __index = { x = 3 } }).x"))
+  end)
+
+  it ("counts memory but does not collect it", function ()
+    assert.is_number (run ("return collectgarbage ()"))
+    assert.is_number (run ("return collectgarbage ('stop')"))
+    assert.is_true (collectgarbage ("isrunning"))
+  end)
+
+  it ("prints through the runner, words with tabs between", function ()
+    run ("print (1, nil, 'x')  print ()")
+    assert.same ({ "1\tnil\tx", "" }, printed)
+  end)
+
+  it ("inserts, removes and moves like the library", function ()
+    assert.same ({ 1, 2, 3, 4 }, run [[
+      local t = { 1, 3 }
+      table.insert (t, 2, 2)
+      table.insert (t, 4)
+      return t]])
+    assert.same ({ 3, { 1, 2 } }, { run [[
+      local t = { 1, 2, 3 }
+      return table.remove (t), t]] })
+    for _, range in ipairs { "1, 3, 2", "2, 4, 1", "1, 4, 1", "1, 0, 1", "1, 3, 5" } do
+      local code = "local t = { 1, 2, 3, 4 } return table.move (t, " .. range .. ")"
+      assert.same (load (code) (), run (code))
+    end
+    assert.same ({ 9, 1, 2 }, run ("return table.move ({ 1, 2 }, 1, 2, 2, { 9 })"))
+  end)
+
+  it ("refuses tables that make up their length", function ()
+    local code = "local t = setmetatable ({}, { __len = function () return 2^40 end }) "
+    assert.matches ("with __len", failure (code .. "table.insert (t, 1, 1)"))
+    assert.matches ("with __len", failure (code .. "table.remove (t, 1)"))
+    assert.matches ("table expected, got nil", failure ("table.insert (nil, 1)"))
+  end)
+
+  describe ("once the policy's time is up", function ()
+    local dead
+
+    before_each (function ()
+      dead = false
+      native.alive = function () if dead then error ("too long", 0) end end
+      env = sandbox.new (native)
+      env.expire = function () dead = true end
+    end)
+
+    it ("makes, resumes and closes no more coroutines", function ()
+      for _, call in ipairs {
+        "coroutine.create (print)", "coroutine.wrap (print)", "coroutine.resume (co)",
+        "wrapped ()", "coroutine.close (co)",
+      } do
+        dead = false
+        assert.equal ("too long", failure (
+          "local co, wrapped = coroutine.create (print), coroutine.wrap (print)\n"
+          .. "expire () " .. call))
+      end
+    end)
+  end)
+
+  it ("wraps coroutines, and passes errors on", function ()
+    assert.equal (3, run [[
+      local f = coroutine.wrap (function (a) local b = coroutine.yield (a) return b end)
+      return f (1) + f (2)]])
+    assert.matches ("oops", failure
+                      ("coroutine.wrap (function () error ('oops') end) ()"))
+  end)
+
+  it ("calls xpcall's handler after the failure", function ()
+    assert.same ({ false, "H:x" }, { run [[
+      return xpcall (error, function (m) return 'H:' .. m end, 'x')]] })
+    assert.same ({ true, 1, nil, 3 }, { run [[
+      return xpcall (function (...) return ... end, print, 1, nil, 3)]] })
+  end)
+
+  describe ("require", function ()
+    it ("gives our modules, by name", function ()
+      native.find_module = function (name) return "", "@" .. name, name == "scan.args" end
+      assert.equal (require "scan.args", run ("return require 'scan.args'"))
+    end)
+
+    it ("runs a file beside the policy once, in its world", function ()
+      native.find_module = function (name)
+        return "count = (count or 0) + 1  return { name = ..., io = io }",
+          "@" .. name .. ".lua"
+      end
+      assert.same ({ name = "mine" }, run ("return require 'mine'"))
+      assert.is_true (run ("return require 'mine' == require 'mine'"))
+      assert.equal (1, env.count)
+    end)
+
+    it ("gives true for a module that returns nothing", function ()
+      native.find_module = function () return "", "@m" end
+      assert.is_true (run ("return require 'm'"))
+    end)
+
+    it ("names what it can't find, what goes round, and where it fails", function ()
+      assert.matches ("policy.lua:1: require: module 'x' not found: looked for x",
+                      failure ("require 'x'"))
+      assert.matches ("should be a string, got number", failure ("require (1)"))
+      native.find_module = function (name) return "require '" .. name .. "'", "@m" end
+      assert.matches ("'m' requires itself", failure ("require 'm'"))
+      native.find_module = function () return "x = = 1", "@bad.lua" end
+      assert.matches ("^bad.lua:1: ", failure ("require 'bad'"))
+    end)
+  end)
+
+  describe ("scan.open", function ()
+    it ("opens what the operator gave", function ()
+      native.open_file = function (name)
+        return function (offset, count)
+          return ("contents of " .. name):sub (offset + 1, offset + count)
+        end
+      end
+      assert.equal ("contents of trace", run ("return scan.open ('trace'):read ()"))
+    end)
+
+    it ("says how to give a file", function ()
+      assert.matches ("policy.lua:1: scan.open: no file 'trace' was given; "
+                      .. "use scan%-file%-trace=FILE", failure ("scan.open 'trace'"))
+    end)
+  end)
+
+  describe ("scan.policy", function ()
+    it ("loads another policy with arguments of its own", function ()
+      native.find_policy = function (name)
+        return "local a = ... return function () return a.x end", "@" .. name
+      end
+      assert.equal ("5", run ("return scan.policy ('other', { x = '5' }) ()"))
+      assert.is_nil (run ("return scan.policy ('other') ()"))
+    end)
+
+    it ("passes on why there is none", function ()
+      assert.matches ("policy.lua:1: no policy other", failure ("scan.policy 'other'"))
+    end)
+  end)
+
+  describe ("load", function ()
+    it ("hands the arguments to the chunk and returns its function", function ()
+      local run_it = sandbox.load (env, "local a = ... return function () return a.x end",
+                                   "@p.lua", { x = "1" })
+      assert.equal ("1", run_it ())
+    end)
+
+    it ("names the file in every error", function ()
+      assert.has_error (function () sandbox.load (env, "return 5", "@p.lua", {}) end,
+        "p.lua: a policy should return a function of the disk, or a table with a "
+        .. "function 'next', but it returned a number")
+      local ok, message = pcall (sandbox.load, env, "\nx = = 1", "@p.lua", {})
+      assert.is_false (ok)
+      assert.matches ("^p.lua:2: ", message)
+      ok, message = pcall (sandbox.load, env, "\nerror 'bad arg'", "@p.lua", {})
+      assert.is_false (ok)
+      assert.matches ("^p.lua:2: bad arg", message)
+    end)
+  end)
+
+  it ("seals the methods of strings", function ()
+    local meta = debug.getmetatable ("")
+    local index = meta.__index
+    finally (function () meta.__index, meta.__metatable = index, nil end)
+    sandbox.seal_strings (env)
+    local upper = run ("return ('x'):upper ()")
+    local ok, message = pcall (run, "return ('x'):match ('x')")
+    local lock = run ("return getmetatable ('')")
+    meta.__index, meta.__metatable = index, nil
+    assert.equal ("X", upper)
+    assert.is_false (ok)
+    assert.matches ("method 'match'", message)
+    assert.equal ("string", lock)
+  end)
+end)

@@ -1,0 +1,291 @@
+-- lua/scan/simulator.lua (with ranges.lua and events.lua): times worked out by hand.
+
+local simulator = require "scan.simulator"
+local testing = require "scan.testing"
+
+local HIT = simulator.HIT_SECONDS
+
+-- A source where a request of 100 bytes takes 1 s and then 1 s for its bytes.
+local function simulate (policy, trace, more)
+  local reads = {}
+  for i, read in ipairs (trace) do
+    reads[i] = { offset = read[1], count = read[2], idle = read[3] }
+  end
+  local options = {
+    policy = policy, traces = { reads }, size = 1000, block = 100,
+    source = { latency_seconds = 1, bandwidth = 100, slots = 2 },
+  }
+  for name, value in pairs (more or {}) do options[name] = value end
+  return simulator.run (options)
+end
+
+local function near (expected, actual)
+  assert.is_true (math.abs (expected - actual) < 1e-9,
+                  ("expected %s, got %s"):format (expected, actual))
+end
+
+local function prefetch (...)
+  local offsets = { ... }
+  return function (disk)
+    for _, offset in ipairs (offsets) do disk:prefetch (offset) end
+  end
+end
+
+describe ("scan.simulator", function ()
+  it ("takes latency and bandwidth for a read that misses", function ()
+    local result = simulate (nil, { { 0, 100 }, { 100, 50 } })
+    near (2 + 1.5, result.seconds)
+    assert.same ({ 0, 0, 2 }, { result.hits, result.late, result.misses })
+    assert.equal (150, result.demand_bytes)
+  end)
+
+  it ("waits the think times of the trace, or those it is told", function ()
+    near (2 + 10 + 2, simulate (nil, { { 0, 100 }, { 100, 100, 10 } }).seconds)
+    near (3 + 2 + 3 + 2, simulate (nil, { { 0, 100 }, { 100, 100, 10 } },
+                                   { think_seconds = 3 }).seconds)
+  end)
+
+  it ("has a hit on what was prefetched, whole", function ()
+    local result = simulate (prefetch (0), { { 10, 90, 5 } })
+    assert.same ({ 1, 0, 0 }, { result.hits, result.late, result.misses })
+    near (5 + HIT, result.seconds)
+    assert.equal (0, result.demand_bytes)
+  end)
+
+  it ("is late where a prefetch is under way", function ()
+    local result = simulate (prefetch (0), { { 10, 90, 0.5 } })
+    assert.same ({ 0, 1, 0 }, { result.hits, result.late, result.misses })
+    near (2, result.seconds)
+  end)
+
+  it ("misses if some bytes are nowhere, and asks for those only", function ()
+    local result = simulate (prefetch (0), { { 50, 100, 5 } })
+    assert.same ({ 0, 0, 1 }, { result.hits, result.late, result.misses })
+    assert.equal (50, result.demand_bytes)
+    near (5 + 1.5, result.seconds)
+  end)
+
+  it ("counts what was prefetched and never read", function ()
+    local result = simulate (prefetch (0, 100, 200), { { 50, 100, 20 } })
+    assert.equal (300, result.prefetched_bytes)
+    assert.equal (200, result.wasted_bytes)
+    assert.equal (100, result.wanted_bytes)
+  end)
+
+  it ("asks the source once for what is prefetched twice", function ()
+    local result = simulate (prefetch (0, 0, 50), { { 0, 100, 20 } })
+    assert.equal (150, result.prefetched_bytes)
+    assert.equal (3, #result.prefetches)
+  end)
+
+  it ("keeps what is read only if told", function ()
+    local trace = { { 0, 100 }, { 0, 100 } }
+    assert.equal (2, simulate (nil, trace).misses)
+    local result = simulate (nil, trace, { keep_reads = true })
+    assert.same ({ 1, 1 }, { result.misses, result.hits })
+    near (2 + HIT, result.seconds)
+  end)
+
+  it ("queues for the slots and for the link", function ()
+    -- Three reads at once, two slots: 1 s, the link for 1 s each, and the third
+    -- starts when the first is done.
+    local trace = { { 0, 100 }, { 100, 100 }, { 200, 100 } }
+    near (4, simulate (nil, trace, { depth = 3 }).seconds)
+    near (4, simulate (nil, trace, { depth = 3, source = {
+      latency_seconds = 1, bandwidth = 100, slots = 3 } }).seconds)
+    near (6, simulate (nil, trace, { depth = 3, source = {
+      latency_seconds = 1, bandwidth = 100, slots = 1 } }).seconds)
+  end)
+
+  it ("makes a client wait behind prefetches on the link", function ()
+    -- The prefetch has the link from 1 to 2; the read asked for at 0.
+    near (3, simulate (prefetch (0), { { 500, 100 } }).seconds)
+  end)
+
+  it ("shows the policy the reads, and ends it with the client", function ()
+    local seen, closed = {}, nil
+    simulate (function (disk)
+      repeat
+        disk:wait ()
+        for offset, count in disk:reads () do seen[#seen + 1] = { offset, count } end
+        closed = disk:closed ()
+      until closed
+    end, { { 0, 10 }, { 500, 10 } })
+    assert.same ({ { 0, 10 }, { 500, 10 } }, seen)
+    assert.is_true (closed)
+  end)
+
+  it ("lets preads take the source's time", function ()
+    local at, bytes
+    simulate (function (disk)
+      bytes = disk:pread (0, 100)
+      at = disk:now ()
+    end, { { 900, 10, 50 } }, { contents = ("x"):rep (100) })
+    near (2, at)
+    assert.equal (("x"):rep (100), bytes)
+  end)
+
+  it ("runs several prefetches at once with threads", function ()
+    local function last_done (threads)
+      local result = simulate (prefetch (0, 100), { { 900, 10, 50 } },
+                               { threads = threads, record = true })
+      return result.timeline[2].done
+    end
+    near (4, last_done (1))
+    near (3, last_done (2))
+  end)
+
+  it ("gives each client its scan, or all of them one", function ()
+    local reads = { { offset = 0, count = 10, idle = 30 } }
+    local function prefetches (background)
+      return #simulate (prefetch (0, 100), {}, { traces = { reads, reads },
+                                                 background = background }).prefetches
+    end
+    assert.equal (4, prefetches (false))
+    assert.equal (2, prefetches (true))
+  end)
+
+  it ("ends the shared scan with the last client", function ()
+    local short = { { offset = 0, count = 10 } }
+    local long = { { offset = 0, count = 10 }, { offset = 10, count = 10, idle = 100 } }
+    local at
+    simulate (function (disk)
+      repeat disk:wait () until disk:closed ()
+      at = disk:now ()
+    end, {}, { traces = { short, long }, background = true })
+    assert.is_true (at > 100)
+  end)
+
+  it ("knows what no policy can beat", function ()
+    near (1 + 1.5, simulate (nil, { { 0, 100 }, { 50, 100 } }).ideal_seconds)
+    near (1 + 7, simulate (nil, { { 0, 100 }, { 0, 100, 7 } }).ideal_seconds)
+  end)
+
+  it ("is never better than the ideal, and the same every time", function ()
+    local trace = require "scan.trace"
+    for _, name in ipairs { "nbdcopy", "blkid", "fsck", "debugfs-rdump" } do
+      local handle = assert (io.open ("tests/traces/" .. name .. ".log"))
+      local reads = trace.read (handle)
+      handle:close ()
+      for _, policy in ipairs { "default", "clock" } do
+        local function once ()
+          return simulator.run { policy = policy, traces = { reads }, threads = 3,
+                                 size = 2^26 | 0, record = true }
+        end
+        local first = once ()
+        assert.is_true (first.seconds >= first.ideal_seconds)
+        assert.equal (#reads, first.hits + first.late + first.misses)
+        assert.same (first, once ())
+      end
+    end
+  end)
+
+  it ("gives the prefetches that the test kit gives for the same schedule", function ()
+    -- A read begins 1.5 s in, while the first prefetch (2 s) is in flight.
+    local simulated = simulate ("ahead", { { 300, 100, 1.5 }, { 0, 1, 40 } })
+    local tested = testing.run { policy = "ahead", size = 1000, block = 100,
+                                 events = { { after = 1, read = { 300, 100 } } } }
+    assert.same (tested.prefetches, simulated.prefetches)
+    assert.same ({ 0, 4 }, { tested.prefetches[1][1] // 100,
+                             tested.prefetches[2][1] // 100 })
+  end)
+
+  it ("reports a policy's error, and the client goes on", function ()
+    local result = simulate (function () error ("oops") end, { { 0, 100 } })
+    assert.matches ("oops", result.error)
+    near (2, result.seconds)
+  end)
+
+  it ("gives up on a policy that never lets time pass", function ()
+    local ok, message = pcall (simulate, function (disk)
+      while true do disk:next_data (0) end
+    end, { { 0, 100 } }, { steps = 1000 })
+    assert.is_false (ok)
+    assert.matches ("gave up after 1000 requests", message)
+  end)
+
+  it ("tells of its progress", function ()
+    local reads, told = {}, {}
+    for i = 1, 25000 do reads[i] = { 0, 1 } end
+    simulate (prefetch (0), reads, { progress = function (done, all)
+      told[#told + 1] = { done < all, all }
+    end })
+    assert.is_true (#told >= 1)
+    assert.same ({ true, 25000 }, told[1])
+  end)
+
+  it ("refuses what can't be", function ()
+    local function refused (trace, more)
+      local ok, message = pcall (simulate, nil, trace, more)
+      assert.is_false (ok)
+      return message
+    end
+    assert.matches ("read 2 %(offset 950, count 100%) is outside the disk",
+                    refused { { 0, 1 }, { 950, 100 } })
+    assert.matches ("traces: at least one", refused ({}, { traces = {} }))
+    for name, value in pairs { latency_seconds = -1, bandwidth = 0, slots = 0 } do
+      assert.matches ("source." .. name, refused ({ { 0, 1 } },
+                                                  { source = { [name] = value } }))
+    end
+  end)
+
+  it ("does nothing for a client that reads nothing", function ()
+    assert.equal (0, simulate (nil, {}).seconds)
+  end)
+end)
+
+describe ("scan.ranges", function ()
+  local ranges = require "scan.ranges"
+
+  it ("agrees with a plain list of bytes", function ()
+    local place = 7
+    local function random (most)
+      place = (place * 1103515245 + 12345) % 2147483648
+      return place // 65536 % most
+    end
+    local set, bytes = ranges.new (), {}
+    for _ = 1, 300 do
+      local first = random (200)
+      local after = first + random (12)
+      set:add (first, after)
+      for i = first, after - 1 do bytes[i] = true end
+      local from, to = random (100), 100 + random (120)
+      local missing, expected = {}, {}
+      for _, gap in ipairs (set:missing (from, to)) do
+        assert.is_true (gap.first < gap.after)
+        for i = gap.first, gap.after - 1 do missing[#missing + 1] = i end
+      end
+      for i = from, to - 1 do
+        if not bytes[i] then expected[#expected + 1] = i end
+      end
+      assert.same (expected, missing)
+      for i = 2, #set.list do
+        assert.is_true (set.list[i - 1].after < set.list[i].first)
+      end
+    end
+    local count = 0
+    for _ in pairs (bytes) do count = count + 1 end
+    assert.equal (count, set:bytes ())
+  end)
+end)
+
+describe ("scan.events", function ()
+  it ("come out in order of time, then of putting in", function ()
+    local list = require "scan.events".new ()
+    local place, times = 3, {}
+    for i = 1, 200 do
+      place = (place * 1103515245 + 12345) % 2147483648
+      times[i] = { place // 65536 % 20, i }
+      list:add (times[i][1], times[i])
+    end
+    table.sort (times, function (a, b)
+      return a[1] < b[1] or a[1] == b[1] and a[2] < b[2]
+    end)
+    for i = 1, 200 do
+      assert.equal (times[i][1], list:next_seconds ())
+      assert.equal (times[i], (list:take ()))
+    end
+    assert.is_nil (list:take ())
+    assert.is_nil (list:next_seconds ())
+  end)
+end)

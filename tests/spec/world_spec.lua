@@ -1,0 +1,188 @@
+-- lua/scan/world.lua: policies loaded outside the filter live by its rules.
+
+local testing = require "scan.testing"
+local world = require "scan.world"
+
+local directory
+
+setup (function ()
+  directory = os.tmpname ()
+  os.remove (directory)
+  assert (os.execute ("mkdir " .. directory .. " " .. directory .. "/lib"))
+end)
+
+teardown (function () os.execute ("rm -r " .. directory) end)
+
+local function write (name, text)
+  local path = directory .. "/" .. name
+  local handle = assert (io.open (path, "w"))
+  handle:write (text)
+  handle:close ()
+  return path
+end
+
+local function failure (options)
+  local ok, message = pcall (world.load, options)
+  assert.is_false (ok)
+  return message
+end
+
+describe ("scan.world", function ()
+  it ("finds a file before a built-in, and a built-in with or without .lua", function ()
+    local _, path = world.find ("default")
+    assert.matches ("policies/default.lua$", path)
+    assert.equal (path, select (2, world.find ("default.lua")))
+    local own = write ("default", "return 1")
+    assert.equal ("return 1", (world.find (own)))
+  end)
+
+  it ("lists the built-ins where there is no such policy", function ()
+    local text, message = world.find ("nonesuch")
+    assert.is_nil (text)
+    assert.matches ("nonesuch: neither a file nor a built%-in policy", message)
+    assert.matches ("ahead, .*default, .*forever", message)
+    assert.matches ("No such file", select (2, world.find ("./nonesuch")))
+    assert.matches ("Is a directory", select (2, world.find (directory)))
+  end)
+
+  it ("lists the built-ins, each with a sentence", function ()
+    local seen = {}
+    for _, policy in ipairs (world.list ()) do
+      seen[policy.name] = true
+      assert.matches ("^%l.*%.$", policy.about)
+    end
+    assert.is_true (seen.default and seen.ahead and seen.clock and seen.forever)
+  end)
+
+  it ("skips an interpreter line, and keeps the lines' numbers", function ()
+    local path = write ("run.lua", "#!/usr/bin/lua\nerror 'here'\n")
+    assert.matches ("run.lua:2: here", failure { policy = path })
+  end)
+
+  it ("takes strings only as arguments", function ()
+    assert.matches ("args: strings expected, as in scan%-arg%-NAME=VALUE, got %[n%] = 5",
+                    failure { policy = "default", args = { n = 5 } })
+  end)
+
+  describe ("require", function ()
+    local function required (name)
+      return world.load {
+        policy = write ("p.lua", "return { next = print, m = require '" .. name .. "' }"),
+      }
+    end
+
+    it ("finds our modules and files beside the policy", function ()
+      required ("scan.args")
+      write ("mine.lua", "return {}")
+      write ("lib/deep.lua", "return {}")
+      required ("mine")
+      required ("lib.deep")
+    end)
+
+    it ("does not find the kit, which the filter has not", function ()
+      local path = write ("p.lua", "return require 'scan.testing'")
+      assert.matches ("'scan.testing' not found: the filter does not have it",
+                      failure { policy = path })
+    end)
+
+    it ("does not lead out of the directory", function ()
+      write ("mine.lua", "return {}")
+      for _, name in ipairs { "..mine", ".mine", "mine.", "lib/../mine", "", "a b" } do
+        local path = write ("lib/p.lua", ("return require %q"):format (name))
+        assert.matches ("words joined by dots", failure { policy = path })
+      end
+    end)
+  end)
+
+  it ("seals the methods of strings while the policy runs, and only then", function ()
+    local path = write ("p.lua", [[
+      return function (disk)
+        disk:prefetch (0)
+        local ok = pcall (function () return ("x"):match ("x") end)
+        assert (not ok and ("x"):upper () == "X")
+        error ("as it should")
+      end]])
+    local scan = testing.scan { policy = path, size = 100 }
+    scan:step ()
+    assert.equal ("x", ("x"):match ("x"))
+    scan:step ()
+    assert.equal ("x", ("x"):match ("x"))
+    assert.matches ("as it should", scan.error)
+  end)
+
+  it ("seals them while the chunk is loaded, and unseals them after an error", function ()
+    local path = write ("p.lua", "return ('x'):gsub ('x', 'y')")
+    assert.matches ("method 'gsub'", failure { policy = path })
+    assert.equal ("y", (("x"):gsub ("x", "y")))
+  end)
+
+  it ("prints where it is told, unsealed", function ()
+    local lines = {}
+    world.load { policy = write ("p.lua", "print ('a', 1) return print"),
+                 print = function (line) lines[#lines + 1] = line:match ("a.*") end }
+    assert.same ({ "a\t1" }, lines)
+  end)
+
+  it ("finds the globals that a policy makes", function ()
+    local w = world.load { policy = write ("p.lua", [[
+      b = 1
+      return function () a = 1 end]]) }
+    testing.run { world = w, size = 1 }
+    assert.same ({ "a", "b" }, w:new_globals ())
+    assert.same ({}, world.load { policy = "default" }:new_globals ())
+  end)
+
+  it ("refuses a chunk that prefetches by itself", function ()
+    local path = write ("p.lua", "coroutine.yield ('prefetch', 0, 1) return print")
+    assert.matches ("asked for something while it was loaded", failure { policy = path })
+  end)
+
+  describe ("stops a policy that loops", function ()
+    local limit
+
+    before_each (function ()
+      limit = world.LIMIT_INSTRUCTIONS
+      world.LIMIT_INSTRUCTIONS = 2000000
+    end)
+
+    after_each (function () world.LIMIT_INSTRUCTIONS = limit end)
+
+    for name, code in pairs {
+      ["while it runs"] = "while true do end",
+      ["though it catches errors"] =
+        "while true do pcall (function () while true do end end) end",
+      ["in a coroutine of its own"] =
+        "coroutine.wrap (function () while true do end end) ()",
+      ["in a coroutine in a coroutine, caught"] = [[
+        coroutine.wrap (function ()
+          while true do
+            pcall (coroutine.wrap (function () while true do end end))
+          end
+        end) ()]],
+    } do
+      it (name, function ()
+        local path = write ("p.lua", "return function (disk) " .. code .. " end")
+        local result = testing.run { policy = path, size = 1 }
+        assert.matches ("ran 2 million instructions without coming back", result.error)
+      end)
+    end
+
+    it ("while it is loaded", function ()
+      assert.matches ("million instructions",
+                      failure { policy = write ("p.lua", "while true do end") })
+    end)
+
+    it ("but counts each turn by itself", function ()
+      local path = write ("p.lua", [[
+        return function (disk)
+          for _ = 1, 5 do
+            for _ = 1, 1000000 do end
+            disk:prefetch (0)
+          end
+        end]])
+      local result = testing.run { policy = path, size = 1 }
+      assert.is_nil (result.error)
+      assert.equal (5, #result.prefetches)
+    end)
+  end)
+end)
