@@ -326,8 +326,12 @@ class Server:
         """Let a held request go, with success or with an errno."""
         self.send (f"release {call.id} {errno}")
 
-    def wait_joined (self, tid):
-        """Wait until some thread of the server waits for thread tid to end.
+    def wait_calls (self, count, op):
+        """Wait until that many requests of a kind have begun."""
+        self._wait (lambda: len (self.calls (op)) >= count, f"{count} x {op}")
+
+    def wait_joined (self, *tids):
+        """Wait until some thread of the server waits for one of these to end.
 
         pthread_join makes the kernel wait on the word that holds the id of the
         other thread, as long as it holds that id: FUTEX_WAIT or its _BITSET form,
@@ -342,10 +346,10 @@ class Server:
                 except OSError:
                     continue        # it has ended
                 if len (words) > 4 and int (words[2], 16) & 0xff in (0, 9) \
-                   and int (words[3], 16) == tid:
+                   and int (words[3], 16) in tids:
                     return True
             return False
-        self.poll (joining, f"a pthread_join of thread {tid}")
+        self.poll (joining, "a pthread_join of a thread of " + str (tids))
 
     # Ending:
 
