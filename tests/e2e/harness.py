@@ -362,7 +362,7 @@ class Server:
     def kill (self):
         self.process.kill ()
         self.process.wait ()
-        self.reader.join ()
+        self.reader.join (PATIENCE_SECS)
         self.release_all ()
         shutil.rmtree (self.dir)
 
@@ -391,7 +391,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill ()
             raise AssertionError ("nbdkit did not stop; " + self._tail ())
-        self.reader.join ()
+        self.reader.join (PATIENCE_SECS)
         reports = reported (self.dir)
         shutil.rmtree (self.dir)
         assert not reports, reports
