@@ -40,7 +40,14 @@ endif
 NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
 LUA_CFLAGS    = $(shell $(PKG_CONFIG) --cflags lua5.4)
 LUA_LIBS      = $(shell $(PKG_CONFIG) --libs lua5.4)
+
+# Filters have one place, whatever the PREFIX: nbdkit looks nowhere else.
 FILTERDIR     = $(shell $(PKG_CONFIG) --variable=filterdir nbdkit)
+BINDIR        = $(PREFIX)/bin
+LUADIR        = $(PREFIX)/share/lua/5.4
+MANDIR        = $(PREFIX)/share/man
+DOCDIR        = $(PREFIX)/share/doc/nbdkit-scan-filter-lua
+COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 
 ifneq ($(V),1)
 Q := @
@@ -74,7 +81,6 @@ embedded_lua := \
 	lua/scan/sandbox.lua \
 	lua/scan/sequential.lua \
 	lua/scan/trace.lua \
-	lua/scan/units.lua \
 	$(sort $(wildcard policies/*.lua))
 
 filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
@@ -157,11 +163,66 @@ run-check-tsan: $(test_objects)
 run-check-valgrind: filter $(test_objects)
 	$(Q)CHECK_WITH=valgrind tests/run --only e2e
 
+# -- install -------------------------------------------------------------------
+
+# Pages that are not of section 1.
+section_nbdkit-scan-policy := 3
+
+man_pages := $(foreach page,$(patsubst docs/%.pod,%,$(wildcard docs/*.pod)), \
+	build/man/$(page).$(or $(section_$(page)),1))
+
+VERSION := $(shell sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)
+
+define pod2man
+	$(call SAY,MAN,$@)
+	@mkdir -p $(@D)
+	$(Q)pod2man --section=$(subst .,,$(suffix $@)) --name='$(basename $(@F))' \
+	  --center='nbdkit' --release='nbdkit-scan-filter-lua $(VERSION)' \
+	  --date="$$(date -u -d "$$(sed -n '/^ -- .*>  /{s///p;q}' debian/changelog)" \
+	             +%Y-%m-%d)" --utf8 --errors=die $< $@
+endef
+
+build/man/%.1: docs/%.pod debian/changelog
+	$(pod2man)
+build/man/%.3: docs/%.pod debian/changelog
+	$(pod2man)
+
+# Everything under STAGE as it is to be under /.  Packages begin with this.
+STAGE = build/stage
+
+run-stage: filter $(man_pages)
+	$(Q)rm -rf '$(STAGE)'
+	$(Q)install -d '$(STAGE)$(FILTERDIR)' '$(STAGE)$(BINDIR)' \
+	  '$(STAGE)$(LUADIR)/scan/policies' '$(STAGE)$(MANDIR)/man1' \
+	  '$(STAGE)$(MANDIR)/man3' '$(STAGE)$(DOCDIR)' '$(STAGE)$(COMPLETIONDIR)'
+	$(Q)install -m 644 $(B)/nbdkit-scan-filter.so '$(STAGE)$(FILTERDIR)/'
+	$(Q)install -m 755 lua/bin/scan-policy '$(STAGE)$(BINDIR)/'
+	$(Q)install -m 644 lua/scan/*.lua '$(STAGE)$(LUADIR)/scan/'
+	$(Q)install -m 644 policies/*.lua '$(STAGE)$(LUADIR)/scan/policies/'
+	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
+	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
+	$(Q)install -m 644 $(wildcard README.md docs/*.md) LICENSE '$(STAGE)$(DOCDIR)/'
+	$(Q)install -m 644 completion/* '$(STAGE)$(COMPLETIONDIR)/'
+
+# What is there already is kept, and brought back; see packaging/place.
+manifest = $(PREFIX)/share/nbdkit-scan-filter-lua/installed
+
+run-install: run-stage
+	$(Q)packaging/place install '$(STAGE)' '$(manifest)' '$(DESTDIR)'
+
+run-uninstall:
+	$(Q)packaging/place uninstall '$(manifest)' '$(DESTDIR)'
+
 # -- lint ----------------------------------------------------------------------
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck .ci/run
+	$(Q)shellcheck .ci/run tests/matrix packaging/place completion/*
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*.d)
+
+# -- each Debian ---------------------------------------------------------------
+
+run-check-matrix:
+	$(Q)tests/matrix

@@ -5,11 +5,10 @@
  * raise a Lua error runs in a protected call.  Outside of those, only functions
  * of the Lua API that neither raise nor allocate are used.
  *
- * On the registry of the state: LOAD and MAIN, the two functions that boot.lua
- * returned, and RUN, the policy as a function of the disk.  Each scan holds one
- * reference, to a userdata (struct box) whose user value is its coroutine.  A
- * policy may keep the disk of a scan that has ended; its functions find the box
- * empty then.
+ * On the registry of the state: MAIN, the function that boot.lua returned, and
+ * RUN, the policy as a function of the disk.  Each scan holds one reference, to
+ * a userdata (struct box) whose user value is its coroutine.  A policy may keep
+ * the disk of a scan that has ended; its functions find the box empty then.
  */
 
 #include <errno.h>
@@ -34,8 +33,13 @@
 #error "this filter needs Lua 5.4"
 #endif
 
-/* Lua instructions between two looks at the clock: 50 to 200 us. */
-#define HOOK_INSTRUCTIONS 10000
+/* Lua instructions between two looks at the clock, at most: 50 to 200 us if
+ * they are ordinary ones.  But one instruction can compare, copy or collect all
+ * that the policy keeps in memory, so that there are fewer of them the more that
+ * is: this many bytes times instructions are at most a few tenths of a second.
+ */
+#define LOOK_INSTRUCTIONS_MAX 8192
+#define LOOK_BYTES_INSTRUCTIONS (UINT64_C (512) * 1024 * 1024)
 
 /* Once its client has gone, a decision may take this much longer, and a scan
  * waits this long for its last turn.
@@ -47,6 +51,9 @@
 
 /* Memory beyond the limit with which a failure is described. */
 #define REPORT_BYTES (256 * 1024)
+
+/* Of a policy's error message, in bytes; the rest is not shown. */
+#define MESSAGE_MAX 2000
 
 enum kill_reason { ALIVE, TIMED_OUT, CLIENT_GONE };
 
@@ -60,11 +67,15 @@ struct vm {
   /* Protected by lock. */
   lua_State *L;                 /* NULL before loading and after a failure */
   size_t used_bytes, limit_bytes;
-  int load_ref, main_ref, run_ref;
+  int main_ref, run_ref;
   bool loaded;
   char *error;                  /* set once */
   /* The decision in progress. */
   const struct vm_driver *driver;
+  lua_State *running;           /* the innermost coroutine, or NULL */
+  int look_instructions;        /* between two looks at the clock */
+  size_t look_bytes;            /* look at once when more memory is used */
+  bool refused;                 /* for the limit's sake, in this decision */
   uint64_t started_ns, gone_ns; /* 0: not looked at yet */
   enum kill_reason killed;
   char killed_at[LUA_IDSIZE + 16];
@@ -96,12 +107,27 @@ struct vm_scan {
   const struct vm_failure *failures;
   size_t nr_failures, next_failure;
 
+  atomic_bool has_ended;        /* driver may not be used any more */
   struct vm_scan *next_ended;   /* belongs to whoever holds the list */
 };
 
 static const char OUT_OF_MEMORY[] = "out of memory";
 
 /* -- limits ---------------------------------------------------------------- */
+
+static void hook (lua_State *L, lua_Debug *ar);
+
+/* How often to look at the clock depends on how much memory is used. */
+static void
+set_look_interval (struct vm *vm)
+{
+  int n = LOOK_INSTRUCTIONS_MAX;
+
+  while (n > 1 && (uint64_t) n * vm->used_bytes > LOOK_BYTES_INSTRUCTIONS)
+    n /= 2;
+  vm->look_instructions = n;
+  vm->look_bytes = 2 * vm->used_bytes;
+}
 
 static void *
 alloc (void *opaque, void *ptr, size_t old_size, size_t new_size)
@@ -117,12 +143,21 @@ alloc (void *opaque, void *ptr, size_t old_size, size_t new_size)
     return NULL;
   }
   if (new_size > old_size &&
-      new_size - old_size > vm->limit_bytes - vm->used_bytes)
+      new_size - old_size > vm->limit_bytes - vm->used_bytes) {
+    vm->refused = true;
     return NULL;
+  }
   p = realloc (ptr, new_size);
-  if (p == NULL)
-    return new_size <= old_size ? ptr : NULL; /* Lua relies on shrinking */
+  if (p == NULL) {
+    if (new_size > old_size)
+      return NULL;
+    p = ptr;                    /* Lua relies on shrinking */
+  }
   vm->used_bytes += new_size - old_size;
+  if (vm->used_bytes > vm->look_bytes && vm->running != NULL) {
+    set_look_interval (vm);
+    lua_sethook (vm->running, hook, LUA_MASKCOUNT, 1); /* may be called anywhere */
+  }
   return p;
 }
 
@@ -133,46 +168,87 @@ vm_of (lua_State *L)
   return *(struct vm **) lua_getextraspace (L);
 }
 
-static int
-raise_killed (lua_State *L)
+/* Fill in source and line of the innermost function that is the policy's own,
+ * or else of the innermost in Lua.  Returns false if there is none.
+ */
+static bool
+find_place (lua_State *co, lua_Debug *ar)
 {
-  return luaL_error (L, "the policy was stopped");
+  int level, ours = -1;
+
+  for (level = 0; lua_getstack (co, level, ar); ++level) {
+    lua_getinfo (co, "Sl", ar);
+    if (ar->currentline > 0) {
+      if (strncmp (ar->source, "@lua/scan/", strlen ("@lua/scan/")) != 0)
+        return true;
+      if (ours == -1)
+        ours = level;
+    }
+  }
+  return ours >= 0 && lua_getstack (co, ours, ar) &&
+    lua_getinfo (co, "Sl", ar);
 }
 
-/* Runs after every HOOK_INSTRUCTIONS.  A policy may catch the error, so once
- * it is over the hook runs after every instruction.
- */
+/* Look at the clock, and whether the client is still there. */
 static void
-hook (lua_State *L, lua_Debug *ar)
+look (struct vm *vm, lua_State *L)
 {
-  struct vm *vm = vm_of (L);
   const uint64_t now = clock_now_ns ();
-  lua_Debug where;
+  lua_Debug ar;
 
-  (void) ar;
+  if (vm->killed != ALIVE)
+    return;
   if (vm->started_ns == 0)
     vm->started_ns = now;
   if (vm->gone_ns == 0 && vm->driver != NULL &&
       vm->driver->gone (vm->driver->opaque))
     vm->gone_ns = now;
 
-  if (vm->killed == ALIVE) {
-    if (now - vm->started_ns > vm->config.timeout_ns)
-      vm->killed = TIMED_OUT;
-    else if (vm->gone_ns != 0 && now - vm->gone_ns > GONE_GRACE_NS)
-      vm->killed = CLIENT_GONE;
-    if (vm->killed != ALIVE && lua_getstack (L, 0, &where) &&
-        lua_getinfo (L, "Sl", &where))
-      snprintf (vm->killed_at, sizeof vm->killed_at, "%s:%d: ",
-                where.short_src, where.currentline);
-  }
+  if (now - vm->started_ns > vm->config.timeout_ns)
+    vm->killed = TIMED_OUT;
+  else if (vm->gone_ns != 0 && now - vm->gone_ns > GONE_GRACE_NS)
+    vm->killed = CLIENT_GONE;
+  if (vm->killed != ALIVE && find_place (L, &ar))
+    snprintf (vm->killed_at, sizeof vm->killed_at, "%s:%d: ", ar.short_src,
+              ar.currentline);
+}
+
+static int
+raise_killed (lua_State *L)
+{
+  return luaL_error (L, "the policy was stopped");
+}
+
+/* Runs after every look_instructions.  A policy may catch the error, so once it
+ * is over the hook runs after every instruction.
+ */
+static void
+hook (lua_State *L, lua_Debug *ar)
+{
+  struct vm *vm = vm_of (L);
+
+  (void) ar;
+  look (vm, L);
   if (vm->killed != ALIVE) {
     lua_sethook (L, hook, LUA_MASKCOUNT, 1);
     raise_killed (L);
   }
-  else if (lua_gethookcount (L) != HOOK_INSTRUCTIONS)
-    /* A coroutine that outlived an earlier decision that was stopped. */
-    lua_sethook (L, hook, LUA_MASKCOUNT, HOOK_INSTRUCTIONS);
+  set_look_interval (vm);
+  if (lua_gethookcount (L) != vm->look_instructions)
+    lua_sethook (L, hook, LUA_MASKCOUNT, vm->look_instructions);
+}
+
+/* This coroutine runs from now on.  Its hook may be from a time when less
+ * memory was used.
+ */
+static void
+enter (struct vm *vm, lua_State *co)
+{
+  vm->running = co;
+  if (vm->killed != ALIVE)
+    lua_sethook (co, hook, LUA_MASKCOUNT, 1);
+  else if (lua_gethookcount (co) > vm->look_instructions)
+    lua_sethook (co, hook, LUA_MASKCOUNT, vm->look_instructions);
 }
 
 /* Begin a decision.  driver is NULL while a policy is loaded at start-up. */
@@ -180,6 +256,7 @@ static void
 begin_decision (struct vm *vm, const struct vm_driver *driver)
 {
   vm->driver = driver;
+  vm->refused = false;
   vm->started_ns = vm->gone_ns = 0;
   vm->killed = ALIVE;
   vm->killed_at[0] = '\0';
@@ -191,9 +268,97 @@ begin_decision (struct vm *vm, const struct vm_driver *driver)
 static int
 native_alive (lua_State *L)
 {
-  if (vm_of (L)->killed != ALIVE)
+  struct vm *vm = vm_of (L);
+
+  look (vm, L);
+  if (vm->killed != ALIVE)
     return raise_killed (L);
   return 0;
+}
+
+/* native.resume (co, ...): as coroutine.resume, but that a coroutine that was
+ * stopped stops its caller too.
+ */
+static int
+native_resume (lua_State *L)
+{
+  struct vm *vm = vm_of (L);
+  lua_State *co = lua_tothread (L, 1);
+  const int n = lua_gettop (L) - 1;
+  int status, results;
+
+  luaL_argexpected (L, co != NULL, 1, "coroutine");
+  if (!lua_checkstack (co, n))
+    return luaL_error (L, "too many arguments to resume");
+  lua_xmove (L, co, n);
+  enter (vm, co);
+  status = lua_resume (co, L, n, &results);
+  enter (vm, L);
+  if (vm->killed != ALIVE)
+    return raise_killed (L);
+  if (status != LUA_OK && status != LUA_YIELD)
+    results = 1;                /* the error value */
+  if (!lua_checkstack (L, results + 1)) {
+    lua_pop (co, results);
+    return luaL_error (L, "too many results to resume");
+  }
+  lua_xmove (co, L, results);
+  lua_pushboolean (L, status == LUA_OK || status == LUA_YIELD);
+  lua_insert (L, -results - 1);
+  return results + 1;
+}
+
+/* native.close (co): as coroutine.close, for one that is suspended. */
+static int
+native_close (lua_State *L)
+{
+  struct vm *vm = vm_of (L);
+  lua_State *co = lua_tothread (L, 1);
+  int status;
+
+  luaL_argexpected (L, co != NULL && co != L, 1, "coroutine");
+  enter (vm, co);
+#if LUA_VERSION_RELEASE_NUM >= 50406
+  status = lua_closethread (co, L);
+#else
+  status = lua_resetthread (co);
+#endif
+  enter (vm, L);
+  if (vm->killed != ALIVE)
+    return raise_killed (L);
+  lua_pushboolean (L, status == LUA_OK);
+  if (status == LUA_OK)
+    return 1;
+  lua_xmove (co, L, 1);
+  return 2;
+}
+
+/* native.find (string, text, init): where the text is, first and last byte, or
+ * nil.  string.find takes a time that grows with the product of both lengths.
+ */
+static int
+native_find (lua_State *L)
+{
+  size_t length, text_length, start;
+  const char *string = luaL_checklstring (L, 1, &length);
+  const char *text = luaL_checklstring (L, 2, &text_length);
+  const char *found = NULL;
+  lua_Integer init = luaL_optinteger (L, 3, 1);
+
+  if (init < 0 && (lua_Unsigned) -(init + 1) < length)
+    init += length + 1;
+  else if (init < 1)
+    init = 1;
+  start = init - 1;
+  if (start <= length)
+    found = memmem (string + start, length - start, text, text_length);
+  if (found == NULL) {
+    luaL_pushfail (L);
+    return 1;
+  }
+  lua_pushinteger (L, found - string + 1);
+  lua_pushinteger (L, found - string + text_length);
+  return 2;
 }
 
 /* native.print (string) */
@@ -236,13 +401,21 @@ native_find_module (lua_State *L)
   return push_text (L, library_module (luaL_checkstring (L, 1), error), error);
 }
 
-/* native.find_policy (name) */
+/* native.find_policy (name): a path only if the operator wrote it, as an
+ * argument of the policy.
+ */
 static int
 native_find_policy (lua_State *L)
 {
+  const struct vm_config *config = &vm_of (L)->config;
+  const char *name = luaL_checkstring (L, 1);
   char error[LIBRARY_ERROR_MAX] = "";
+  size_t i;
 
-  return push_text (L, library_policy (luaL_checkstring (L, 1), error), error);
+  for (i = 0; i < config->nr_args; ++i)
+    if (strcmp (config->args[i].value, name) == 0)
+      return push_text (L, library_policy (name, error), error);
+  return push_text (L, library_neighbour (name, error), error);
 }
 
 /* read_at (offset, count): upvalue is the text. */
@@ -279,6 +452,9 @@ native_open_file (lua_State *L)
 
 static const luaL_Reg native[] = {
   { "alive",       native_alive },
+  { "resume",      native_resume },
+  { "close",       native_close },
+  { "find",        native_find },
   { "print",       native_print },
   { "find_module", native_find_module },
   { "find_policy", native_find_policy },
@@ -295,6 +471,9 @@ check_scan (lua_State *L)
 
   if (box->scan == NULL)
     luaL_error (L, "this disk belongs to a scan that has ended");
+  /* Another scan may end at any moment, and what its driver needs with it. */
+  if (box->scan->driver != vm_of (L)->driver)
+    luaL_error (L, "this disk belongs to another scan");
   return box->scan;
 }
 
@@ -387,9 +566,12 @@ static int
 driver_closed (lua_State *L)
 {
   struct box *box = lua_touserdata (L, lua_upvalueindex (1));
+  struct vm_scan *scan = box->scan;
 
-  lua_pushboolean (L, box->scan == NULL ||
-                   box->scan->driver->closed (box->scan->driver->opaque));
+  lua_pushboolean (L, scan == NULL ? true
+                   : scan->driver == vm_of (L)->driver
+                   ? scan->driver->closed (scan->driver->opaque)
+                   : atomic_load (&scan->has_ended));
   return 1;
 }
 
@@ -482,36 +664,47 @@ push_driver (lua_State *L, int box, const struct vm_driver *driver)
 
 /* -- protected calls ------------------------------------------------------- */
 
-/* Message handler: adds a traceback to a string; other values are described by
- * keep_error.
- */
+/* Push what to say of an error value. */
+static void
+push_description (lua_State *L, int index)
+{
+  size_t length;
+  const char *s;
+
+  if (lua_type (L, index) == LUA_TSTRING) {
+    s = lua_tolstring (L, index, &length);
+    lua_pushlstring (L, s, length < MESSAGE_MAX ? length : MESSAGE_MAX);
+    if (length > MESSAGE_MAX) {
+      lua_pushliteral (L, "...");
+      lua_concat (L, 2);
+    }
+  }
+  else if (lua_type (L, index) == LUA_TNUMBER)
+    luaL_tolstring (L, index, NULL);
+  else
+    lua_pushfstring (L, "(error object is a %s value)",
+                     luaL_typename (L, index));
+}
+
+/* Message handler: adds a traceback. */
 static int
 add_traceback (lua_State *L)
 {
-  if (lua_type (L, 1) == LUA_TSTRING)
-    luaL_traceback (L, L, lua_tostring (L, 1), 1);
-  else {
-    lua_pushfstring (L, "(error object is a %s value)", luaL_typename (L, 1));
-    luaL_traceback (L, L, lua_tostring (L, -1), 1);
-  }
+  push_description (L, 1);
+  luaL_traceback (L, L, lua_tostring (L, -1), 1);
   return 1;
 }
 
-/* Push "FILE:LINE: " of the innermost Lua function of a coroutine. */
+/* Push "FILE:LINE: " of where a coroutine is. */
 static void
 push_where (lua_State *L, lua_State *co)
 {
   lua_Debug ar;
-  int level;
 
-  for (level = 0; lua_getstack (co, level, &ar); ++level) {
-    lua_getinfo (co, "Sl", &ar);
-    if (ar.currentline > 0) {
-      lua_pushfstring (L, "%s:%d: ", ar.short_src, ar.currentline);
-      return;
-    }
-  }
-  lua_pushliteral (L, "");
+  if (find_place (co, &ar))
+    lua_pushfstring (L, "%s:%d: ", ar.short_src, ar.currentline);
+  else
+    lua_pushliteral (L, "");
 }
 
 /* Describe why a coroutine stopped: its error value is argument 1, the
@@ -525,15 +718,18 @@ describe_error (lua_State *L)
   const char *message = lua_touserdata (L, 3);
 
   if (message != NULL) {
-    push_where (L, co);
+    if (vm_of (L)->killed_at[0] != '\0')
+      lua_pushstring (L, vm_of (L)->killed_at);
+    else
+      push_where (L, co);
     lua_pushstring (L, message);
     lua_concat (L, 2);
   }
   else if (lua_type (L, 1) == LUA_TSTRING)
-    lua_pushvalue (L, 1);
+    push_description (L, 1);
   else {
     push_where (L, co);
-    lua_pushfstring (L, "(error object is a %s value)", luaL_typename (L, 1));
+    push_description (L, 1);
     lua_concat (L, 2);
   }
   luaL_traceback (L, co, lua_tostring (L, -1), 0);
@@ -618,7 +814,8 @@ make_scan (lua_State *L)
   box->scan = NULL;
   co = lua_newthread (L);                       /* box co */
   lua_setiuservalue (L, 1, 1);                  /* box */
-  luaL_checkstack (co, LUA_MINSTACK, NULL);
+  if (!lua_checkstack (co, LUA_MINSTACK))
+    return luaL_error (L, OUT_OF_MEMORY);
   lua_rawgeti (L, LUA_REGISTRYINDEX, scan->vm->main_ref);
   lua_rawgeti (L, LUA_REGISTRYINDEX, scan->vm->run_ref);
   push_driver (L, 1, scan->driver);             /* box main run driver */
@@ -658,9 +855,11 @@ limit_message (const struct vm *vm, int status, char *out, size_t size)
     snprintf (out, size, "the policy took longer than %g seconds over one "
               "decision; see scan-policy-timeout",
               (double) vm->config.timeout_ns / NS_PER_SECOND);
-  else if (status == LUA_ERRMEM)
+  else if (status == LUA_ERRMEM && vm->refused)
     snprintf (out, size, "the policy needs more than %zu bytes of memory; "
               "see scan-policy-memory", vm->config.memory_bytes);
+  else if (status == LUA_ERRMEM)
+    snprintf (out, size, OUT_OF_MEMORY);
   else
     return NULL;
   return out;
@@ -681,6 +880,18 @@ fail (struct vm *vm, const char *message)
   atomic_store (&vm->failed, true);
 }
 
+/* True if Lua's own message for want of memory is on top: a policy may have
+ * caught the error and raised its text.
+ */
+static bool
+is_memory_error (lua_State *co)
+{
+  const char *message =
+    lua_type (co, -1) == LUA_TSTRING ? lua_tostring (co, -1) : "";
+
+  return strcmp (message, "not enough memory") == 0;
+}
+
 /* A coroutine stopped with an error value on its stack, or, if message is
  * given, yielded something that is not a request.
  */
@@ -688,19 +899,21 @@ static void
 fail_scan (struct vm_scan *scan, int status, const char *message)
 {
   struct vm *vm = scan->vm;
-  lua_State *L = vm->L;
+  lua_State *L = vm->L, *co = scan->co;
   char text[256];
 
   if (message == NULL)
-    message = limit_message (vm, status, text, sizeof text);
+    message = limit_message (vm, lua_gettop (co) > 0 && is_memory_error (co)
+                             ? LUA_ERRMEM : status, text, sizeof text);
 
   /* Describing it is not the policy's doing. */
   vm->limit_bytes += REPORT_BYTES;
   lua_sethook (L, NULL, 0, 0);
-  if (lua_checkstack (L, 4)) {
+  lua_settop (L, 0);
+  if (lua_checkstack (L, 5)) {
     lua_pushcfunction (L, describe_error);
-    if (lua_gettop (scan->co) > 0)
-      lua_xmove (scan->co, L, 1);
+    if (lua_gettop (co) > 0)
+      lua_xmove (co, L, 1);
     else
       lua_pushnil (L);
     lua_rawgeti (L, LUA_REGISTRYINDEX, scan->ref);
@@ -755,12 +968,15 @@ load (struct vm *vm, const struct vm_driver *driver)
   }
   lua_atpanic (L, panic);
   *(struct vm **) lua_getextraspace (L) = vm;
-  lua_sethook (L, hook, LUA_MASKCOUNT, HOOK_INSTRUCTIONS);
+  set_look_interval (vm);
+  lua_sethook (L, hook, LUA_MASKCOUNT, vm->look_instructions);
 
+  vm->running = L;
   lua_pushcfunction (L, add_traceback);
   lua_pushcfunction (L, boot);
   lua_pushlightuserdata (L, vm);
   status = lua_pcall (L, 1, 0, 1);
+  vm->running = NULL;
   if (status == LUA_OK) {
     lua_settop (L, 0);
     return 0;
@@ -858,6 +1074,7 @@ vm_scan_free (struct vm_scan *scan)
   if (scan == NULL)
     return;
   vm = scan->vm;
+  atomic_store (&scan->has_ended, true);
   if (pthread_mutex_trylock (&vm->lock) == 0) {
     forget_scan (scan);
     pthread_mutex_unlock (&vm->lock);
@@ -1020,13 +1237,32 @@ to_request (struct vm_scan *scan, int n, struct vm_request *request)
   return false;
 }
 
+/* One go of a scan's coroutine. */
+struct step {
+  struct vm_scan *scan;
+  int nr_values;                /* for it, and then from it */
+  int status;
+};
+
+static int
+run_step (lua_State *L)
+{
+  struct step *step = lua_touserdata (L, 1);
+
+  enter (step->scan->vm, step->scan->co);
+  step->status = lua_resume (step->scan->co, L, step->nr_values,
+                             &step->nr_values);
+  return 0;
+}
+
 /* One decision.  The lock must be held. */
 static struct vm_request
 decide (struct vm_scan *scan, const struct vm_answer *answer)
 {
   struct vm *vm = scan->vm;
   struct vm_request request = { .type = VM_FAILED };
-  int n, status, results;
+  struct step step = { .scan = scan };
+  int n;
 
   begin_decision (vm, scan->driver);
   if (scan->box == NULL) {
@@ -1048,29 +1284,43 @@ decide (struct vm_scan *scan, const struct vm_answer *answer)
     }
   }
 
-  status = lua_resume (scan->co, vm->L, n, &results);
+  /* lua_resume reports what goes wrong inside.  It is called from a protected
+   * call because it may itself fail: where a policy resumes a coroutine that
+   * can't be, it needs memory for saying so.
+   */
+  step.nr_values = n;
+  lua_pushcfunction (vm->L, run_step);
+  lua_pushlightuserdata (vm->L, &step);
+  n = lua_pcall (vm->L, 1, 0, 0);
+  vm->running = NULL;
+  if (n != LUA_OK)
+    step.status = LUA_ERRMEM;
+
   if (vm->killed == CLIENT_GONE) {
     /* Not a fault; whatever the policy made of it, this scan is over. */
     request.type = VM_GONE;
     return request;
   }
-  switch (status) {
+  switch (step.status) {
   case LUA_OK:
-    request.type = VM_FINISHED;
+    if (vm->killed == ALIVE)
+      request.type = VM_FINISHED;
+    else
+      fail_scan (scan, LUA_OK, NULL);
     break;
   case LUA_YIELD:
-    if (vm->killed == ALIVE && to_request (scan, results, &request))
-      lua_pop (scan->co, results);
+    if (vm->killed == ALIVE && to_request (scan, step.nr_values, &request))
+      lua_pop (scan->co, step.nr_values);
     else {
       request.type = VM_FAILED;
       lua_settop (scan->co, 0);
-      fail_scan (scan, status, vm->killed == ALIVE ?
+      fail_scan (scan, LUA_YIELD, vm->killed == ALIVE ?
                  "the policy yielded something that is not a request; "
                  "call disk:prefetch and its like instead" : NULL);
     }
     break;
   default:
-    fail_scan (scan, status, NULL);
+    fail_scan (scan, step.status, NULL);
   }
   return request;
 }

@@ -333,20 +333,34 @@ class Server:
     def wait_joined (self, *tids):
         """Wait until some thread of the server waits for one of these to end.
 
-        pthread_join makes the kernel wait on the word that holds the id of the
-        other thread, as long as it holds that id: FUTEX_WAIT or its _BITSET form,
-        not private, with the id as the value.  Nothing else looks like that, so
-        what the joining thread did before it is certain to have happened.
+        pthread_join waits on a word of the other thread's struct pthread, with a
+        FUTEX_WAIT or its _BITSET form that is not private, as the kernel may be
+        the one to wake it.  Nothing else does that, so what the joining thread
+        did before it is certain to have happened.  Until glibc 2.42 the word
+        holds the id of the other thread.  Later it doesn't, but the struct lies
+        at the top of that thread's stack.
         """
         def joining ():
+            stacks, waits = {}, []
             for task in self.threads ():
                 try:
                     with open (f"/proc/{self.pid}/task/{task}/syscall") as f:
                         words = f.read ().split ()
                 except OSError:
                     continue        # it has ended
-                if len (words) > 4 and int (words[2], 16) & 0xff in (0, 9) \
-                   and int (words[3], 16) in tids:
+                if words == ["running"]:
+                    return False    # its stack pointer isn't told: look again
+                if len (words) > 4:
+                    stacks[int (words[-2], 16)] = task
+                    if int (words[2], 16) & 0xff in (0, 9):
+                        waits.append ((task, int (words[1], 16),
+                                       int (words[3], 16)))
+            for task, address, value in waits:
+                if value in tids:
+                    return True
+                below = [sp for sp in stacks if sp <= address]
+                if below and value not in stacks.values () \
+                   and task != stacks[max (below)] in tids:
                     return True
             return False
         self.poll (joining, "a pthread_join of a thread of " + str (tids))
