@@ -98,7 +98,7 @@ def checker (reports):
             "ASAN_OPTIONS": f"detect_leaks=1:log_path={log}:"
                             "detect_stack_use_after_return=1",
             "LSAN_OPTIONS": f"suppressions={supp}/lsan:print_suppressions=0",
-            "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={log}",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
         }
     if CHECK_WITH == "tsan":
         return [], {
@@ -116,13 +116,16 @@ def checker (reports):
                       "valgrind")
 
 
-def reported (directory):
-    """What the checker wrote to its files there."""
+def reported (directory, lines):
+    """What the checker wrote to its files there, and what the undefined behaviour
+    sanitizer wrote among the lines of stderr, where it can't be sent elsewhere."""
     text = ""
     for name in sorted (os.listdir (directory)):
         if CHECK_WITH and name.startswith (CHECK_WITH + "."):
             with open (os.path.join (directory, name), errors="replace") as f:
                 text += f.read ()
+    if any (re.match (r"\S+:\d+:\d+: runtime error: ", line) for line in lines):
+        text += "\n".join (lines)
     return text
 
 
@@ -406,7 +409,7 @@ class Server:
             self.kill ()
             raise AssertionError ("nbdkit did not stop; " + self._tail ())
         self.reader.join (PATIENCE_SECS)
-        reports = reported (self.dir)
+        reports = reported (self.dir, self.log)
         shutil.rmtree (self.dir)
         assert not reports, reports
         assert status == 0, f"nbdkit ended with {status}; {self._tail ()}"
@@ -441,7 +444,7 @@ def refused (filters, plugin, args=(), options=()):
             prefix + command (filters, plugin, args, options),
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             timeout=PATIENCE_SECS, env={**os.environ, **env})
-        found = reported (reports)
+        found = reported (reports, run.stderr.splitlines ())
     assert not found, found
     assert run.returncode == 1, f"status {run.returncode}: {run.stderr}"
     return re.findall (r"^nbdkit: (?:\S+ )?error: (.*)$", run.stderr, re.M)
