@@ -279,6 +279,15 @@ class Server:
         self.client_threads |= self.threads () - before
         return h
 
+    def run (self, *words, export=""):
+        """Run a libnbd tool, with {uri} filled in; returns what it printed."""
+        uri = f"nbd+unix:///{export}?socket={self.socket}"
+        before = self.threads ()
+        text = subprocess.run ([w.format (uri=uri) for w in words], check=True,
+                               stdout=subprocess.PIPE, text=True).stdout
+        self.client_threads |= self.threads () - before
+        return text
+
     def disconnect (self, h):
         """Close a client's connection without a word, as when it dies.
 
