@@ -11,6 +11,10 @@ include build.mk
 
 demo: run-demo         ## install what is missing, build, and show what a scan does
 
+bench: run-bench       ## measure what scanning is worth (FULL=1: for hours)
+
+bench-costs: run-bench-costs ## measure what it costs: instructions, memory
+
 check: run-check       ## run all tests (4 minutes)
 
 check-unit: run-check-unit ## run the C unit tests only
@@ -37,5 +41,6 @@ clean:                 ## remove everything that was built
 help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
-.PHONY: all filter demo check check-unit check-lua check-asan check-tsan \
-	check-valgrind check-matrix lint install uninstall clean help
+.PHONY: all filter demo bench bench-costs check check-unit check-lua \
+	check-asan check-tsan check-valgrind check-matrix lint install uninstall \
+	clean help

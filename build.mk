@@ -70,20 +70,34 @@ filter_sources := \
 	filter/scanner.c \
 	filter/source.c \
 	filter/stats.c \
+	filter/vm-driver.c \
+	filter/vm-errors.c \
+	filter/vm-limits.c \
+	filter/vm-native.c \
 	filter/vm.c
 
 # What policies need; the rest of lua/ is for their authors.
 embedded_lua := \
 	filter/boot.lua \
 	lua/scan/args.lua \
+	lua/scan/blockmap.lua \
+	lua/scan/combinators.lua \
+	lua/scan/ext4.lua \
 	lua/scan/file.lua \
 	lua/scan/host.lua \
+	lua/scan/partitions.lua \
 	lua/scan/sandbox.lua \
 	lua/scan/sequential.lua \
+	lua/scan/streams.lua \
 	lua/scan/trace.lua \
+	lua/scan/xfs.lua \
 	$(sort $(wildcard policies/*.lua))
 
 filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
+
+# What runs policies: programs that test or measure that link only these.
+vm_objects := $(filter $(B)/filter/vm%,$(filter_objects)) \
+	$(B)/filter/library.o $(B)/embedded.o
 
 # -- the filter ----------------------------------------------------------------
 
@@ -212,6 +226,30 @@ run-install: run-stage
 
 run-uninstall:
 	$(Q)packaging/place uninstall '$(manifest)' '$(DESTDIR)'
+
+# -- what it is worth, and what it costs ---------------------------------------
+
+run-demo:
+	$(Q)tests/demo/demo
+
+bench_programs := $(B)/bench/client $(B)/bench/decisions
+
+run-bench: filter $(bench_programs) $(test_objects)
+	$(Q)tests/bench/bench.py $(if $(FULL),--full) $(BENCH)
+
+run-bench-costs: filter $(bench_programs) $(test_objects)
+	$(Q)tests/bench/costs.py
+
+$(B)/bench/client: tests/bench/client.c
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $< -lnbd -o $@
+
+# Links what runs policies; nbdkit's functions are in the program itself.
+$(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< $(vm_objects) $(LUA_LIBS) -o $@
 
 # -- lint ----------------------------------------------------------------------
 
