@@ -8,6 +8,7 @@
  * Lines on stderr (numbers are decimal; connections are counted from 1 in the
  * order of .open, requests from 1 in the order in which they begin):
  *
+ *   gate: ready                                (if it has a control socket)
  *   gate: open CONNECTION EXPORT
  *   gate: begin REQUEST OP CONNECTION OFFSET COUNT THREAD-ID
  *   gate: end REQUEST ERRNO                    (ERRNO 0: success)
@@ -415,6 +416,7 @@ gate_after_fork (void)
     return -1;
   }
   control_running = true;
+  event ("ready");
   return 0;
 }
 
