@@ -52,6 +52,12 @@
 /* Memory beyond the limit with which a failure is described. */
 #define REPORT_BYTES (256 * 1024)
 
+/* How many coroutines may be in the middle of being closed.  Lua 5.4.4 begins to
+ * count calls in C anew in each, so that nothing else would keep a chain of them
+ * from overflowing the stack.
+ */
+#define CLOSING_MAX 4
+
 /* Of a policy's error message, in bytes; the rest is not shown. */
 #define MESSAGE_MAX 2000
 
@@ -68,11 +74,13 @@ struct vm {
   lua_State *L;                 /* NULL before loading and after a failure */
   size_t used_bytes, limit_bytes;
   int main_ref, run_ref;
+  const char *policy_name;      /* as messages have it; the library's */
   bool loaded;
   char *error;                  /* set once */
   /* The decision in progress. */
   const struct vm_driver *driver;
   lua_State *running;           /* the innermost coroutine, or NULL */
+  unsigned closing;             /* native_close calls in progress */
   int look_instructions;        /* between two looks at the clock */
   size_t look_bytes;            /* look at once when more memory is used */
   bool refused;                 /* for the limit's sake, in this decision */
@@ -257,6 +265,7 @@ begin_decision (struct vm *vm, const struct vm_driver *driver)
 {
   vm->driver = driver;
   vm->refused = false;
+  vm->closing = 0;
   vm->started_ns = vm->gone_ns = 0;
   vm->killed = ALIVE;
   vm->killed_at[0] = '\0';
@@ -317,6 +326,9 @@ native_close (lua_State *L)
   int status;
 
   luaL_argexpected (L, co != NULL && co != L, 1, "coroutine");
+  if (vm->closing == CLOSING_MAX)
+    return luaL_error (L, "too many coroutines that close one another");
+  vm->closing++;
   enter (vm, co);
 #if LUA_VERSION_RELEASE_NUM >= 50406
   status = lua_closethread (co, L);
@@ -324,6 +336,7 @@ native_close (lua_State *L)
   status = lua_resetthread (co);
 #endif
   enter (vm, L);
+  vm->closing--;
   if (vm->killed != ALIVE)
     return raise_killed (L);
   lua_pushboolean (L, status == LUA_OK);
@@ -587,6 +600,7 @@ driver_prefetch (lua_State *L)
   lua_Integer offset, count;
   int ok;
 
+  lua_settop (L, 3);
   offset = lua_tointegerx (L, 2, &ok);
   if (!ok || lua_type (L, 2) != LUA_TNUMBER)
     return luaL_error (L, "disk:prefetch: offset should be a whole number of "
@@ -594,7 +608,7 @@ driver_prefetch (lua_State *L)
   if (offset < 0 || offset >= size)
     return luaL_error (L, "disk:prefetch: offset %I is outside the disk "
                        "(size %I)", (LUAI_UACINT) offset, (LUAI_UACINT) size);
-  if (lua_isnoneornil (L, 3))
+  if (lua_isnil (L, 3))
     count = scan->driver->block;
   else {
     count = lua_tointegerx (L, 3, &ok);
@@ -787,6 +801,7 @@ boot (lua_State *L)
     lua_pushfstring (L, "scan-policy: %s", error);
     return lua_error (L);
   }
+  vm->policy_name = policy->name;
   push_text (L, policy, error);                 /* load text chunk_name ours */
   lua_pop (L, 1);
   lua_createtable (L, 0, vm->config.nr_args);   /* load text chunk_name args */
@@ -865,13 +880,37 @@ limit_message (const struct vm *vm, int status, char *out, size_t size)
   return out;
 }
 
+/* Make sure that a message names the policy: errors need not have a place, and
+ * that of a tail call is not known.  A place in our own modules is of no use.
+ * Returns NULL if there is no memory; the caller frees it.
+ */
+static char *
+with_name (const struct vm *vm, const char *message)
+{
+  const char *end = strchrnul (message, '\n'), *p;
+  char *result;
+
+  if (strncmp (message, "lua/scan/", strlen ("lua/scan/")) == 0) {
+    p = strstr (message, ": ");
+    if (p != NULL && p < end)
+      message = p + 2;
+  }
+  if (vm->policy_name == NULL)
+    return strdup (message);
+  p = strstr (message, vm->policy_name);
+  if (p != NULL && p < end)
+    return strdup (message);
+  return asprintf (&result, "%s: %s", vm->policy_name, message) == -1
+    ? NULL : result;
+}
+
 /* The vm has failed: keep the message and close the state.  message may point
  * into the state, and NULL means that there is no memory for one.
  */
 static void
 fail (struct vm *vm, const char *message)
 {
-  vm->error = message ? strdup (message) : NULL;
+  vm->error = message ? with_name (vm, message) : NULL;
   if (vm->error == NULL)
     vm->error = (char *) OUT_OF_MEMORY;
   if (vm->L)
@@ -990,8 +1029,7 @@ load (struct vm *vm, const struct vm_driver *driver)
   }
   message = limit_message (vm, status, text, sizeof text);
   if (message != NULL) {
-    snprintf (place, sizeof place, "%s%s",
-              vm->killed_at[0] ? vm->killed_at : "scan-policy: ", message);
+    snprintf (place, sizeof place, "%s%s", vm->killed_at, message);
     message = place;
   }
   else if (lua_type (L, -1) == LUA_TSTRING)
