@@ -11,6 +11,10 @@ include build.mk
 
 demo: run-demo         ## install what is missing, build, and show what a scan does
 
+bench: run-bench       ## measure what scanning is worth (FULL=1: for hours)
+
+bench-costs: run-bench-costs ## measure what it costs: instructions, memory
+
 check: run-check       ## run all tests (4 minutes)
 
 check-unit: run-check-unit ## run the C unit tests only
@@ -22,6 +26,8 @@ check-asan: run-check-asan ## run the tests with the address and undefined sanit
 check-tsan: run-check-tsan ## run the tests with the thread sanitizer
 
 check-valgrind: run-check-valgrind ## run the tests under valgrind
+
+check-matrix: run-check-matrix ## run the tests on each Debian, in chroots (root; 10 minutes)
 
 lint: run-lint         ## check the Lua, shell and C sources for mistakes
 
@@ -35,5 +41,6 @@ clean:                 ## remove everything that was built
 help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
-.PHONY: all filter demo check check-unit check-lua check-asan check-tsan \
-	check-valgrind lint install uninstall clean help
+.PHONY: all filter demo bench bench-costs check check-unit check-lua \
+	check-asan check-tsan check-valgrind check-matrix lint install uninstall \
+	clean help

@@ -181,17 +181,14 @@ stats_hole (struct stats *stats, struct range range)
     atomic_fetch_or (&stats->map->hole[i], m);
 }
 
-void
-stats_read (struct stats *stats, struct range range)
+/* A read in the map.  Not inlined, so that stats_read without a map has nothing
+ * to save and restore: it is on the path of every client read.
+ */
+static void __attribute__ ((noinline))
+map_read (struct stats *stats, struct range range, unsigned bits)
 {
-  const unsigned bits = atomic_load (&stats->granule_bits);
   bool hit = true, late = true;
   uint64_t first, last;
-
-  bump (&stats->reads, 1);
-  bump (&stats->read_bytes, range.count);
-  if (stats->map == NULL || bits == 0)
-    return;
 
   first = range.offset >> bits;
   last = (range_end (range) + (UINT64_C (1) << bits) - 1) >> bits;
@@ -205,6 +202,19 @@ stats_read (struct stats *stats, struct range range)
       atomic_fetch_or (&stats->map->read[i], m);
   }
   bump (hit ? &stats->hits : late ? &stats->late : &stats->misses, 1);
+}
+
+void
+stats_read (struct stats *stats, struct range range)
+{
+  bump (&stats->reads, 1);
+  bump (&stats->read_bytes, range.count);
+  if (stats->map != NULL) {
+    const unsigned bits = atomic_load (&stats->granule_bits);
+
+    if (bits != 0)
+      map_read (stats, range, bits);
+  }
 }
 
 /* What this many granules hold; the last granule of a disk may be short. */

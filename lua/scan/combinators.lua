@@ -1,0 +1,443 @@
+--- Policies made from policies.
+--
+-- Each function takes one or more policies (functions of the disk, or tables
+-- with `next`) and returns a function of the disk, so they nest:
+--
+--     local combine = require "scan.combinators"
+--     local regions = scan.policy ("regions")
+--     local rest = scan.policy ("reverse")
+--     return combine.once (combine.chain (regions, rest))
+--
+-- All but `interleave` hand the inner policy a disk that is the real one with
+-- a method or two replaced.  What is not replaced goes straight through: reads
+-- and failures belong to the inner policy, whoever is outside.  Read from the
+-- outside in: in `once (align (policy))` a prefetch is first aligned, then
+-- dropped if it has been asked for already.
+--
+-- @module scan.combinators
+
+local blockmap = require "scan.blockmap"
+local host = require "scan.host"
+
+local M = {}
+
+-- The policy as a function, or the caller's error.
+local function policy_function (policy, what, position)
+  local run, expected = host.to_function (policy)
+  if not run then
+    error (("%s: argument %d: %s"):format (what, position, expected), 3)
+  end
+  return run
+end
+
+local function policy_functions (what, ...)
+  local runs = table.pack (...)
+  if runs.n == 0 then error (what .. ": at least one policy expected", 3) end
+  for i = 1, runs.n do
+    local run, expected = host.to_function (runs[i])
+    if not run then
+      error (("%s: argument %d: %s"):format (what, i, expected), 3)
+    end
+    runs[i] = run
+  end
+  return runs
+end
+
+local function positive (value, what, unit)
+  if type (value) ~= "number" or not (value > 0 and value < math.huge) then
+    error (("%s: a number of %s above 0 expected, got %s")
+           :format (what, unit, tostring (value)), 3)
+  end
+  return value
+end
+
+-- The disk with some methods replaced.
+local function replacing (disk, methods)
+  return setmetatable (methods, { __index = disk })
+end
+
+-- Wait for some time above 0.  A very short time may be none at all by
+-- rounding, and the caller's loop would not end.
+local WAIT_SECONDS = 0.001
+
+local function wait (disk, seconds)
+  disk:wait (math.max (seconds, WAIT_SECONDS))
+end
+
+-- Where a prefetch ends: its count defaults to a block and is cut at the end
+-- of the disk.  Bad arguments are left to the real disk to complain about.
+local function range_end (disk, offset, count)
+  count = count or disk.block
+  if math.type (offset) ~= "integer" or math.type (count) ~= "integer"
+     or offset < 0 or offset >= disk.size or count < 1 then
+    return nil
+  end
+  return disk.size - offset > count and offset + count or disk.size
+end
+
+--- One policy after the other: each starts when the one before has ended.
+-- @tparam function ... policies, at least one
+-- @treturn function of the disk
+function M.chain (...)
+  local runs = policy_functions ("chain", ...)
+  return function (disk)
+    for _, run in ipairs (runs) do
+      if disk:closed () then return end
+      run (disk)
+    end
+  end
+end
+
+-- So many blocks of a hole skipped in a row are given up in one turn, so that
+-- no decision gets long on a huge empty disk.
+local SKIP_MOST = 4096
+
+--- Leave out what is a hole.
+--
+-- Costs a `next_data` for each block that is not in a hole, one for each hole
+-- that is crossed upwards.  On an empty disk of very many blocks the policy
+-- `data` is the better tool: it jumps, this one is asked for each block.
+-- @tparam function policy
+-- @treturn function of the disk
+function M.skip_holes (policy)
+  local run = policy_function (policy, "skip_holes", 1)
+  return function (disk)
+    -- The hole met last, half open.
+    local hole_offset, hole_end = 0, 0
+    local skipped = 0
+    local outer = {}
+
+    function outer:prefetch (offset, count)
+      local stop = range_end (disk, offset, count)
+      if not stop then return disk:prefetch (offset, count) end
+      while offset < stop do
+        if offset >= hole_offset and offset < hole_end then
+          offset = math.min (hole_end, stop)
+          skipped = skipped + 1
+          if skipped == SKIP_MOST then
+            skipped = 0
+            disk:wait (0)
+          end
+        else
+          local data = disk:next_data (offset) or disk.size
+          if data > offset then
+            hole_offset, hole_end = offset, data
+          else
+            local piece = math.min (disk.block, stop - offset)
+            skipped = 0
+            disk:prefetch (offset, piece)
+            offset = offset + piece
+          end
+        end
+      end
+    end
+
+    return run (replacing (disk, outer))
+  end
+end
+
+-- What is remembered by `once` is this fine, or a block if that is less.
+local ONCE_UNIT_BYTES = 65536
+
+--- Never ask for the same bytes twice.
+--
+-- Remembers what has been asked for in units of 64K, or of a block if that is
+-- less; a request that covers a part of a unit goes through and is forgotten.
+-- A range whose prefetch failed may be asked for again, once the policy has
+-- seen it in `failures`.  Memory is bounded (see scan.blockmap).
+-- @tparam function policy
+-- @treturn function of the disk
+function M.once (policy)
+  local run = policy_function (policy, "once", 1)
+  return function (disk)
+    local unit = math.min (disk.block, ONCE_UNIT_BYTES)
+    local units = (disk.size - 1) // unit + 1
+    local asked = blockmap.new (units)
+    local outer = {}
+
+    function outer:prefetch (offset, count)
+      local stop = range_end (disk, offset, count)
+      if not stop then return disk:prefetch (offset, count) end
+      local last = (stop - 1) // unit + 1
+      local at = asked:next_missing (offset // unit)
+      while at and at < last do
+        local upto = asked:next_added (at, last)
+        local from, to = math.max (at * unit, offset), stop
+        if upto < last then to = upto * unit end
+        -- Only what is covered whole; the disk's last unit may be short.
+        asked:add ((from + unit - 1) // unit, to == disk.size and units or to // unit)
+        disk:prefetch (from, to - from)
+        at = asked:next_missing (upto)
+      end
+    end
+
+    function outer:failures ()
+      local next_failure, state, control = disk:failures ()
+      return function ()
+        local offset, count, name = next_failure (state, control)
+        control = offset
+        if offset then
+          for i = offset // unit, (offset + count - 1) // unit do
+            asked:remove (i)
+          end
+        end
+        return offset, count, name
+      end
+    end
+
+    return run (replacing (disk, outer))
+  end
+end
+
+--- Widen each prefetch to whole blocks.
+-- @tparam function policy
+-- @treturn function of the disk
+function M.align (policy)
+  local run = policy_function (policy, "align", 1)
+  return function (disk)
+    local outer = {}
+
+    function outer:prefetch (offset, count)
+      local stop = range_end (disk, offset, count)
+      if not stop then return disk:prefetch (offset, count) end
+      local from = offset - offset % disk.block
+      -- One block more than the last begun; the disk cuts what is too much.
+      local to = stop - 1 - (stop - 1) % disk.block
+      disk:prefetch (from, to - from + disk.block)
+    end
+
+    return run (replacing (disk, outer))
+  end
+end
+
+--- Prefetch no faster than so many bytes a second.
+--
+-- A prefetch may begin once those before it are paid for, so the first one is
+-- at once and the average holds from there on; time in which nothing was asked
+-- for is not saved up.  A prefetch asked for after the client has gone is
+-- dropped.  For a limit over all policies and scans use scan-rate.
+-- @tparam function policy
+-- @tparam number rate in bytes per second
+-- @treturn function of the disk
+function M.throttle (policy, rate)
+  local run = policy_function (policy, "throttle", 1)
+  positive (rate, "throttle", "bytes per second")
+  return function (disk)
+    local due = disk:now ()
+    local outer = {}
+
+    function outer:prefetch (offset, count)
+      local stop = range_end (disk, offset, count)
+      if not stop then return disk:prefetch (offset, count) end
+      -- A block at a time, or a large count would go at full speed.
+      while offset < stop do
+        local piece = math.min (disk.block, stop - offset)
+        local now = disk:now ()
+        while now < due do
+          wait (disk, due - now)
+          if disk:closed () then return end
+          now = disk:now ()
+        end
+        due = now + piece / rate
+        disk:prefetch (offset, piece)
+        offset = offset + piece
+      end
+    end
+
+    return run (replacing (disk, outer))
+  end
+end
+
+--- The default silence period of `client_first`, in seconds.
+M.SILENCE_SECONDS = 0.1
+
+--- Hold each prefetch back until the client has had no read in flight for a
+-- while.  A client that never pauses is never disturbed, and nothing is
+-- fetched.  A prefetch asked for after the client has gone is dropped.
+-- @tparam function policy
+-- @tparam[opt] number silence in seconds, 0.1 if left out
+-- @treturn function of the disk
+function M.client_first (policy, silence)
+  local run = policy_function (policy, "client_first", 1)
+  silence = positive (silence or M.SILENCE_SECONDS, "client_first", "seconds")
+  return function (disk)
+    local outer = {}
+
+    function outer:prefetch (offset, count)
+      local stop = range_end (disk, offset, count)
+      if not stop then return disk:prefetch (offset, count) end
+      while offset < stop do
+        local idle = disk:idle ()
+        while idle < silence do
+          wait (disk, silence - idle)
+          if disk:closed () then return end
+          idle = disk:idle ()
+        end
+        local piece = math.min (disk.block, stop - offset)
+        disk:prefetch (offset, piece)
+        offset = offset + piece
+      end
+    end
+
+    return run (replacing (disk, outer))
+  end
+end
+
+-- Reads and failures kept for one policy of an interleave that doesn't ask.
+local KEPT_MOST = 1024
+
+-- A bounded queue; when it is full the oldest goes.
+local function queue_new ()
+  return { first = 1, last = 0 }
+end
+
+local function queue_push (queue, item)
+  queue.last = queue.last + 1
+  queue[queue.last] = item
+  if queue.last - queue.first >= KEPT_MOST then
+    queue[queue.first] = nil
+    queue.first = queue.first + 1
+  end
+end
+
+-- An iterator that takes out what it gives, with the meaning of `reads`: what
+-- is there now, and a loop broken off does not see the rest again.
+local function queue_drain (queue)
+  local at, last = queue.first, queue.last
+  queue.first = last + 1
+  return function ()
+    if at > last then return nil end
+    local item = queue[at]
+    queue[at] = nil
+    at = at + 1
+    return table.unpack (item)
+  end
+end
+
+--- Several policies at the same time, taking turns: one prefetch each.
+--
+-- Each sees all reads and all failures, as if it were alone (those of the
+-- others' prefetches too).  One that waits lets the others go on.  Ends when
+-- all have ended.  A policy that doesn't look at its reads keeps the newest
+-- 1024 of them.
+-- @tparam function ... policies, at least one
+-- @treturn function of the disk
+function M.interleave (...)
+  local runs = policy_functions ("interleave", ...)
+  return function (disk)
+    local turns = {}
+
+    local function deliver ()
+      for offset, count in disk:reads () do
+        for _, turn in ipairs (turns) do
+          queue_push (turn.reads, { offset, count })
+          turn.waiting = false
+        end
+      end
+      for offset, count, name in disk:failures () do
+        for _, turn in ipairs (turns) do
+          queue_push (turn.failures, { offset, count, name })
+          turn.waiting = false
+        end
+      end
+    end
+
+    for i, run in ipairs (runs) do
+      local turn = { reads = queue_new (), failures = queue_new (),
+                     answer = { n = 0 } }
+      local inner = {}
+
+      function inner:reads ()
+        deliver ()
+        return queue_drain (turn.reads)
+      end
+
+      function inner:failures ()
+        deliver ()
+        return queue_drain (turn.failures)
+      end
+
+      local seen = replacing (disk, inner)
+      turn.body = coroutine.create (function () return run (seen) end)
+      turns[i] = turn
+    end
+
+    -- One policy's turn: up to its next prefetch or wait.  Whatever else it
+    -- asks for is passed on as it is.
+    local function take (turn)
+      while true do
+        local request = table.pack (
+          coroutine.resume (turn.body,
+                            table.unpack (turn.answer, 1, turn.answer.n)))
+        if not request[1] then error (request[2], 0) end
+        turn.answer = { n = 0 }
+        if coroutine.status (turn.body) == "dead" then
+          turn.ended = true
+          return
+        end
+        if request[2] == "wait" then
+          turn.waiting = true
+          turn.due = request[3] and disk:now () + request[3] or math.huge
+          return
+        end
+        turn.answer = table.pack (
+          coroutine.yield (table.unpack (request, 2, request.n)))
+        if request[2] == "prefetch" then return end
+      end
+    end
+
+    -- Ended ones no longer take turns, and are told nothing.
+    local function drop_ended ()
+      local left = {}
+      for _, turn in ipairs (turns) do
+        if not turn.ended then left[#left + 1] = turn end
+      end
+      turns = left
+    end
+
+    local function wake_all ()
+      for _, turn in ipairs (turns) do turn.waiting = false end
+    end
+
+    local was_busy = false
+    while true do
+      for _, turn in ipairs (turns) do
+        if turn.waiting and turn.due <= disk:now () then turn.waiting = false end
+        if not turn.waiting then take (turn) end
+      end
+      drop_ended ()
+      if #turns == 0 then return end
+      deliver ()
+
+      -- The end of a read ends waits too, and nothing else tells of it.
+      local busy = disk:idle () == 0
+      if was_busy and not busy or disk:closed () then wake_all () end
+      was_busy = busy
+
+      local due, all_wait = math.huge, true
+      for _, turn in ipairs (turns) do
+        all_wait = all_wait and turn.waiting
+        due = math.min (due, turn.due or math.huge)
+      end
+      if all_wait then
+        if due < math.huge then wait (disk, due - disk:now ()) else disk:wait () end
+        wake_all ()
+      end
+    end
+  end
+end
+
+--- The policy that an argument names, for policies that can go on with another.
+-- @tparam table args of the policy
+-- @tparam string name of the argument
+-- @tparam function find `scan.policy`, which modules can't see
+-- @treturn function|nil the policy; nil if the argument is not given
+function M.named (args, name, find)
+  local value = args[name]
+  if value == nil then return nil end
+  local ok, policy = pcall (find, value)
+  if ok then return policy end
+  error (("scan-arg-%s: %s"):format (name, tostring (policy)), 0)
+end
+
+return M

@@ -1,0 +1,279 @@
+-- adaptive: for when nothing is known about the client.
+--
+-- What has been read or prefetched is kept in units of 64K (or a block, if that
+-- is less), so that nothing is fetched twice, nor what the client has read.
+-- At each turn, the first of these that there is to do is done:
+--
+-- 1. Sequential readers are kept ahead of, at once, reading or not.  See
+--    lua/scan/streams.lua: several streams, windows that grow with use, given
+--    up where the reader is no faster for it.
+-- 2. While the client pauses, the rest of the disk, a block at a time.  A pause
+--    is no read in flight for the silence period, or for twice the longest gap
+--    between the last 16 reads, if that is more; up to five times the silence
+--    period.  In this order:
+--    a. failed ranges again, three times each, after 1, 2 and 4 seconds (no more
+--       than 256 wait for that, others are given up);
+--    b. the blocks in which the last 32 lone reads were, oldest first;
+--    c. upwards from where a sequential reader last was, to the end of the disk,
+--       then what was left out before.
+--    Holes are skipped in b and c, and ahead of a reader that hasn't read in one.
+-- 3. It waits.  It ends when the whole disk is read, fetched or hole.
+--
+-- So a read far away, like those of blkid at the end of a disk, is a hint and
+-- not a new start.  A client that never pauses and is not sequential is left
+-- alone: random reads take as long as without a filter, and gain nothing until
+-- a pause.  Memory is bounded: 3 MB at most for what is done, less on all but
+-- scattered reads over a huge disk, where it may forget and fetch twice.
+--
+-- scan-arg-silence=SECONDS   silence period (0.1)
+-- scan-arg-window=SIZE       most bytes ahead of a sequential reader (32M)
+-- scan-arg-fill=BOOL         do 2b and 2c (true)
+
+local arguments = require "scan.args"
+local blockmap = require "scan.blockmap"
+local streams = require "scan.streams"
+local args = ...
+arguments.check_known (args, { "silence", "window", "fill" })
+local SILENCE = arguments.number (args, "silence", 0.1, 0, 3600)
+local WINDOW = arguments.size (args, "window", 32 << 20, 65536)
+local FILL = arguments.boolean (args, "fill", true)
+
+local UNIT_BYTES = 65536
+local HINTS = 32
+local GAPS = 16
+-- A shorter wait may be no time at all, by rounding.
+local WAIT_SECONDS = 0.001
+local RETRIES, RETRY_SECONDS, RETRY_RANGES = 3, 1, 256
+
+-- What is done: read, prefetched or known to be a hole.  Kept in units; the
+-- functions take bytes.
+local function done_map (disk)
+  local unit = math.min (UNIT_BYTES, disk.block)
+  local units = (disk.size - 1) // unit + 1
+  local map = blockmap.new (units)
+  local done = { unit = unit, forgetful = false }
+
+  -- Only units that the range covers whole; the disk's last may be short.
+  function done.add (offset, stop)
+    local kept = map:add ((offset + unit - 1) // unit,
+                          stop >= disk.size and units or stop // unit)
+    if not kept then done.forgetful = true end
+  end
+
+  -- The first range at or after `offset` and before `stop` that is not done, as
+  -- far as it goes within its block; or nil.
+  function done.missing (offset, stop)
+    local at = map:next_missing (offset // unit)
+    if not at or at * unit >= stop then return nil end
+    local from = math.max (offset, at * unit)
+    local in_block = disk.block - from % disk.block
+    if stop - from > in_block then stop = from + in_block end
+    local last = (stop - 1) // unit + 1
+    local upto = map:next_added (at, last)
+    return from, upto < last and upto * unit or stop
+  end
+
+  return done
+end
+
+-- Ranges that failed, and when to try them again.
+local function retry_list (disk)
+  local list = {}
+  local trying -- the one taken last
+  local retry = {}
+
+  -- Note what has failed since this was last called.
+  function retry.note ()
+    for offset, count in disk:failures () do
+      local tries = 0
+      if trying and offset >= trying.offset
+         and offset - trying.offset < trying.count then
+        tries = trying.tries
+      end
+      if tries < RETRIES and #list < RETRY_RANGES then
+        list[#list + 1] = {
+          offset = offset, count = count, tries = tries + 1,
+          due = disk:now () + RETRY_SECONDS * 2 ^ tries,
+        }
+      end
+    end
+    trying = nil
+  end
+
+  -- Seconds until the first is due, or nil if there is none.
+  function retry.seconds ()
+    local due
+    for _, range in ipairs (list) do
+      if not due or range.due < due then due = range.due end
+    end
+    return due and math.max (0, due - disk:now ())
+  end
+
+  -- Take one that is due, or nil.  Settle after it, then `note`.
+  function retry.take ()
+    for i, range in ipairs (list) do
+      if range.due <= disk:now () then
+        trying = table.remove (list, i)
+        return trying
+      end
+    end
+    return nil
+  end
+
+  return retry
+end
+
+-- How long the client must pause before the rest of the disk is looked at.
+local function pause_meter (disk)
+  local gaps, at = {}, 0
+  local started = disk:now ()
+  local idle_since = started
+  local meter = {}
+
+  -- Call at each turn; `any` if there were reads.
+  function meter.look (any)
+    local now = disk:now ()
+    if any then
+      gaps[at] = now - idle_since
+      at = (at + 1) % GAPS
+    end
+    idle_since = now - math.min (disk:idle (), now - started)
+  end
+
+  -- Seconds to wait still; 0 if the pause is long enough.
+  function meter.seconds ()
+    local longest = 0
+    for i = 0, GAPS - 1 do longest = math.max (longest, gaps[i] or 0) end
+    local needed = math.max (SILENCE, math.min (2 * longest, 5 * SILENCE))
+    return math.max (0, needed - (disk:now () - idle_since))
+  end
+
+  return meter
+end
+
+-- The rest of the disk: where to go next.
+local function rest_of (disk, done)
+  local hints = {}
+  local from, laps = 0, 0
+  local rest = {}
+
+  -- A read on its own: its block comes first.
+  function rest.hint (offset)
+    if #hints == HINTS then table.remove (hints, 1) end
+    hints[#hints + 1] = offset - offset % disk.block
+  end
+
+  -- A sequential reader is here.
+  function rest.move (offset)
+    from = offset - offset % done.unit
+  end
+
+  -- The next range not done, or nil when all is.
+  function rest.next ()
+    while hints[1] do
+      local offset, stop = done.missing (hints[1], hints[1] + math.min (
+                                           disk.block, disk.size - hints[1]))
+      if offset then return offset, stop end
+      table.remove (hints, 1)
+    end
+    if from < disk.size then
+      local offset, stop = done.missing (from, disk.size)
+      if offset then
+        from = stop
+        return offset, stop
+      end
+    end
+    -- Where the map forgets, going round would not end.
+    laps = laps + 1
+    if done.forgetful and laps > 1 then return nil end
+    local offset, stop = done.missing (0, disk.size)
+    from = stop or 0
+    return offset, stop
+  end
+
+  return rest
+end
+
+return function (disk)
+  if disk.size == 0 then return end
+  local readers = streams.new (disk, { window = WINDOW })
+  local done = done_map (disk)
+  local retry = retry_list (disk)
+  local pause = pause_meter (disk)
+  local rest = rest_of (disk, done)
+
+  local function note (stream, offset, count)
+    done.add (offset, offset + count)
+    -- Small reads in a row cover units that none of them covers alone.
+    done.add (math.max (stream.from, stream.noted or 0), stream.position)
+    stream.noted = stream.position - stream.position % done.unit
+    if stream.reads == 1 then
+      rest.hint (offset)
+    else
+      rest.move (stream.position)
+    end
+  end
+
+  -- Where the next data is, in whole units.
+  local function data_from (offset)
+    local data = disk:next_data (offset) or disk.size
+    return math.max (offset, data - data % done.unit)
+  end
+
+  -- A reader that reads holes has them read ahead too: to read nothing from a
+  -- source takes its time as well.
+  local function reads_holes (stream)
+    local last = math.min (stream.position, disk.size) - 1
+    return disk:next_data (last) ~= last
+  end
+
+  -- The next piece ahead of a reader.
+  local function read_ahead (stream, offset, count)
+    local from, stop = done.missing (offset, offset + count)
+    if not from then return readers:skip (stream, count) end
+    local data = data_from (from)
+    if data > from and reads_holes (stream) then data = from end
+    data = math.min (data, stop)
+    readers:skip (stream, data - offset)
+    if data < stop then readers:prefetch (stream, stop - data) end
+    done.add (stream.from, stream.ready)
+  end
+
+  local function fill (from, stop)
+    local data = data_from (from)
+    done.add (from, math.max (data, stop))
+    if data < stop then disk:prefetch (data, stop - data) end
+  end
+
+  while not disk:closed () do
+    pause.look (readers:look (note))
+    retry.note ()
+
+    local stream, offset, count = readers:next ()
+    local retry_seconds, pause_seconds = retry.seconds (), pause.seconds ()
+    if stream then
+      read_ahead (stream, offset, count)
+    elseif pause_seconds == 0 and retry_seconds == 0 then
+      local range = retry.take ()
+      disk:prefetch (range.offset, range.count)
+      disk:settle ()
+    else
+      local from, stop
+      if pause_seconds == 0 and FILL then
+        from, stop = rest.next ()
+        if not from and not retry_seconds then
+          -- Whether the last ones failed is not known yet.
+          disk:settle ()
+          retry.note ()
+          if not retry.seconds () then return end
+        end
+      end
+      if from then
+        fill (from, stop)
+      else
+        local seconds = pause_seconds > 0 and pause_seconds or retry_seconds
+        disk:wait (seconds and math.max (seconds, WAIT_SECONDS))
+      end
+    end
+  end
+end

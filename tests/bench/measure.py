@@ -1,0 +1,125 @@
+"""Counts that tell what a filter costs: instructions, memory, threads.
+
+These are counts and not times, so tests/e2e/test_costs.py asserts some of them.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+import nbd
+
+TOP = os.path.dirname (os.path.dirname (os.path.dirname (os.path.abspath (__file__))))
+SCAN = os.path.abspath (os.environ.get (
+    "SCAN_FILTER", os.path.join (TOP, "build/nbdkit-scan-filter.so")))
+
+# Only how long to wait for what should happen.
+PATIENCE_SECS = 120
+
+READ_BYTES = 512
+
+
+class Server:
+    """nbdkit, perhaps below another program; made by `server`."""
+
+    def __init__ (self, filters, plugin, args, options, wrapper):
+        self.dir = tempfile.mkdtemp (prefix="scan-cost-")
+        self.socket = os.path.join (self.dir, "sock")
+        pid_file = os.path.join (self.dir, "pid")
+        command = [*wrapper, "nbdkit", "-f", "-U", self.socket, "-P", pid_file,
+                   *options, *("--filter=" + f for f in filters), *plugin, *args]
+        self.log = open (os.path.join (self.dir, "log"), "w+")
+        self.process = subprocess.Popen (command, cwd=self.dir, stderr=self.log,
+                                         stdin=subprocess.DEVNULL,
+                                         stdout=self.log)
+        self.clients = []
+        self.poll (lambda: os.path.exists (pid_file), "nbdkit to start")
+
+    def poll (self, condition, what):
+        deadline = time.monotonic () + PATIENCE_SECS
+        while not condition ():
+            if self.process.poll () is not None or time.monotonic () > deadline:
+                self.log.seek (0)
+                raise RuntimeError (f"waited in vain for {what}: "
+                                    + self.log.read ())
+            time.sleep (0.001)
+
+    def connect (self):
+        h = nbd.NBD ()
+        h.connect_unix (self.socket)
+        self.clients.append (h)
+        return h
+
+    def threads (self):
+        return len (os.listdir (f"/proc/{self.process.pid}/task"))
+
+    def memory_kib (self):
+        """Private memory in use; what libraries map is not counted."""
+        with open (f"/proc/{self.process.pid}/status") as f:
+            return int (re.search (r"RssAnon:\s+(\d+) kB", f.read ())[1])
+
+    def stop (self):
+        for h in self.clients:
+            h.shutdown ()
+        self.process.send_signal (signal.SIGTERM)
+        status = self.process.wait (PATIENCE_SECS)
+        self.log.close ()
+        return status
+
+
+@contextlib.contextmanager
+def server (filters, plugin, args=(), options=(), wrapper=()):
+    s = Server (filters, plugin, args, options, wrapper)
+    try:
+        yield s
+    finally:
+        if s.process.poll () is None:
+            s.process.kill ()
+            s.process.wait ()
+        shutil.rmtree (s.dir, ignore_errors=True)
+
+
+def read (h, reads, size):
+    """Small reads through the disk, round and round."""
+    blocks = size // READ_BYTES
+    for i in range (reads):
+        h.pread (READ_BYTES, i % blocks * READ_BYTES)
+
+
+# A prefetch that never ends (but when the server does), so that the scan stays
+# where it is and only the clients' reads are counted.
+HELD_PREFETCH = ["delay"], ["delay-cache=100000"]
+
+
+def instructions (filters, args, reads, during):
+    """All instructions of a server in which a client does so many reads, during a
+    scan or after it."""
+    disk_bytes = 1024 * 1024
+    below, below_args = HELD_PREFETCH if during else ([], [])
+    with server (filters + below, ["memory", "1M"], [*args, *below_args],
+                 options=["--threads=1"],
+                 wrapper=["valgrind", "--tool=callgrind", "--quiet",
+                          "--callgrind-out-file=out"]) as s:
+        idle = s.threads ()
+        h = s.connect ()
+        if not during:
+            # One thread more than before is the connection's.
+            s.poll (lambda: s.threads () <= idle + 1, "the end of the scan")
+        read (h, reads, disk_bytes)
+        s.stop ()
+        with open (os.path.join (s.dir, "out")) as f:
+            return int (re.search (r"^(?:summary|totals): (\d+)", f.read (),
+                                   re.M)[1])
+
+
+def instructions_per_read (filters, args=(), during=True):
+    """What one more read of a client takes in the server; what starting and
+    stopping takes cancels out."""
+    few, many = 1000, 5000
+    return (instructions (filters, args, many, during)
+            - instructions (filters, args, few, during)) / (many - few)
