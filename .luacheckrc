@@ -4,4 +4,4 @@ max_line_length = 90
 self = false
 files["policies/*.lua"] = { read_globals = { "scan" } }
 files["tests/spec"] = { std = "lua54+busted", read_globals = { "scan" } }
-exclude_files = { "build" }
+exclude_files = { "build", "tests/fixtures" }

@@ -27,6 +27,8 @@ check-tsan: run-check-tsan ## run the tests with the thread sanitizer
 
 check-valgrind: run-check-valgrind ## run the tests under valgrind
 
+check-matrix: run-check-matrix ## run the tests on each Debian, in chroots (root; 10 minutes)
+
 lint: run-lint         ## check the Lua, shell and C sources for mistakes
 
 install: run-install   ## install the filter, its policies, tools and pages
@@ -39,5 +41,6 @@ clean:                 ## remove everything that was built
 help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
-.PHONY: all filter demo bench bench-costs check check-unit check-lua check-asan check-tsan \
-	check-valgrind lint install uninstall clean help
+.PHONY: all filter demo bench bench-costs check check-unit check-lua \
+	check-asan check-tsan check-valgrind check-matrix lint install uninstall \
+	clean help

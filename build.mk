@@ -40,7 +40,14 @@ endif
 NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
 LUA_CFLAGS    = $(shell $(PKG_CONFIG) --cflags lua5.4)
 LUA_LIBS      = $(shell $(PKG_CONFIG) --libs lua5.4)
+
+# Filters have one place, whatever the PREFIX: nbdkit looks nowhere else.
 FILTERDIR     = $(shell $(PKG_CONFIG) --variable=filterdir nbdkit)
+BINDIR        = $(PREFIX)/bin
+LUADIR        = $(PREFIX)/share/lua/5.4
+MANDIR        = $(PREFIX)/share/man
+DOCDIR        = $(PREFIX)/share/doc/nbdkit-scan-filter-lua
+COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
 
 ifneq ($(V),1)
 Q := @
@@ -63,6 +70,10 @@ filter_sources := \
 	filter/scanner.c \
 	filter/source.c \
 	filter/stats.c \
+	filter/vm-driver.c \
+	filter/vm-errors.c \
+	filter/vm-limits.c \
+	filter/vm-native.c \
 	filter/vm.c
 
 # What policies need; the rest of lua/ is for their authors.
@@ -71,16 +82,22 @@ embedded_lua := \
 	lua/scan/args.lua \
 	lua/scan/blockmap.lua \
 	lua/scan/combinators.lua \
+	lua/scan/ext4.lua \
 	lua/scan/file.lua \
 	lua/scan/host.lua \
+	lua/scan/partitions.lua \
 	lua/scan/sandbox.lua \
 	lua/scan/sequential.lua \
 	lua/scan/streams.lua \
 	lua/scan/trace.lua \
-	lua/scan/units.lua \
+	lua/scan/xfs.lua \
 	$(sort $(wildcard policies/*.lua))
 
 filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
+
+# What runs policies: programs that test or measure that link only these.
+vm_objects := $(filter $(B)/filter/vm%,$(filter_objects)) \
+	$(B)/filter/library.o $(B)/embedded.o
 
 # -- the filter ----------------------------------------------------------------
 
@@ -160,6 +177,56 @@ run-check-tsan: $(test_objects)
 run-check-valgrind: filter $(test_objects)
 	$(Q)CHECK_WITH=valgrind tests/run --only e2e
 
+# -- install -------------------------------------------------------------------
+
+# Pages that are not of section 1.
+section_nbdkit-scan-policy := 3
+
+man_pages := $(foreach page,$(patsubst docs/%.pod,%,$(wildcard docs/*.pod)), \
+	build/man/$(page).$(or $(section_$(page)),1))
+
+VERSION := $(shell sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)
+
+define pod2man
+	$(call SAY,MAN,$@)
+	@mkdir -p $(@D)
+	$(Q)pod2man --section=$(subst .,,$(suffix $@)) --name='$(basename $(@F))' \
+	  --center='nbdkit' --release='nbdkit-scan-filter-lua $(VERSION)' \
+	  --date="$$(date -u -d "$$(sed -n '/^ -- .*>  /{s///p;q}' debian/changelog)" \
+	             +%Y-%m-%d)" --utf8 --errors=die $< $@
+endef
+
+build/man/%.1: docs/%.pod debian/changelog
+	$(pod2man)
+build/man/%.3: docs/%.pod debian/changelog
+	$(pod2man)
+
+# Everything under STAGE as it is to be under /.  Packages begin with this.
+STAGE = build/stage
+
+run-stage: filter $(man_pages)
+	$(Q)rm -rf '$(STAGE)'
+	$(Q)install -d '$(STAGE)$(FILTERDIR)' '$(STAGE)$(BINDIR)' \
+	  '$(STAGE)$(LUADIR)/scan/policies' '$(STAGE)$(MANDIR)/man1' \
+	  '$(STAGE)$(MANDIR)/man3' '$(STAGE)$(DOCDIR)' '$(STAGE)$(COMPLETIONDIR)'
+	$(Q)install -m 644 $(B)/nbdkit-scan-filter.so '$(STAGE)$(FILTERDIR)/'
+	$(Q)install -m 755 lua/bin/scan-policy '$(STAGE)$(BINDIR)/'
+	$(Q)install -m 644 lua/scan/*.lua '$(STAGE)$(LUADIR)/scan/'
+	$(Q)install -m 644 policies/*.lua '$(STAGE)$(LUADIR)/scan/policies/'
+	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
+	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
+	$(Q)install -m 644 $(wildcard README.md docs/*.md) LICENSE '$(STAGE)$(DOCDIR)/'
+	$(Q)install -m 644 completion/* '$(STAGE)$(COMPLETIONDIR)/'
+
+# What is there already is kept, and brought back; see packaging/place.
+manifest = $(PREFIX)/share/nbdkit-scan-filter-lua/installed
+
+run-install: run-stage
+	$(Q)packaging/place install '$(STAGE)' '$(manifest)' '$(DESTDIR)'
+
+run-uninstall:
+	$(Q)packaging/place uninstall '$(manifest)' '$(DESTDIR)'
+
 # -- what it is worth, and what it costs ---------------------------------------
 
 run-demo:
@@ -179,17 +246,21 @@ $(B)/bench/client: tests/bench/client.c
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $< -lnbd -o $@
 
 # Links what runs policies; nbdkit's functions are in the program itself.
-$(B)/bench/decisions: tests/bench/decisions.c $(filter_objects)
+$(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 	$(call SAY,CC,$<)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< $(B)/filter/vm.o \
-	  $(B)/filter/library.o $(B)/embedded.o $(LUA_LIBS) -o $@
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< $(vm_objects) $(LUA_LIBS) -o $@
 
 # -- lint ----------------------------------------------------------------------
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck .ci/run
+	$(Q)shellcheck .ci/run tests/matrix packaging/place completion/*
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*.d)
+
+# -- each Debian ---------------------------------------------------------------
+
+run-check-matrix:
+	$(Q)tests/matrix

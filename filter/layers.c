@@ -52,14 +52,14 @@ look_at (struct dl_phdr_info *object, size_t size, void *opaque)
   return search->found;
 }
 
-/* Is nbdkit's filter of this name below us?  False if in doubt. */
+/* Is nbdkit's filter (or plugin) of this name below us?  False if in doubt. */
 static bool
-is_below (const char *filter)
+is_below (const char *name, const char *type)
 {
   struct search search = { .found = false };
 
   snprintf (search.file_name, sizeof search.file_name,
-            "nbdkit-%s-filter.so", filter);
+            "nbdkit-%s-%s.so", name, type);
   dl_iterate_phdr (look_at, &search);
   return search.found;
 }
@@ -67,7 +67,8 @@ is_below (const char *filter)
 void
 layers_advise (void)
 {
-  const bool cow = is_below ("cow"), cache = is_below ("cache");
+  const bool cow = is_below ("cow", "filter");
+  const bool cache = is_below ("cache", "filter");
   uint64_t cache_block = options.cache_min_block_size;
 
   if (options.threads > 1 && cache)
@@ -98,4 +99,10 @@ layers_advise (void)
                   " in pieces of %" PRIu64 " bytes, one after the other; "
                   "cache-min-block-size=%" PRIu32 " fetches it at once",
                   options.size, cache_block, options.size);
+}
+
+bool
+layers_cache_hangs (void)
+{
+  return is_below ("split", "plugin") && !is_below ("cache", "filter");
 }

@@ -9,9 +9,16 @@
 #ifndef SCAN_LAYERS_H
 #define SCAN_LAYERS_H
 
+#include <stdbool.h>
+
 /* At the end of start-up: warn of parameters (in options.h) that can't do any
  * good over the filters below us.
  */
 extern void layers_advise (void);
+
+/* True if .cache is known to hang below us: the split plugin's loops for ever
+ * (nbdkit 1.32.5).
+ */
+extern bool layers_cache_hangs (void);
 
 #endif /* SCAN_LAYERS_H */

@@ -1,6 +1,7 @@
 /* See library.h. */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,10 +17,13 @@
 /* More than this is not a policy or a trace: stop before memory does. */
 #define TEXT_MAX_BYTES (256 * 1024 * 1024)
 
+/* In errno, from open_file. */
+#define NOT_REGULAR ENODEV
+
 /* A file that has been read.  Entries are only ever added. */
 struct file {
   struct file *next;
-  char *key;                    /* "policy:NAME", "module:NAME", "file:NAME" */
+  char *key;                    /* "policy:NAME", "file:NAME", "beside:PATH" */
   struct text text;
 };
 
@@ -48,13 +52,37 @@ library_builtin (const char *path)
   return find_builtin (path);
 }
 
-/* Read all of a file.  Pipes are fine, directories give EISDIR.  The caller
- * frees *data.
+/* Open a file for reading.  What is read while the server serves must be a
+ * regular file: a pipe could hold up a scan for ever.
  */
-static int
-read_all (const char *path, char **data, size_t *length)
+static FILE *
+open_file (const char *path, bool only_regular)
 {
-  FILE *fp = fopen (path, "re");
+  const int fd = open (path, O_RDONLY | O_CLOEXEC |
+                       (only_regular ? O_NONBLOCK : 0));
+  struct stat st;
+  FILE *fp;
+
+  if (fd == -1)
+    return NULL;
+  if (only_regular &&
+      (fstat (fd, &st) == -1 ||
+       (!S_ISREG (st.st_mode) && !S_ISDIR (st.st_mode)))) {
+    close (fd);
+    errno = NOT_REGULAR;
+    return NULL;
+  }
+  fp = fdopen (fd, "r");
+  if (fp == NULL)
+    close (fd);
+  return fp;
+}
+
+/* Read all of a file.  Directories give EISDIR.  The caller frees *data. */
+static int
+read_all (const char *path, bool only_regular, char **data, size_t *length)
+{
+  FILE *fp = open_file (path, only_regular);
   size_t size = 0, r;
   char *p, *new_p;
 
@@ -120,8 +148,10 @@ add_file (const char *kind, const char *name, const char *path,
     free (file);
     return NULL;
   }
-  if (read_all (path, &data, &file->text.length) == -1) {
-    snprintf (error, LIBRARY_ERROR_MAX, "%s: %s", path, strerror (errno));
+  if (read_all (path, strcmp (kind, "beside:") == 0, &data,
+                &file->text.length) == -1) {
+    snprintf (error, LIBRARY_ERROR_MAX, "%s: %s", path,
+              errno == NOT_REGULAR ? "not a regular file" : strerror (errno));
     free (file->key);
     free (file);
     return NULL;
@@ -165,21 +195,22 @@ list_policies (char *out, size_t size)
   }
 }
 
-const struct text *
-library_policy (const char *name, char error[LIBRARY_ERROR_MAX])
+/* The length of a name without ".lua". */
+static size_t
+stem_length (const char *name)
+{
+  const size_t n = strlen (name);
+
+  return n > 4 && strcmp (name + n - 4, ".lua") == 0 ? n - 4 : n;
+}
+
+static const struct text *
+builtin_policy (const char *name, char error[LIBRARY_ERROR_MAX])
 {
   const struct text *text;
   char path[PATH_MAX], policies[LIBRARY_ERROR_MAX / 2] = "";
-  size_t n = strlen (name);
+  const size_t n = stem_length (name);
 
-  text = get_file ("policy:", name, NULL, error);
-  if (text != NULL)
-    return text;
-  if (strchr (name, '/') != NULL || access (name, F_OK) == 0)
-    return get_file ("policy:", name, name, error);
-
-  if (n > 4 && strcmp (name + n - 4, ".lua") == 0)
-    n -= 4;
   snprintf (path, sizeof path, "policies/%.*s.lua", (int) n, name);
   text = find_builtin (path);
   if (text == NULL) {
@@ -189,6 +220,33 @@ library_policy (const char *name, char error[LIBRARY_ERROR_MAX])
               "the built-in policies are: %s", name, policies);
   }
   return text;
+}
+
+const struct text *
+library_policy (const char *name, char error[LIBRARY_ERROR_MAX])
+{
+  const struct text *text = get_file ("policy:", name, NULL, error);
+
+  if (text != NULL)
+    return text;
+  if (strchr (name, '/') != NULL || access (name, F_OK) == 0)
+    return get_file ("policy:", name, name, error);
+  return builtin_policy (name, error);
+}
+
+const struct text *
+library_neighbour (const char *name, char error[LIBRARY_ERROR_MAX])
+{
+  char path[PATH_MAX];
+  int n;
+
+  if (strchr (name, '/') == NULL && policy_dir != NULL) {
+    n = snprintf (path, sizeof path, "%s/%.*s.lua", policy_dir,
+                  (int) stem_length (name), name);
+    if (n > 0 && (size_t) n < sizeof path && access (path, F_OK) == 0)
+      return get_file ("beside:", path, path, error);
+  }
+  return builtin_policy (name, error);
 }
 
 /* Module names are words joined by dots: nothing that leads out of the
@@ -236,7 +294,7 @@ library_module (const char *name, char error[LIBRARY_ERROR_MAX])
     snprintf (error, LIBRARY_ERROR_MAX, "its path is too long");
     return NULL;
   }
-  return get_file ("module:", name, path, error);
+  return get_file ("beside:", path, path, error);
 }
 
 void

@@ -31,6 +31,13 @@ struct text {
 extern const struct text *library_policy (const char *name,
                                           char error[LIBRARY_ERROR_MAX]);
 
+/* The policy that another policy asks for by name: a file beside the one that
+ * library_set_policy named, else a built-in; with or without ".lua", and never
+ * a path.  Returns NULL and fills in error if there is none.
+ */
+extern const struct text *library_neighbour (const char *name,
+                                             char error[LIBRARY_ERROR_MAX]);
+
 /* The module of this name: one of ours (scan.X), else a file beside the policy
  * that library_set_policy named.  Returns NULL and fills in error.
  */

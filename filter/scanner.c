@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -318,8 +319,12 @@ decide (struct scanner *s, struct worker *w, struct range *range)
   }
   if (atomic_load (&s->stopping))
     s->pending.count = 0;
-  if (s->pending.count == 0 && !ask_policy (s, w))
+  if (s->pending.count == 0 && !ask_policy (s, w)) {
+    /* Other scans may have it; this one may stay open for long. */
+    budget_give (s->config.budget, s->credit);
+    s->credit = 0;
     return false;
+  }
 
   *range = s->pending;
   if (range->count > s->config.block)
@@ -462,6 +467,8 @@ static bool
 get_work (struct scanner *s, struct worker *w, struct range *range)
 {
   bool more;
+  char why[128];
+  int err = 0;
 
   pthread_mutex_lock (&s->lock);
   s->nr_idle++;
@@ -483,11 +490,16 @@ get_work (struct scanner *s, struct worker *w, struct range *range)
     s->in_flight++;
     /* Keep one thread at hand for the next decision. */
     if (s->nr_idle == 0 && s->nr_workers < s->config.threads &&
-        !atomic_load (&s->stopping) && start_worker (s) != 0)
-      s->config.threads = s->nr_workers; /* the machine has no more */
+        !atomic_load (&s->stopping))
+      err = start_worker (s);
   }
   pthread_cond_broadcast (&s->cond);
   pthread_mutex_unlock (&s->lock);
+  if (err != 0) {
+    snprintf (why, sizeof why, "could not start a scan thread: %s",
+              strerror (err));
+    give_up_worker (s, NULL, why);
+  }
   return more;
 }
 

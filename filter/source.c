@@ -3,10 +3,14 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "layers.h"
 #include "source.h"
 
-/* The most that is asked of .extents at once; a multiple of any block size. */
-#define EXTENTS_MAX_COUNT (UINT32_C (1) << 31)
+/* The most that is asked of .extents at once: nearly all that a count can say,
+ * for many layers answer no more than they are asked; a multiple of 32M, for
+ * some want whole blocks.
+ */
+#define EXTENTS_MAX_COUNT (UINT32_MAX & ~UINT32_C (0x1ffffff))
 
 struct source {
   /* Immutable. */
@@ -28,7 +32,7 @@ source_ask (nbdkit_next *next, struct source_info *info)
   r = next->can_cache (next);
   if (r == -1)
     return -1;
-  info->can_cache = r == NBDKIT_CACHE_NATIVE;
+  info->can_cache = r == NBDKIT_CACHE_NATIVE && !layers_cache_hangs ();
   r = next->can_extents (next);
   if (r == -1)
     return -1;

@@ -32,7 +32,7 @@ enum source_method {
  */
 struct source_info {
   uint64_t size;                /* bytes */
-  bool can_cache;               /* .cache is native */
+  bool can_cache;               /* .cache is native and comes back */
   bool can_extents;
 };
 

@@ -1,544 +1,27 @@
 /* See vm.h.
  *
- * Three things keep a policy within its limits: the allocator counts bytes
- * (alloc), the count hook looks at the clock (hook), and everything that can
- * raise a Lua error runs in a protected call.  Outside of those, only functions
- * of the Lua API that neither raise nor allocate are used.
+ * Loading a policy, and the decisions.  Everything that can raise a Lua error
+ * runs in a protected call; outside of those, only functions of the Lua API
+ * that neither raise nor allocate are used.
  *
- * On the registry of the state: LOAD and MAIN, the two functions that boot.lua
- * returned, and RUN, the policy as a function of the disk.  Each scan holds one
- * reference, to a userdata (struct box) whose user value is its coroutine.  A
- * policy may keep the disk of a scan that has ended; its functions find the box
- * empty then.
+ * On the registry of the state: MAIN, the function that boot.lua returned, and
+ * RUN, the policy as a function of the disk.  Each scan holds one reference, to
+ * a userdata (struct box) whose user value is its coroutine.  A policy may keep
+ * the disk of a scan that has ended; its functions find the box empty then.
  */
 
-#include <errno.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <pthread.h>
-
-#include <lua.h>
-#include <lauxlib.h>
-#include <lualib.h>
-
 #include <nbdkit-filter.h>
 
-#include "clock.h"
-#include "library.h"
-#include "vm.h"
-
-#if LUA_VERSION_NUM != 504
-#error "this filter needs Lua 5.4"
-#endif
-
-/* Lua instructions between two looks at the clock: 50 to 200 us. */
-#define HOOK_INSTRUCTIONS 10000
-
-/* Once its client has gone, a decision may take this much longer, and a scan
- * waits this long for its last turn.
- */
-#define GONE_GRACE_NS (NS_PER_SECOND / 10)
+#include "vm-internal.h"
 
 /* How long one attempt at the policy lock is. */
 #define LOCK_SLICE_MS 20
 
-/* Memory beyond the limit with which a failure is described. */
-#define REPORT_BYTES (256 * 1024)
-
-enum kill_reason { ALIVE, TIMED_OUT, CLIENT_GONE };
-
-struct vm {
-  /* Immutable. */
-  struct vm_config config;
-
-  /* The policy lock, taken before a read queue's lock and after no other. */
-  pthread_mutex_t lock;
-
-  /* Protected by lock. */
-  lua_State *L;                 /* NULL before loading and after a failure */
-  size_t used_bytes, limit_bytes;
-  int load_ref, main_ref, run_ref;
-  bool loaded;
-  char *error;                  /* set once */
-  /* The decision in progress. */
-  const struct vm_driver *driver;
-  uint64_t started_ns, gone_ns; /* 0: not looked at yet */
-  enum kill_reason killed;
-  char killed_at[LUA_IDSIZE + 16];
-
-  /* Atomic.  Failed is set after error; ended is a list of scans that ended
-   * while the policy lock was held, freed by whoever takes it next.
-   */
-  atomic_bool failed;
-  _Atomic (struct vm_scan *) ended;
-  atomic_uint_fast64_t decisions, lua_ns;
-};
-
-/* The policy's end of a scan, inside Lua. */
-struct box {
-  struct vm_scan *scan;         /* NULL once the scan has ended */
-};
-
-struct vm_scan {
-  /* Immutable. */
-  struct vm *vm;
-  const struct vm_driver *driver;
-
-  /* Protected by the vm's lock. */
-  struct box *box;              /* NULL before the first decision */
-  lua_State *co;
-  int ref;
-  const struct range *reads;    /* what an iterator walks over */
-  size_t nr_reads, next_read;
-  const struct vm_failure *failures;
-  size_t nr_failures, next_failure;
-
-  struct vm_scan *next_ended;   /* belongs to whoever holds the list */
-};
-
-static const char OUT_OF_MEMORY[] = "out of memory";
-
-/* -- limits ---------------------------------------------------------------- */
-
-static void *
-alloc (void *opaque, void *ptr, size_t old_size, size_t new_size)
-{
-  struct vm *vm = opaque;
-  void *p;
-
-  if (ptr == NULL)              /* then old_size is a type, not a size */
-    old_size = 0;
-  if (new_size == 0) {
-    free (ptr);
-    vm->used_bytes -= old_size;
-    return NULL;
-  }
-  if (new_size > old_size &&
-      new_size - old_size > vm->limit_bytes - vm->used_bytes)
-    return NULL;
-  p = realloc (ptr, new_size);
-  if (p == NULL)
-    return new_size <= old_size ? ptr : NULL; /* Lua relies on shrinking */
-  vm->used_bytes += new_size - old_size;
-  return p;
-}
-
-static struct vm *
-vm_of (lua_State *L)
-{
-  /* Copied by Lua from the main thread to every coroutine. */
-  return *(struct vm **) lua_getextraspace (L);
-}
-
-static int
-raise_killed (lua_State *L)
-{
-  return luaL_error (L, "the policy was stopped");
-}
-
-/* Runs after every HOOK_INSTRUCTIONS.  A policy may catch the error, so once
- * it is over the hook runs after every instruction.
- */
-static void
-hook (lua_State *L, lua_Debug *ar)
-{
-  struct vm *vm = vm_of (L);
-  const uint64_t now = clock_now_ns ();
-  lua_Debug where;
-
-  (void) ar;
-  if (vm->started_ns == 0)
-    vm->started_ns = now;
-  if (vm->gone_ns == 0 && vm->driver != NULL &&
-      vm->driver->gone (vm->driver->opaque))
-    vm->gone_ns = now;
-
-  if (vm->killed == ALIVE) {
-    if (now - vm->started_ns > vm->config.timeout_ns)
-      vm->killed = TIMED_OUT;
-    else if (vm->gone_ns != 0 && now - vm->gone_ns > GONE_GRACE_NS)
-      vm->killed = CLIENT_GONE;
-    if (vm->killed != ALIVE && lua_getstack (L, 0, &where) &&
-        lua_getinfo (L, "Sl", &where))
-      snprintf (vm->killed_at, sizeof vm->killed_at, "%s:%d: ",
-                where.short_src, where.currentline);
-  }
-  if (vm->killed != ALIVE) {
-    lua_sethook (L, hook, LUA_MASKCOUNT, 1);
-    raise_killed (L);
-  }
-  else if (lua_gethookcount (L) != HOOK_INSTRUCTIONS)
-    /* A coroutine that outlived an earlier decision that was stopped. */
-    lua_sethook (L, hook, LUA_MASKCOUNT, HOOK_INSTRUCTIONS);
-}
-
-/* Begin a decision.  driver is NULL while a policy is loaded at start-up. */
-static void
-begin_decision (struct vm *vm, const struct vm_driver *driver)
-{
-  vm->driver = driver;
-  vm->started_ns = vm->gone_ns = 0;
-  vm->killed = ALIVE;
-  vm->killed_at[0] = '\0';
-}
-
-/* -- what Lua may call: sandbox.lua's native ------------------------------- */
-
-/* native.alive () */
-static int
-native_alive (lua_State *L)
-{
-  if (vm_of (L)->killed != ALIVE)
-    return raise_killed (L);
-  return 0;
-}
-
-/* native.print (string) */
-static int
-native_print (lua_State *L)
-{
-  nbdkit_debug ("scan: policy: %s", luaL_checkstring (L, 1));
-  return 0;
-}
-
-/* Text, chunk name and whether it is ours; or nil and an error. */
-static int
-push_text (lua_State *L, const struct text *text, const char *error)
-{
-  if (text == NULL) {
-    lua_pushnil (L);
-    lua_pushstring (L, error);
-    return 2;
-  }
-  if (text->length > 0 && text->data[0] == '#') {
-    /* An interpreter line; keep the newline, so that lines stay numbered. */
-    const char *newline = memchr (text->data, '\n', text->length);
-
-    lua_pushlstring (L, newline ? newline : "",
-                     newline ? text->data + text->length - newline : 0);
-  }
-  else
-    lua_pushlstring (L, text->data, text->length);
-  lua_pushfstring (L, "@%s", text->name);
-  lua_pushboolean (L, text->builtin);
-  return 3;
-}
-
-/* native.find_module (name) */
-static int
-native_find_module (lua_State *L)
-{
-  char error[LIBRARY_ERROR_MAX] = "";
-
-  return push_text (L, library_module (luaL_checkstring (L, 1), error), error);
-}
-
-/* native.find_policy (name) */
-static int
-native_find_policy (lua_State *L)
-{
-  char error[LIBRARY_ERROR_MAX] = "";
-
-  return push_text (L, library_policy (luaL_checkstring (L, 1), error), error);
-}
-
-/* read_at (offset, count): upvalue is the text. */
-static int
-file_read_at (lua_State *L)
-{
-  const struct text *text = lua_touserdata (L, lua_upvalueindex (1));
-  const lua_Integer offset = luaL_checkinteger (L, 1);
-  const lua_Integer count = luaL_checkinteger (L, 2);
-  size_t left;
-
-  if (offset < 0 || count < 0 || (lua_Unsigned) offset >= text->length) {
-    lua_pushliteral (L, "");
-    return 1;
-  }
-  left = text->length - offset;
-  lua_pushlstring (L, text->data + offset,
-                   (lua_Unsigned) count < left ? (size_t) count : left);
-  return 1;
-}
-
-/* native.open_file (name) */
-static int
-native_open_file (lua_State *L)
-{
-  const struct text *text = library_file (luaL_checkstring (L, 1));
-
-  if (text == NULL)
-    return 0;
-  lua_pushlightuserdata (L, (void *) text);
-  lua_pushcclosure (L, file_read_at, 1);
-  return 1;
-}
-
-static const luaL_Reg native[] = {
-  { "alive",       native_alive },
-  { "print",       native_print },
-  { "find_module", native_find_module },
-  { "find_policy", native_find_policy },
-  { "open_file",   native_open_file },
-  { NULL, NULL }
-};
-
-/* -- what Lua may call: host.lua's driver ---------------------------------- */
-
-static struct vm_scan *
-check_scan (lua_State *L)
-{
-  struct box *box = lua_touserdata (L, lua_upvalueindex (1));
-
-  if (box->scan == NULL)
-    luaL_error (L, "this disk belongs to a scan that has ended");
-  return box->scan;
-}
-
-/* The iterator that driver.reads () returns. */
-static int
-next_read (lua_State *L)
-{
-  struct vm_scan *scan = check_scan (L);
-
-  if (scan->next_read == scan->nr_reads)
-    return 0;
-  lua_pushinteger (L, scan->reads[scan->next_read].offset);
-  lua_pushinteger (L, scan->reads[scan->next_read].count);
-  scan->next_read++;
-  return 2;
-}
-
-/* driver.reads (): upvalues are the box and the iterator. */
-static int
-driver_reads (lua_State *L)
-{
-  struct vm_scan *scan = check_scan (L);
-
-  scan->nr_reads = scan->driver->reads (scan->driver->opaque, &scan->reads);
-  scan->next_read = 0;
-  lua_pushvalue (L, lua_upvalueindex (2));
-  return 1;
-}
-
-static const char *
-errno_name (int err)
-{
-  switch (err) {
-  case EBUSY:     return "EBUSY";
-  case EINVAL:    return "EINVAL";
-  case EIO:       return "EIO";
-  case ENOMEM:    return "ENOMEM";
-  case ENOSPC:    return "ENOSPC";
-  case ENOTSUP:   return "ENOTSUP";
-  case EOVERFLOW: return "EOVERFLOW";
-  case EPERM:     return "EPERM";
-  case ESHUTDOWN: return "ESHUTDOWN";
-  case ETIMEDOUT: return "ETIMEDOUT";
-  default:        return "EIO";  /* as NBD itself does for what it can't name */
-  }
-}
-
-/* The iterator that driver.failures () returns. */
-static int
-next_failure (lua_State *L)
-{
-  struct vm_scan *scan = check_scan (L);
-  const struct vm_failure *failure;
-
-  if (scan->next_failure == scan->nr_failures)
-    return 0;
-  failure = &scan->failures[scan->next_failure++];
-  lua_pushinteger (L, failure->range.offset);
-  lua_pushinteger (L, failure->range.count);
-  lua_pushstring (L, errno_name (failure->err));
-  return 3;
-}
-
-/* driver.failures (): upvalues are the box and the iterator. */
-static int
-driver_failures (lua_State *L)
-{
-  struct vm_scan *scan = check_scan (L);
-
-  scan->nr_failures =
-    scan->driver->failures (scan->driver->opaque, &scan->failures);
-  scan->next_failure = 0;
-  lua_pushvalue (L, lua_upvalueindex (2));
-  return 1;
-}
-
-/* driver.idle () */
-static int
-driver_idle (lua_State *L)
-{
-  struct vm_scan *scan = check_scan (L);
-
-  lua_pushnumber (L, (lua_Number) scan->driver->idle_ns (scan->driver->opaque)
-                  / NS_PER_SECOND);
-  return 1;
-}
-
-/* driver.closed () */
-static int
-driver_closed (lua_State *L)
-{
-  struct box *box = lua_touserdata (L, lua_upvalueindex (1));
-
-  lua_pushboolean (L, box->scan == NULL ||
-                   box->scan->driver->closed (box->scan->driver->opaque));
-  return 1;
-}
-
-/* disk:prefetch (offset [, count]), as Disk.prefetch in host.lua, which says
- * what it does.  Here again because it is called for every block: in Lua it
- * costs as much as all the rest of a usual decision.
- */
-static int
-driver_prefetch (lua_State *L)
-{
-  const struct vm_scan *scan = check_scan (L);
-  const lua_Integer size = scan->driver->size;
-  lua_Integer offset, count;
-  int ok;
-
-  offset = lua_tointegerx (L, 2, &ok);
-  if (!ok || lua_type (L, 2) != LUA_TNUMBER)
-    return luaL_error (L, "disk:prefetch: offset should be a whole number of "
-                       "bytes, got %s", luaL_tolstring (L, 2, NULL));
-  if (offset < 0 || offset >= size)
-    return luaL_error (L, "disk:prefetch: offset %I is outside the disk "
-                       "(size %I)", (LUAI_UACINT) offset, (LUAI_UACINT) size);
-  if (lua_isnoneornil (L, 3))
-    count = scan->driver->block;
-  else {
-    count = lua_tointegerx (L, 3, &ok);
-    if (!ok || lua_type (L, 3) != LUA_TNUMBER)
-      return luaL_error (L, "disk:prefetch: count should be a whole number of "
-                         "bytes, got %s", luaL_tolstring (L, 3, NULL));
-    if (count < 1)
-      return luaL_error (L, "disk:prefetch: count should be at least 1, got "
-                         "%I", (LUAI_UACINT) count);
-  }
-  if (count > size - offset)
-    count = size - offset;
-  lua_pushvalue (L, lua_upvalueindex (2));      /* "prefetch" */
-  lua_pushinteger (L, offset);
-  lua_pushinteger (L, count);
-  return lua_yield (L, 3);
-}
-
-/* driver.now () */
-static int
-driver_now (lua_State *L)
-{
-  lua_pushnumber (L, (lua_Number) clock_now_ns () / NS_PER_SECOND);
-  return 1;
-}
-
-/* Push the driver's table.  Raises errors. */
-static void
-push_driver (lua_State *L, int box, const struct vm_driver *driver)
-{
-  lua_createtable (L, 0, 9);                    /* driver */
-  lua_pushinteger (L, driver->size);
-  lua_setfield (L, -2, "size");
-  lua_pushinteger (L, driver->block);
-  lua_setfield (L, -2, "block");
-  lua_pushstring (L, driver->export);
-  lua_setfield (L, -2, "export");
-
-  lua_pushvalue (L, box);                       /* driver box */
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, next_read, 1);           /* driver box next_read */
-  lua_pushcclosure (L, driver_reads, 2);
-  lua_setfield (L, -2, "reads");
-
-  lua_pushvalue (L, box);
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, next_failure, 1);
-  lua_pushcclosure (L, driver_failures, 2);
-  lua_setfield (L, -2, "failures");
-
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, driver_idle, 1);
-  lua_setfield (L, -2, "idle");
-
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, driver_closed, 1);
-  lua_setfield (L, -2, "closed");
-
-  lua_pushcfunction (L, driver_now);
-  lua_setfield (L, -2, "now");
-
-  lua_pushvalue (L, box);
-  lua_pushliteral (L, "prefetch");
-  lua_pushcclosure (L, driver_prefetch, 2);
-  lua_setfield (L, -2, "prefetch");             /* driver */
-}
-
-/* -- protected calls ------------------------------------------------------- */
-
-/* Message handler: adds a traceback to a string; other values are described by
- * keep_error.
- */
-static int
-add_traceback (lua_State *L)
-{
-  if (lua_type (L, 1) == LUA_TSTRING)
-    luaL_traceback (L, L, lua_tostring (L, 1), 1);
-  else {
-    lua_pushfstring (L, "(error object is a %s value)", luaL_typename (L, 1));
-    luaL_traceback (L, L, lua_tostring (L, -1), 1);
-  }
-  return 1;
-}
-
-/* Push "FILE:LINE: " of the innermost Lua function of a coroutine. */
-static void
-push_where (lua_State *L, lua_State *co)
-{
-  lua_Debug ar;
-  int level;
-
-  for (level = 0; lua_getstack (co, level, &ar); ++level) {
-    lua_getinfo (co, "Sl", &ar);
-    if (ar.currentline > 0) {
-      lua_pushfstring (L, "%s:%d: ", ar.short_src, ar.currentline);
-      return;
-    }
-  }
-  lua_pushliteral (L, "");
-}
-
-/* Describe why a coroutine stopped: its error value is argument 1, the
- * coroutine is argument 2, and argument 3 is a message to use instead, or
- * NULL.
- */
-static int
-describe_error (lua_State *L)
-{
-  lua_State *co = lua_tothread (L, 2);
-  const char *message = lua_touserdata (L, 3);
-
-  if (message != NULL) {
-    push_where (L, co);
-    lua_pushstring (L, message);
-    lua_concat (L, 2);
-  }
-  else if (lua_type (L, 1) == LUA_TSTRING)
-    lua_pushvalue (L, 1);
-  else {
-    push_where (L, co);
-    lua_pushfstring (L, "(error object is a %s value)", luaL_typename (L, 1));
-    lua_concat (L, 2);
-  }
-  luaL_traceback (L, co, lua_tostring (L, -1), 0);
-  return 1;
-}
+/* -- what runs in protected calls -------------------------------------------- */
 
 /* Searcher of the package library: our own modules, from memory. */
 static int
@@ -582,7 +65,7 @@ boot (lua_State *L)
   if (luaL_loadbufferx (L, text->data, text->length, "@filter/boot.lua", "t")
       != LUA_OK)
     return lua_error (L);                       /* boot */
-  luaL_newlib (L, native);                      /* boot native */
+  vm_push_native (L);                      /* boot native */
   lua_call (L, 1, 2);                           /* load main */
   vm->main_ref = luaL_ref (L, LUA_REGISTRYINDEX); /* load */
 
@@ -591,7 +74,7 @@ boot (lua_State *L)
     lua_pushfstring (L, "scan-policy: %s", error);
     return lua_error (L);
   }
-  push_text (L, policy, error);                 /* load text chunk_name ours */
+  vm_push_text (L, policy, error);                 /* load text chunk_name ours */
   lua_pop (L, 1);
   lua_createtable (L, 0, vm->config.nr_args);   /* load text chunk_name args */
   for (i = 0; i < vm->config.nr_args; ++i) {
@@ -618,10 +101,11 @@ make_scan (lua_State *L)
   box->scan = NULL;
   co = lua_newthread (L);                       /* box co */
   lua_setiuservalue (L, 1, 1);                  /* box */
-  luaL_checkstack (co, LUA_MINSTACK, NULL);
+  if (!lua_checkstack (co, LUA_MINSTACK))
+    return luaL_error (L, VM_OUT_OF_MEMORY);
   lua_rawgeti (L, LUA_REGISTRYINDEX, scan->vm->main_ref);
   lua_rawgeti (L, LUA_REGISTRYINDEX, scan->vm->run_ref);
-  push_driver (L, 1, scan->driver);             /* box main run driver */
+  vm_push_driver (L, 1, scan->driver);             /* box main run driver */
   lua_xmove (L, co, 3);                         /* box */
   scan->ref = luaL_ref (L, LUA_REGISTRYINDEX);
   box->scan = scan;
@@ -645,72 +129,8 @@ push_errno (lua_State *L)
 {
   const struct vm_answer *answer = lua_touserdata (L, 1);
 
-  lua_pushstring (L, errno_name (answer->err));
+  lua_pushstring (L, vm_errno_name (answer->err));
   return 1;
-}
-
-/* -- failures -------------------------------------------------------------- */
-
-static const char *
-limit_message (const struct vm *vm, int status, char *out, size_t size)
-{
-  if (vm->killed == TIMED_OUT)
-    snprintf (out, size, "the policy took longer than %g seconds over one "
-              "decision; see scan-policy-timeout",
-              (double) vm->config.timeout_ns / NS_PER_SECOND);
-  else if (status == LUA_ERRMEM)
-    snprintf (out, size, "the policy needs more than %zu bytes of memory; "
-              "see scan-policy-memory", vm->config.memory_bytes);
-  else
-    return NULL;
-  return out;
-}
-
-/* The vm has failed: keep the message and close the state.  message may point
- * into the state, and NULL means that there is no memory for one.
- */
-static void
-fail (struct vm *vm, const char *message)
-{
-  vm->error = message ? strdup (message) : NULL;
-  if (vm->error == NULL)
-    vm->error = (char *) OUT_OF_MEMORY;
-  if (vm->L)
-    lua_close (vm->L);
-  vm->L = NULL;
-  atomic_store (&vm->failed, true);
-}
-
-/* A coroutine stopped with an error value on its stack, or, if message is
- * given, yielded something that is not a request.
- */
-static void
-fail_scan (struct vm_scan *scan, int status, const char *message)
-{
-  struct vm *vm = scan->vm;
-  lua_State *L = vm->L;
-  char text[256];
-
-  if (message == NULL)
-    message = limit_message (vm, status, text, sizeof text);
-
-  /* Describing it is not the policy's doing. */
-  vm->limit_bytes += REPORT_BYTES;
-  lua_sethook (L, NULL, 0, 0);
-  if (lua_checkstack (L, 4)) {
-    lua_pushcfunction (L, describe_error);
-    if (lua_gettop (scan->co) > 0)
-      lua_xmove (scan->co, L, 1);
-    else
-      lua_pushnil (L);
-    lua_rawgeti (L, LUA_REGISTRYINDEX, scan->ref);
-    lua_getiuservalue (L, -1, 1);
-    lua_remove (L, -2);
-    lua_pushlightuserdata (L, (void *) message);
-    if (lua_pcall (L, 3, 1, 0) == LUA_OK)
-      message = lua_tostring (L, -1);
-  }
-  fail (vm, message);
 }
 
 /* -- the functions of vm.h ------------------------------------------------- */
@@ -747,20 +167,23 @@ load (struct vm *vm, const struct vm_driver *driver)
   int status;
 
   vm->loaded = true;
-  begin_decision (vm, driver);
-  L = vm->L = lua_newstate (alloc, vm);
+  vm_begin_decision (vm, driver);
+  L = vm->L = lua_newstate (vm_alloc, vm);
   if (L == NULL) {
-    fail (vm, limit_message (vm, LUA_ERRMEM, text, sizeof text));
+    vm_fail (vm, vm_limit_message (vm, LUA_ERRMEM, text, sizeof text));
     return -1;
   }
   lua_atpanic (L, panic);
   *(struct vm **) lua_getextraspace (L) = vm;
-  lua_sethook (L, hook, LUA_MASKCOUNT, HOOK_INSTRUCTIONS);
+  vm_set_look_interval (vm);
+  lua_sethook (L, vm_hook, LUA_MASKCOUNT, vm->look_instructions);
 
-  lua_pushcfunction (L, add_traceback);
+  vm->running = L;
+  lua_pushcfunction (L, vm_add_traceback);
   lua_pushcfunction (L, boot);
   lua_pushlightuserdata (L, vm);
   status = lua_pcall (L, 1, 0, 1);
+  vm->running = NULL;
   if (status == LUA_OK) {
     lua_settop (L, 0);
     return 0;
@@ -772,7 +195,7 @@ load (struct vm *vm, const struct vm_driver *driver)
     vm->loaded = false;
     return -1;
   }
-  message = limit_message (vm, status, text, sizeof text);
+  message = vm_limit_message (vm, status, text, sizeof text);
   if (message != NULL) {
     snprintf (place, sizeof place, "%s%s",
               vm->killed_at[0] ? vm->killed_at : "scan-policy: ", message);
@@ -780,7 +203,7 @@ load (struct vm *vm, const struct vm_driver *driver)
   }
   else if (lua_type (L, -1) == LUA_TSTRING)
     message = lua_tostring (L, -1);
-  fail (vm, message);
+  vm_fail (vm, message);
   return -1;
 }
 
@@ -858,6 +281,7 @@ vm_scan_free (struct vm_scan *scan)
   if (scan == NULL)
     return;
   vm = scan->vm;
+  atomic_store (&scan->has_ended, true);
   if (pthread_mutex_trylock (&vm->lock) == 0) {
     forget_scan (scan);
     pthread_mutex_unlock (&vm->lock);
@@ -876,7 +300,7 @@ vm_free (struct vm *vm)
   forget_ended_scans (vm);
   if (vm->L)
     lua_close (vm->L);
-  if (vm->error != OUT_OF_MEMORY)
+  if (vm->error != VM_OUT_OF_MEMORY)
     free (vm->error);
   pthread_mutex_destroy (&vm->lock);
   free (vm);
@@ -1020,22 +444,41 @@ to_request (struct vm_scan *scan, int n, struct vm_request *request)
   return false;
 }
 
+/* One go of a scan's coroutine. */
+struct step {
+  struct vm_scan *scan;
+  int nr_values;                /* for it, and then from it */
+  int status;
+};
+
+static int
+run_step (lua_State *L)
+{
+  struct step *step = lua_touserdata (L, 1);
+
+  vm_enter (step->scan->vm, step->scan->co);
+  step->status = lua_resume (step->scan->co, L, step->nr_values,
+                             &step->nr_values);
+  return 0;
+}
+
 /* One decision.  The lock must be held. */
 static struct vm_request
 decide (struct vm_scan *scan, const struct vm_answer *answer)
 {
   struct vm *vm = scan->vm;
   struct vm_request request = { .type = VM_FAILED };
-  int n, status, results;
+  struct step step = { .scan = scan };
+  int n;
 
-  begin_decision (vm, scan->driver);
+  vm_begin_decision (vm, scan->driver);
   if (scan->box == NULL) {
     lua_pushcfunction (vm->L, make_scan);
     lua_pushlightuserdata (vm->L, scan);
     if (lua_pcall (vm->L, 1, 0, 0) != LUA_OK) {
       char text[256];
 
-      fail (vm, limit_message (vm, LUA_ERRMEM, text, sizeof text));
+      vm_fail (vm, vm_limit_message (vm, LUA_ERRMEM, text, sizeof text));
       return request;
     }
     n = 2;                      /* main's arguments */
@@ -1043,34 +486,49 @@ decide (struct vm_scan *scan, const struct vm_answer *answer)
   else {
     n = push_answer (scan, answer);
     if (n == -1) {
-      fail_scan (scan, LUA_ERRMEM, NULL);
+      vm_fail_scan (scan, LUA_ERRMEM, NULL);
       return request;
     }
   }
 
-  status = lua_resume (scan->co, vm->L, n, &results);
+  /* lua_resume returns what goes wrong in the coroutine.  The protected call
+   * around it is for one case: a policy resumes a dead coroutine, and there is
+   * no memory for the message.  Lua then jumps to the main thread's handler, and
+   * aborts if there is none.
+   */
+  step.nr_values = n;
+  lua_pushcfunction (vm->L, run_step);
+  lua_pushlightuserdata (vm->L, &step);
+  n = lua_pcall (vm->L, 1, 0, 0);
+  vm->running = NULL;
+  if (n != LUA_OK)
+    step.status = LUA_ERRMEM;
+
   if (vm->killed == CLIENT_GONE) {
     /* Not a fault; whatever the policy made of it, this scan is over. */
     request.type = VM_GONE;
     return request;
   }
-  switch (status) {
+  switch (step.status) {
   case LUA_OK:
-    request.type = VM_FINISHED;
+    if (vm->killed == ALIVE)
+      request.type = VM_FINISHED;
+    else
+      vm_fail_scan (scan, LUA_OK, NULL);
     break;
   case LUA_YIELD:
-    if (vm->killed == ALIVE && to_request (scan, results, &request))
-      lua_pop (scan->co, results);
+    if (vm->killed == ALIVE && to_request (scan, step.nr_values, &request))
+      lua_pop (scan->co, step.nr_values);
     else {
       request.type = VM_FAILED;
       lua_settop (scan->co, 0);
-      fail_scan (scan, status, vm->killed == ALIVE ?
+      vm_fail_scan (scan, LUA_YIELD, vm->killed == ALIVE ?
                  "the policy yielded something that is not a request; "
                  "call disk:prefetch and its like instead" : NULL);
     }
     break;
   default:
-    fail_scan (scan, status, NULL);
+    vm_fail_scan (scan, step.status, NULL);
   }
   return request;
 }

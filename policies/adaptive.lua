@@ -11,12 +11,12 @@
 --    is no read in flight for the silence period, or for twice the longest gap
 --    between the last 16 reads, if that is more; up to five times the silence
 --    period.  In this order:
---    a. failed ranges again, three times each, after 1, 2 and 4 seconds (of the
---       last 256 that failed);
+--    a. failed ranges again, three times each, after 1, 2 and 4 seconds (no more
+--       than 256 wait for that, others are given up);
 --    b. the blocks in which the last 32 lone reads were, oldest first;
 --    c. upwards from where a sequential reader last was, to the end of the disk,
 --       then what was left out before.
---    Holes are skipped in all but a.
+--    Holes are skipped in b and c, and ahead of a reader that hasn't read in one.
 -- 3. It waits.  It ends when the whole disk is read, fetched or hole.
 --
 -- So a read far away, like those of blkid at the end of a disk, is a hint and
@@ -214,19 +214,35 @@ return function (disk)
     end
   end
 
-  -- Prefetch a range, or find that it begins with a hole.  Returns where to go
-  -- on, and whether anything was prefetched.
-  local function prefetch (offset, stop)
+  -- Where the next data is, in whole units.
+  local function data_from (offset)
     local data = disk:next_data (offset) or disk.size
-    data = math.max (offset, data - data % done.unit)
-    if data > offset then
-      done.add (offset, data)
-      if data >= stop then return stop, false end
-      return data, false
-    end
-    done.add (offset, stop)
-    disk:prefetch (offset, stop - offset)
-    return stop, true
+    return math.max (offset, data - data % done.unit)
+  end
+
+  -- A reader that reads holes has them read ahead too: to read nothing from a
+  -- source takes its time as well.
+  local function reads_holes (stream)
+    local last = math.min (stream.position, disk.size) - 1
+    return disk:next_data (last) ~= last
+  end
+
+  -- The next piece ahead of a reader.
+  local function read_ahead (stream, offset, count)
+    local from, stop = done.missing (offset, offset + count)
+    if not from then return readers:skip (stream, count) end
+    local data = data_from (from)
+    if data > from and reads_holes (stream) then data = from end
+    data = math.min (data, stop)
+    readers:skip (stream, data - offset)
+    if data < stop then readers:prefetch (stream, stop - data) end
+    done.add (stream.from, stream.ready)
+  end
+
+  local function fill (from, stop)
+    local data = data_from (from)
+    done.add (from, math.max (data, stop))
+    if data < stop then disk:prefetch (data, stop - data) end
   end
 
   while not disk:closed () do
@@ -236,19 +252,7 @@ return function (disk)
     local stream, offset, count = readers:next ()
     local retry_seconds, pause_seconds = retry.seconds (), pause.seconds ()
     if stream then
-      local from, stop = done.missing (offset, offset + count)
-      if not from then
-        readers:skip (stream, count)
-      else
-        readers:skip (stream, from - offset)
-        local upto, prefetched = prefetch (from, stop)
-        if not prefetched then
-          readers:skip (stream, upto - from)
-        elseif readers:prefetched (stream, upto - from) then
-          disk:settle ()
-        end
-        done.add (stream.from, stream.ready)
-      end
+      read_ahead (stream, offset, count)
     elseif pause_seconds == 0 and retry_seconds == 0 then
       local range = retry.take ()
       disk:prefetch (range.offset, range.count)
@@ -265,7 +269,7 @@ return function (disk)
         end
       end
       if from then
-        prefetch (from, stop)
+        fill (from, stop)
       else
         local seconds = pause_seconds > 0 and pause_seconds or retry_seconds
         disk:wait (seconds and math.max (seconds, WAIT_SECONDS))

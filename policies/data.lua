@@ -5,10 +5,10 @@
 -- that is part hole is fetched from its first data on.  Client reads do not
 -- matter to it.
 --
--- Costs no memory, and a look at the extents for each block (see
--- nbdkit-extents in the layer below; where extents are not supported
--- everything is data).  On a sparse disk of any size it takes as many steps as
--- there are blocks of data.  It loses against a reader that is ahead of it.
+-- Costs no memory, and a question about the extents for each block; where the
+-- layer below can't tell, everything is data.  On a sparse disk of any size it
+-- takes as many steps as there are blocks with data.  It loses against a reader
+-- that is ahead of it.
 
 require "scan.args".check_known (..., {})
 

@@ -4,7 +4,7 @@
 -- fetched and when that is given up.  Of several streams the one read last goes
 -- first.  Nothing is fetched before a stream shows; between reads it waits.
 --
--- Memory: 8 streams.  At most two thirds of what it fetches is never read (a
+-- Memory: 8 streams.  About half of what it fetches is never read at most (a
 -- stream that ends).  It wins over a source with much latency, more so with
 -- several threads.  It loses (fetches nothing) on random reads and on a boot; see
 -- `adaptive` and `replay` for these.
@@ -21,10 +21,9 @@ return function (disk)
   local readers = streams.new (disk, { window = WINDOW })
   while not disk:closed () do
     readers:look ()
-    local stream, offset, count = readers:next ()
+    local stream, _, count = readers:next ()
     if stream then
-      disk:prefetch (offset, count)
-      if readers:prefetched (stream, count) then disk:settle () end
+      readers:prefetch (stream, count)
     else
       disk:wait ()
     end

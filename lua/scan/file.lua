@@ -15,7 +15,9 @@ local META = { __index = File, __metatable = "file" }
 -- Make sure that at least `count` bytes are buffered, if the file has them.
 local function fill (file, count)
   while #file.buffer < count do
-    local chunk = file.read_at (file.offset, CHUNK_BYTES)
+    local missing = count - #file.buffer
+    local chunk = file.read_at (file.offset,
+                                missing > CHUNK_BYTES and missing or CHUNK_BYTES)
     if chunk == "" then return end
     file.offset = file.offset + #chunk
     file.buffer = file.buffer .. chunk
@@ -26,6 +28,8 @@ end
 -- @tparam[opt] integer count in bytes
 -- @treturn string|nil nil at the end of the file
 function File:read (count)
+  -- What `lines` has given is gone.
+  self.buffer, self.at = self.buffer:sub (self.at), 1
   if count == nil then
     local parts = { self.buffer }
     self.buffer = ""
@@ -63,7 +67,7 @@ local function next_line (file)
     local chunk = file.read_at (file.offset, CHUNK_BYTES)
     if chunk == "" then
       local rest = file.buffer
-      file.buffer = ""
+      file.buffer, file.at = "", 1
       return rest ~= "" and rest or nil
     end
     file.offset = file.offset + #chunk
@@ -74,7 +78,6 @@ end
 --- Iterate over the lines that are left, without their newlines.
 -- @treturn function iterator over strings
 function File:lines ()
-  self.at = 1
   return next_line, self
 end
 

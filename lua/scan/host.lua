@@ -141,7 +141,9 @@ function M.disk (driver)
   return {
     size = driver.size,
     block = driver.block,
-    blocks = (driver.size + driver.block - 1) // driver.block,
+    -- Rounded up in a way that can't overflow on the largest disks.
+    blocks = driver.size // driver.block
+      + (driver.size % driver.block > 0 and 1 or 0),
     export = driver.export,
 
     -- Each disk has its methods in itself, so that a policy can spoil its own

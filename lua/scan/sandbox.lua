@@ -10,7 +10,8 @@
 -- (a pattern can run for minutes inside one C call, where nothing can stop
 -- it; use plain `string.find` and `scan.words`); `collectgarbage` but for
 -- "count"; `__gc` (finalizers run where no limit applies); binary chunks (they
--- can crash the interpreter).
+-- can crash the interpreter); and what this file is made of (`require
+-- "scan.sandbox"` would give a policy the means to build another world).
 --
 -- The runner gives a table `native`:
 --
@@ -20,6 +21,8 @@
 --     open_file (name)    -> read_at function; or nil
 --     print (string)      what `print` writes to
 --     alive ()            raises once the policy has run out of time
+--     resume, close, find (may be left out) what to use for coroutine.resume,
+--                         coroutine.close and a plain string.find
 --
 -- @module scan.sandbox
 
@@ -46,35 +49,73 @@ M.LIBRARIES = {
     "byte", "char", "format", "len", "lower", "pack", "packsize", "rep",
     "reverse", "sub", "unpack", "upper",
   },
-  table = { "concat", "pack", "sort", "unpack" },
+  table = { "pack" },
   utf8 = { "char", "charpattern", "codepoint", "codes", "len", "offset" },
 }
 
--- `table.insert`, `remove` and `move` trust a length or a range that the caller
--- makes up, and run that long inside C.  These run as Lua, where time limits
--- are seen.
-local function plain_length (t, what)
+-- Our own, which the filter does not hand to policies.
+local PRIVATE = {
+  ["scan.file"] = true, ["scan.host"] = true, ["scan.sandbox"] = true,
+}
+
+-- The most that `load` compiles: the compiler can't be stopped.
+local LOAD_MAX_BYTES = 1024 * 1024
+
+-- Where the table library does a step for each element inside C, nothing can
+-- stop it, and how many there are is for the policy to make up (with `__len`, or
+-- with a few elements at powers of 2).  So steps are done in Lua, or on a table
+-- that has been looked through in Lua.
+local function check_table (t, what)
   if type (t) ~= "table" then
     error (("bad argument #1 to '%s' (table expected, got %s)")
            :format (what, type (t)), 3)
   end
-  local meta = debug.getmetatable (t)
-  if meta and rawget (meta, "__len") then
-    error (("bad argument #1 to '%s' (a table with __len)"):format (what), 3)
+end
+
+local function check_position (position, first, last, what)
+  if math.type (position) ~= "integer" or position < first or position > last then
+    error (("bad argument #2 to '%s' (position out of bounds)"):format (what), 3)
   end
 end
 
+-- A list without metamethods: its elements are in it, and none is missing.
+local function plain_list (t, first, last)
+  if not debug.getmetatable (t) then return t end
+  local list = {}
+  for i = first, last do list[i] = t[i] end
+  return list
+end
+
 local function guarded_table (env)
-  local insert, remove = table.insert, table.remove
+  local concat, sort, unpack = table.concat, table.sort, table.unpack
 
   function env.insert (t, ...)
-    plain_length (t, "insert")
-    return insert (t, ...)
+    check_table (t, "insert")
+    local length = #t
+    local position, value = length + 1, (...)
+    local given = select ("#", ...)
+    if given == 2 then
+      position, value = ...
+      check_position (position, 1, length + 1, "insert")
+      for i = length, position, -1 do t[i + 1] = t[i] end
+    elseif given ~= 1 then
+      error ("wrong number of arguments to 'insert'", 2)
+    end
+    t[position] = value
   end
 
-  function env.remove (t, ...)
-    plain_length (t, "remove")
-    return remove (t, ...)
+  function env.remove (t, position)
+    check_table (t, "remove")
+    local length = #t
+    if position == nil then
+      position = length
+    elseif length + 1 ~= position then
+      check_position (position, length == 0 and 0 or 1, length + 1, "remove")
+    end
+    local value = t[position]
+    for i = position, length - 1 do t[i] = t[i + 1] end
+    if position <= length then t[length] = nil end
+    return value
   end
 
   function env.move (from, first, last, at, to)
@@ -86,11 +127,32 @@ local function guarded_table (env)
     end
     return to
   end
+
+  function env.concat (t, separator, first, last)
+    check_table (t, "concat")
+    first, last = first or 1, last or #t
+    return concat (plain_list (t, first, last), separator, first, last)
+  end
+
+  function env.unpack (t, first, last)
+    first, last = first or 1, last or #t
+    return unpack (plain_list (t, first, last), first, last)
+  end
+
+  -- With a comparison in Lua, which is called at each step.
+  function env.sort (t, less)
+    check_table (t, "sort")
+    if less == nil then
+      sort (t, function (a, b) return a < b end)
+    else
+      sort (t, function (a, b) return less (a, b) end)
+    end
+  end
 end
 
 -- Plain searching only: see above for what patterns can do.
-local function guarded_string (env)
-  local find = string.find
+local function guarded_string (env, native)
+  local find = native.find or string.find
 
   function env.find (s, text, init)
     return find (s, text, init, true)
@@ -98,11 +160,14 @@ local function guarded_string (env)
 end
 
 -- New coroutines and old ones alike stop once time is up, however a policy
--- nests them.  `wrap` is made of the other two because the library's closes a
--- coroutine that failed, and while that was because of a limit, its `__close`
--- handlers run where the limit does not apply.
-local function guarded_coroutine (env, alive)
-  local close, create, resume = coroutine.close, coroutine.create, coroutine.resume
+-- nests them.  A coroutine that failed is not closed, neither by `wrap` nor by
+-- `close`: if it failed because of a limit, its `__close` handlers would run
+-- where no limit applies.
+local function guarded_coroutine (env, native)
+  local create, status = coroutine.create, coroutine.status
+  local resume = native.resume or coroutine.resume
+  local close = native.close or coroutine.close
+  local alive = native.alive
 
   local function returned (ok, ...)
     if not ok then error ((...), 0) end
@@ -121,7 +186,10 @@ local function guarded_coroutine (env, alive)
 
   function env.close (co)
     alive ()
-    return close (co)
+    local state = status (co)
+    if state == "dead" then return true end
+    if state == "suspended" then return close (co) end
+    error ("cannot close a " .. state .. " coroutine", 2)
   end
 
   function env.resume (co, ...)
@@ -153,9 +221,18 @@ local function printer (native)
   end
 end
 
--- Text chunks only, and by default in the policy's own world.
-local function loader (env)
+-- Text chunks only, of a bounded length, and by default in the policy's own
+-- world.
+local function loader (env, alive)
   return function (chunk, name, _, ...)
+    if type (chunk) ~= "string" then
+      error ("bad argument #1 to 'load' (string expected, got " .. type (chunk)
+             .. ")", 2)
+    end
+    if #chunk > LOAD_MAX_BYTES then
+      return nil, "load: a chunk should have at most " .. LOAD_MAX_BYTES .. " bytes"
+    end
+    alive ()
     local where = env
     if select ("#", ...) > 0 then where = (...) end
     return load (chunk, name, "t", where)
@@ -172,6 +249,9 @@ local function requirer (env, native)
     if loaded[name] ~= nil then return loaded[name] end
     if loading[name] then
       error ("require: '" .. name .. "' requires itself", 2)
+    end
+    if PRIVATE[name] then
+      error ("require: module '" .. name .. "' is not for policies", 2)
     end
     local text, chunk_name, ours = native.find_module (name)
     if not text then
@@ -231,13 +311,13 @@ function M.new (native)
     for _, name in ipairs (names) do env[library][name] = _G[library][name] end
   end
   guarded_table (env.table)
-  guarded_string (env.string)
-  guarded_coroutine (env.coroutine, native.alive)
+  guarded_string (env.string, native)
+  guarded_coroutine (env.coroutine, native)
   env.setmetatable = guarded_setmetatable
   env.xpcall = guarded_xpcall
   env.collectgarbage = function () return collectgarbage ("count") end
   env.print = printer (native)
-  env.load = loader (env)
+  env.load = loader (env, native.alive)
   env.require = requirer (env, native)
   env._G = env
 
@@ -253,7 +333,8 @@ function M.new (native)
     return file.new (read_at)
   end
 
-  --- Another policy, as a function of the disk.
+  --- Another policy, as a function of the disk: a file beside this one, a
+  -- built-in, or what the operator named with a scan-arg.
   function env.scan.policy (name, args)
     local text, chunk_name = native.find_policy (name)
     if not text then error (chunk_name, 2) end

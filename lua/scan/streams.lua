@@ -1,28 +1,38 @@
 --- Sequential streams among a client's reads, and how far to read ahead of them.
 --
--- A read that begins where a stream has come to (or skips at most four times
--- its own length) continues that stream, the nearest one if there are several;
+-- A read that begins where a stream has come to continues that stream, the
+-- nearest one if there are several; so does one that skips at most four times
+-- its own length, or nothing but what has been prefetched for the stream;
 -- one that lies just behind it changes nothing; any other starts a new stream
 -- in the place of the one that has not been read for longest.
 --
--- A stream is followed from its third read on.  The window, how far ahead of
--- the reader it is prefetched, is twice what has been read of the stream, so
--- that it grows with use and at most two thirds of what is fetched is waste;
--- `window` bounds it.  It is fetched in pieces of half a window, at most a
--- block.  A skip halves what counts as read.  A stream not read for the last 16
--- reads is left alone until it is.
+-- A stream is followed from its fourth read on; a skip doesn't count.  The
+-- window, how far ahead of the reader it is prefetched, is the least of
+--
+-- - what has been read of the stream (a skip halves that), so that it grows with
+--   use and about half of what is fetched is waste at most;
+-- - four times what its reader reads, at its present pace, in the time that a
+--   prefetch takes, but at least two reads: no more is needed to be there first;
+-- - the `window` given.
+--
+-- It is fetched in pieces of half a window, at most a block.  A stream not read
+-- for the last 16 reads is left alone until it is.
 --
 -- Reading ahead must pay.  Before a stream is followed its pace is measured,
 -- thinking time and all, and while it is followed the time it takes is set
--- against the time that the bytes now ready would have taken at that pace.
--- When it has lost more than four reads' time, it is let go for the next 32 MB
--- of it, twice as long each time.  (This happens where a prefetch is many small
--- requests, or holds a lock that the reader needs.)  The first two pieces are
--- waited for, so that many threads can't do much harm before it shows.
+-- against the time that the bytes read and those ready would have taken at that
+-- pace.  When it has lost more than two reads' time, or a prefetch of four
+-- reads' bytes or more takes more than 0.8 of the time of those, it is let go
+-- for the next 32 MB of it, twice as long each time.  (This happens where a
+-- prefetch is many small requests, or holds a lock that the reader needs, or
+-- where it is the bandwidth and not the latency that the reader waits for.)
+-- The first two pieces are waited for, so that many threads can't do much harm
+-- before it shows.  Readers whose reads are more than half a block are not
+-- followed: there is no latency to save by larger requests.
 --
--- Streams let go, and streams that end with more ready than was ever used, make
--- new ones wait for more reads before they are followed: each doubles what is
--- needed, up to 64 reads; a stream that uses 8 MB of what was fetched resets it.
+-- A stream let go, and one that ends with more than half as much ready as was read
+-- while it was followed, doubles the reads that new ones need before they are
+-- followed, up to 64; 8 MB read of a stream while it is followed resets that.
 --
 -- Memory: 8 streams, or as many as is said.
 --
@@ -34,15 +44,21 @@ local Streams = {}
 local META = { __index = Streams }
 
 local STREAMS = 8
-local FOLLOW_READS = 3
+local FOLLOW_READS = 4
 local FOLLOW_READS_MOST = 64
 local SKIP_READS = 4
 local LIVE_READS = 16
-local LOSS_READS = 4
+local LOSS_READS = 2
 local HOLD_BYTES = 32 << 20
 local TRUST_BYTES = 8 << 20
 local TRIAL_PIECES = 2
 local UNIT_BYTES = 65536
+local ROUND_TRIPS = 4
+-- A prefetch of so many reads' bytes should take less than this of their time.
+local WORTH_READS = 4
+local WORTH = 0.8
+-- Of the present pace, how much of it is from before the last read.
+local PACE_MEMORY = 0.5
 
 --- Make an empty list of streams.
 -- @tparam table disk whose reads they are
@@ -76,18 +92,25 @@ end
 
 local function follow (stream)
   stream.following = true
-  stream.pace = stream.seconds / stream.bytes
+  stream.pace = stream.seconds / stream.bytes -- seconds per byte, undisturbed
   stream.interval = stream.seconds / (stream.reads - 1)
   stream.ready = stream.position
+  stream.run = math.min (stream.run, stream.bytes + stream.pending)
+  stream.judged = false
+  stream.recent_seconds, stream.recent_bytes = stream.seconds, stream.bytes
   stream.seconds, stream.bytes, stream.pieces = 0, 0, 0
+  stream.fetch_seconds = nil
 end
 
 -- The stream that a read continues, or nil.
 local function find (streams, offset, count)
   local best, best_distance
   for _, stream in ipairs (streams.list) do
-    local distance = math.abs (offset - stream.position)
-    if distance <= SKIP_READS * count and (not best or distance < best_distance) then
+    local ahead = offset - stream.position
+    local distance = math.abs (ahead)
+    if (distance <= SKIP_READS * count
+        or ahead > 0 and offset < stream.ready and stream.following)
+       and (not best or distance < best_distance) then
       best, best_distance = stream, distance
     end
   end
@@ -103,10 +126,6 @@ local function add (streams)
     for i, stream in ipairs (list) do
       if stream.turn < list[at].turn then at = i end
     end
-    local old = list[at]
-    if old.following and old.ready - old.position > old.bytes then
-      distrust (streams)
-    end
   end
   list[at] = {}
   return list[at]
@@ -120,8 +139,8 @@ local function note (streams, offset, count)
   if not stream then
     stream = add (streams)
     stream.from, stream.position, stream.ready = offset, stop, stop
-    stream.seen = stop -- where it was at the end of the last look
     stream.run = count
+    stream.pending, stream.new_bytes = 0, count
     stream.hold, stream.hold_bytes = stop, HOLD_BYTES
     stream.touched = false
     let_go (stream)
@@ -129,9 +148,11 @@ local function note (streams, offset, count)
     if offset > stream.position then
       stream.from = offset
       stream.run = stream.run // 2
+    else
+      stream.reads = stream.reads + 1
     end
     stream.run = math.min (stream.run + count, streams.window)
-    stream.reads = stream.reads + 1
+    stream.new_bytes = stream.new_bytes + stop - stream.position
     stream.position = stop
     stream.ready = math.max (stream.ready, stop)
     stream.touched = true
@@ -140,14 +161,34 @@ local function note (streams, offset, count)
   return stream
 end
 
--- Set what a stream's reads took against what they would have taken.
-local function weigh (streams, stream)
-  local gained = (stream.bytes + stream.ready - stream.position) * stream.pace
-  if stream.seconds - gained > LOSS_READS * stream.interval then
-    let_go (stream)
-    stream.hold = stream.position + stream.hold_bytes
-    stream.hold_bytes = stream.hold_bytes * 2
-    distrust (streams)
+-- A stream that is no longer read: was following it worth it?
+local function judge (streams, stream)
+  if stream.judged then return end
+  stream.judged = true
+  if stream.ready - stream.position > stream.bytes // 2 then distrust (streams) end
+end
+
+-- Leave a stream alone for a while.
+local function give_up (streams, stream)
+  let_go (stream)
+  stream.hold = stream.position + stream.hold_bytes
+  stream.hold_bytes = stream.hold_bytes * 2
+  distrust (streams)
+end
+
+-- The reads of a stream seen at the last look have taken this long, until these.
+local function account (streams, stream, seconds)
+  stream.seconds = stream.seconds + seconds
+  stream.bytes = stream.bytes + stream.pending
+  if not stream.following then return end
+
+  stream.recent_seconds = stream.recent_seconds * PACE_MEMORY + seconds
+  stream.recent_bytes = stream.recent_bytes * PACE_MEMORY + stream.pending
+
+  local ready = math.max (0, stream.ready - stream.position)
+  local undisturbed = (stream.bytes + ready) * stream.pace
+  if stream.seconds - undisturbed > LOSS_READS * stream.interval then
+    give_up (streams, stream)
   elseif stream.bytes > TRUST_BYTES then
     streams.needed = FOLLOW_READS
   end
@@ -177,19 +218,30 @@ function Streams:look (each)
         local seconds = passed
         -- A pause of the client is not the prefetches' doing.
         if stream.following then
-          seconds = math.min (passed, self.busy + 2 * stream.interval)
+          seconds = math.min (passed, self.busy + stream.interval)
         end
-        stream.seconds = stream.seconds + seconds
-        stream.bytes = stream.bytes + stream.position - stream.seen
-        if stream.following then weigh (self, stream) end
+        account (self, stream, seconds)
         stream.touched = false
       end
-      stream.seen = stream.position
+      if stream.new_bytes > 0 then
+        stream.pending, stream.new_bytes = stream.new_bytes, 0
+      end
     end
     self.read_time, self.busy = now, 0
   end
   self.was_busy = disk:idle () == 0
   return any
+end
+
+local function window_of (streams, stream)
+  local window = math.min (stream.run, streams.window)
+  if stream.fetch_seconds then
+    local pace = stream.recent_bytes / stream.recent_seconds
+    local needed = ROUND_TRIPS * pace * stream.fetch_seconds
+    -- Two of its reads at least, or it would only fetch parts of them.
+    window = math.min (window, math.max (needed, 2 * stream.interval / stream.pace))
+  end
+  return math.max (streams.unit, math.floor (window))
 end
 
 --- What to prefetch next.
@@ -200,13 +252,16 @@ function Streams:next ()
   local size, block, unit = self.disk.size, self.disk.block, self.unit
   local best, best_count
   for _, stream in ipairs (self.list) do
-    if self.turn - stream.turn < LIVE_READS and stream.ready < size then
+    if self.turn - stream.turn >= LIVE_READS then
+      if stream.following then judge (self, stream) end
+    elseif stream.ready < size then
       if not stream.following and stream.reads >= self.needed and stream.bytes > 0
-         and stream.seconds > 0 and stream.position >= stream.hold then
+         and stream.seconds > 0 and stream.position >= stream.hold
+         and stream.bytes <= stream.reads * (block // 2) then
         follow (stream)
       end
       if stream.following and (not best or stream.turn > best.turn) then
-        local window = math.min (2 * stream.run, self.window)
+        local window = window_of (self, stream)
         local count = math.min (math.max (window // 2, unit), block)
         -- End on a multiple, so that what caches in units is asked for whole ones.
         local stop = stream.ready + count
@@ -221,22 +276,39 @@ function Streams:next ()
   return nil
 end
 
---- Say that what `next` gave, or the first part of it, is there already.
+--- What `next` gave, or the first part of it, is there already.
 -- @tparam table stream from `next`
 -- @tparam integer count in bytes
 function Streams:skip (stream, count) -- luacheck: no self
   stream.ready = stream.ready + count
 end
 
---- Say that what `next` gave, or the first part of it, is being prefetched.
+--- Prefetch what `next` gave, or the first part of it.
 -- @tparam table stream from `next`
 -- @tparam integer count in bytes
--- @treturn boolean true if the policy should `disk:settle` before it looks again
-function Streams:prefetched (stream, count)
+function Streams:prefetch (stream, count)
+  local disk = self.disk
+  local began = disk:now ()
+  disk:prefetch (stream.ready, count)
   stream.ready = stream.ready + count
   stream.pieces = stream.pieces + 1
   self.was_busy = true
-  return stream.pieces <= TRIAL_PIECES
+
+  local returned = disk:now ()
+  if stream.pieces <= TRIAL_PIECES then
+    disk:settle ()
+    -- Time to settle means that there are threads, which come back early.
+    if disk:now () > returned then self.threads = true end
+  elseif self.threads then
+    return
+  end
+  stream.fetch_seconds = disk:now () - began
+  -- The first one may have had to wait for the reader's own read; a small one
+  -- is mostly latency and shows nothing.
+  if stream.pieces > 1 and stream.pace * count >= WORTH_READS * stream.interval
+     and stream.fetch_seconds > WORTH * stream.pace * count then
+    give_up (self, stream)
+  end
 end
 
 return M

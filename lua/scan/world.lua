@@ -20,8 +20,9 @@ M.LIMIT_INSTRUCTIONS = 100 * 1000 * 1000
 
 local STEP_INSTRUCTIONS = 1000 * 1000
 
--- These modules are for the author of a policy; the filter does not have them.
-local KIT_ONLY = {
+--- The modules for the author of a policy, which the filter does not have; all
+-- others are embedded in it.
+M.KIT_ONLY = {
   command = true, contract = true, dry_run = true, events = true, plot = true,
   ranges = true, runner = true, simulator = true, template = true, testing = true,
   units = true, world = true,
@@ -189,7 +190,7 @@ local function find_module (dir, name)
     return nil, "a module's name should be words joined by dots"
   end
   local own = name:match ("^scan%.([%w_]+)$")
-  if own and KIT_ONLY[own] then
+  if own and M.KIT_ONLY[own] then
     return nil, "the filter does not have it; it is for tests of policies"
   end
   if own then

@@ -317,20 +317,34 @@ class Server:
     def wait_joined (self, tid):
         """Wait until some thread of the server waits for thread tid to end.
 
-        pthread_join makes the kernel wait on the word that holds the id of the
-        other thread, as long as it holds that id: FUTEX_WAIT or its _BITSET form,
-        not private, with the id as the value.  Nothing else looks like that, so
-        what the joining thread did before it is certain to have happened.
+        pthread_join waits on a word of the other thread's struct pthread, with a
+        FUTEX_WAIT or its _BITSET form that is not private, as the kernel may be
+        the one to wake it.  Nothing else does that, so what the joining thread
+        did before it is certain to have happened.  Until glibc 2.42 the word
+        holds the id of the other thread.  Later it doesn't, but the struct lies
+        at the top of that thread's stack.
         """
         def joining ():
+            stacks, waits = {}, []
             for task in self.threads ():
                 try:
                     with open (f"/proc/{self.pid}/task/{task}/syscall") as f:
                         words = f.read ().split ()
                 except OSError:
                     continue        # it has ended
-                if len (words) > 4 and int (words[2], 16) & 0xff in (0, 9) \
-                   and int (words[3], 16) == tid:
+                if words == ["running"]:
+                    return False    # its stack pointer isn't told: look again
+                if len (words) > 4:
+                    stacks[int (words[-2], 16)] = task
+                    if int (words[2], 16) & 0xff in (0, 9):
+                        waits.append ((task, int (words[1], 16),
+                                       int (words[3], 16)))
+            for task, address, value in waits:
+                if value == tid:
+                    return True
+                below = [sp for sp in stacks if sp <= address]
+                if below and value not in stacks.values () \
+                   and stacks[max (below)] == tid != task:
                     return True
             return False
         self.poll (joining, f"a pthread_join of thread {tid}")

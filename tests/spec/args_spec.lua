@@ -79,6 +79,10 @@ describe ("scan.args", function ()
     assert.matches ("scan%-arg%-aa: this policy has no such argument; it knows: a, b",
                     message_of ("check_known", { zz = "1", aa = "2", a = "3" },
                                 { "a", "b" }))
+    -- The same name every time, however the table is laid out.
+    local many = {}
+    for i = 10, 99 do many["x" .. i] = "1" end
+    assert.matches ("scan%-arg%-x10: ", message_of ("check_known", many, {}))
     assert.matches ("it knows: none", message_of ("check_known", { zz = "1" }, {}))
   end)
 

@@ -152,6 +152,18 @@ describe ("scan-policy", function ()
       assert.matches ("^nbdcopy +%(ideal%)", lines[9])
     end)
 
+    it ("takes the disk's size from a log, or as told", function ()
+      local log = write ("t", [[
+2026-01-01 00:00:00.000000 connection=1 Connect export="" tls=0 size=0x800000 maxsize=0x0
+2026-01-01 00:00:00.000000 connection=1 Read id=1 offset=0x0 count=0x200 ...
+2026-01-01 00:00:00.000000 connection=1 ...Read id=1 return=0
+2026-01-01 00:01:00.000000 connection=1 Read id=2 offset=0x0 count=0x200 ...
+]])
+      assert.matches ("clock .* 8 MiB", succeed ("simulate clock --trace " .. log))
+      assert.matches ("clock .* 3 MiB", succeed ("simulate clock --size 3M --trace "
+                                                .. log))
+    end)
+
     it ("takes arguments of one policy after its name", function ()
       local out = succeed ("simulate default,ahead=false,clock=true default --trace "
                            .. TRACE)

@@ -56,6 +56,34 @@ describe ("scan.file", function ()
     assert.same ({ "one", "two" }, lines_of (handle))
   end)
 
+  it ("goes on where a loop over lines was broken off", function ()
+    for _, most in ipairs { 3, 100 } do
+      local handle = open ("one\ntwo\nthree\nfour\n", most)
+      for line in handle:lines () do -- luacheck: ignore 512
+        assert.equal ("one", line)
+        break
+      end
+      for line in handle:lines () do -- luacheck: ignore 512
+        assert.equal ("two", line)
+        break
+      end
+      assert.equal ("thr", handle:read (3))
+      assert.same ({ "ee", "four" }, lines_of (handle))
+      assert.same ({}, lines_of (handle))
+      assert.equal ("", handle:read ())
+    end
+  end)
+
+  it ("asks once for what is missing of a long read", function ()
+    local text, asked = ("0123456789"):rep (100000), 0
+    local handle = file.new (function (offset, count)
+      asked = asked + 1
+      return text:sub (offset + 1, offset + count)
+    end)
+    assert.equal (text:sub (1, 900000), handle:read (900000))
+    assert.equal (1, asked)
+  end)
+
   it ("keeps its metatable to itself", function ()
     assert.equal ("file", getmetatable (open ("")))
   end)

@@ -65,6 +65,12 @@ describe ("scan.simulator", function ()
     near (5 + 1.5, result.seconds)
   end)
 
+  it ("asks for what lies on both sides of a prefetch under way", function ()
+    local result = simulate (prefetch (100), { { 0, 300, 0.5 } })
+    assert.equal (200, result.demand_bytes)
+    assert.same ({ 0, 0, 1 }, { result.hits, result.late, result.misses })
+  end)
+
   it ("counts what was prefetched and never read", function ()
     local result = simulate (prefetch (0, 100, 200), { { 50, 100, 20 } })
     assert.equal (300, result.prefetched_bytes)

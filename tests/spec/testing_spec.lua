@@ -129,6 +129,18 @@ describe ("scan.testing", function ()
       assert.equal (3, result.waits)
     end)
 
+    it ("make the client busy while a read lasts, however long", function ()
+      local seen = {}
+      run (function (disk)
+        for i = 1, 4 do
+          seen[i] = disk:idle ()
+          disk:prefetch (0)
+        end
+      end, { prefetch_seconds = 1,
+             events = { { at = 1.5, read = { 0, 1 }, seconds = 1 } } })
+      assert.same ({ 0, 1, 0, 0.5 }, seen)
+    end)
+
     it ("that are misspelt or incomplete are refused", function ()
       local function refused (event)
         local ok, message = pcall (run, upwards, { events = { event } })
@@ -310,6 +322,12 @@ describe ("scan.testing", function ()
     it ("issues as many at once, and the next when one is done", function ()
       local result = run (upwards, { threads = 3, prefetch_seconds = 1 })
       assert.same ({ 0, 0, 0, 1, 1, 1, 2, 2, 2, 3 }, result.issued)
+    end)
+
+    it ("shares a large range between them", function ()
+      local result = run (function (disk) disk:prefetch (0, 5 * MiB) end,
+                          { threads = 2, prefetch_seconds = 1 })
+      assert.same ({ 0, 0, 1, 1, 2 }, result.issued)
     end)
 
     it ("keeps the policy's next turn for a free thread", function ()

@@ -77,7 +77,7 @@ describe ("scan.trace", function ()
                     .. "got 'hello'", failure ("0 1\n\nhello\n"))
     assert.matches ("line 1: 'offset count'", failure ("1 2 3"))
     for _, line in ipairs { "x 1", "1 x", "-1 1", "1.5 1", "99999999999999999999 1",
-                            "0x1ffffffffffffffff 1", "0xffffffffffffffff 1",
+                            "0x10000000000000000 1", "0xffffffffffffffff 1",
                             "9223372036854775807 1", "9000000P 1", "1KB 2" } do
       assert.matches ("line 1: an offset and a count in bytes expected, got '",
                       failure (line), line)
@@ -114,6 +114,7 @@ describe ("scan.trace", function ()
     it ("outside the disk are left out", function ()
       local text = "250 100\n300 1\n1000 1\n"
       assert.same ({ 200 }, trace.blocks (open (text), 100, 251))
+      assert.same ({ 0 }, trace.blocks (open ("255 1\n0 1\n"), 100, 251))
     end)
 
     it ("are the same for a list", function ()

@@ -85,6 +85,19 @@ describe ("scan.world", function ()
                       failure { policy = path })
     end)
 
+    it ("finds what the filter embeds, and nothing else of ours", function ()
+      local handle = assert (io.open ("build.mk"))
+      local list = handle:read ("a"):match ("embedded_lua :=(.-)\n\n")
+      handle:close ()
+      local modules = io.popen ("ls lua/scan")
+      for file in modules:lines () do
+        local name = file:match ("^([%w_]+)%.lua$")
+        local embedded = list:find ("lua/scan/" .. file .. " ", 1, true) ~= nil
+        assert.equal (embedded, not world.KIT_ONLY[name], name)
+      end
+      modules:close ()
+    end)
+
     it ("does not lead out of the directory", function ()
       write ("mine.lua", "return {}")
       for _, name in ipairs { "..mine", ".mine", "mine.", "lib/../mine", "", "a b" } do

@@ -55,7 +55,9 @@ mounted () {
   rm -f fuse.pid
 }
 
+# shellcheck disable=SC2016 # nbdkit sets $uri
 record nbdcopy 'nbdcopy "$uri" null:'
+# shellcheck disable=SC2016
 record qemu-img-convert 'qemu-img convert -f raw -O raw "$uri" copy.img'
 mounted blkid blkid -p mnt/nbd
 mounted part-fsck e2fsck -fn mnt/nbd

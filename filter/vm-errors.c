@@ -1,0 +1,165 @@
+/* What is said when a policy fails; see vm-internal.h. */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vm-internal.h"
+
+/* Memory beyond the limit with which a failure is described. */
+#define REPORT_BYTES (256 * 1024)
+
+/* Of a policy's error message, in bytes; the rest is not shown. */
+#define MESSAGE_MAX 2000
+
+const char VM_OUT_OF_MEMORY[] = "out of memory";
+
+/* Push what to say of an error value. */
+static void
+push_description (lua_State *L, int index)
+{
+  size_t length;
+  const char *s;
+
+  if (lua_type (L, index) == LUA_TSTRING) {
+    s = lua_tolstring (L, index, &length);
+    lua_pushlstring (L, s, length < MESSAGE_MAX ? length : MESSAGE_MAX);
+    if (length > MESSAGE_MAX) {
+      lua_pushliteral (L, "...");
+      lua_concat (L, 2);
+    }
+  }
+  else if (lua_type (L, index) == LUA_TNUMBER)
+    luaL_tolstring (L, index, NULL);
+  else
+    lua_pushfstring (L, "(error object is a %s value)",
+                     luaL_typename (L, index));
+}
+
+/* Message handler: adds a traceback. */
+int
+vm_add_traceback (lua_State *L)
+{
+  push_description (L, 1);
+  luaL_traceback (L, L, lua_tostring (L, -1), 1);
+  return 1;
+}
+
+/* Push "FILE:LINE: " of where a coroutine is. */
+static void
+push_where (lua_State *L, lua_State *co)
+{
+  lua_Debug ar;
+
+  if (vm_find_place (co, &ar))
+    lua_pushfstring (L, "%s:%d: ", ar.short_src, ar.currentline);
+  else
+    lua_pushliteral (L, "");
+}
+
+/* Describe why a coroutine stopped: its error value is argument 1, the
+ * coroutine is argument 2, and argument 3 is a message to use instead, or
+ * NULL.
+ */
+static int
+describe_error (lua_State *L)
+{
+  lua_State *co = lua_tothread (L, 2);
+  const char *message = lua_touserdata (L, 3);
+
+  if (message != NULL) {
+    if (vm_of (L)->killed_at[0] != '\0')
+      lua_pushstring (L, vm_of (L)->killed_at);
+    else
+      push_where (L, co);
+    lua_pushstring (L, message);
+    lua_concat (L, 2);
+  }
+  else if (lua_type (L, 1) == LUA_TSTRING)
+    push_description (L, 1);
+  else {
+    push_where (L, co);
+    push_description (L, 1);
+    lua_concat (L, 2);
+  }
+  luaL_traceback (L, co, lua_tostring (L, -1), 0);
+  return 1;
+}
+
+const char *
+vm_limit_message (const struct vm *vm, int status, char *out, size_t size)
+{
+  if (vm->killed == TIMED_OUT)
+    snprintf (out, size, "the policy took longer than %g seconds over one "
+              "decision; see scan-policy-timeout",
+              (double) vm->config.timeout_ns / NS_PER_SECOND);
+  else if (status == LUA_ERRMEM && vm->refused)
+    snprintf (out, size, "the policy needs more than %zu bytes of memory; "
+              "see scan-policy-memory", vm->config.memory_bytes);
+  else if (status == LUA_ERRMEM)
+    snprintf (out, size, VM_OUT_OF_MEMORY);
+  else
+    return NULL;
+  return out;
+}
+
+/* The vm has failed: keep the message and close the state.  message may point
+ * into the state, and NULL means that there is no memory for one.
+ */
+void
+vm_fail (struct vm *vm, const char *message)
+{
+  vm->error = message ? strdup (message) : NULL;
+  if (vm->error == NULL)
+    vm->error = (char *) VM_OUT_OF_MEMORY;
+  if (vm->L)
+    lua_close (vm->L);
+  vm->L = NULL;
+  atomic_store (&vm->failed, true);
+}
+
+/* True if Lua's own message for want of memory is on top: a policy may have
+ * caught the error and raised its text.
+ */
+static bool
+is_memory_error (lua_State *co)
+{
+  const char *message =
+    lua_type (co, -1) == LUA_TSTRING ? lua_tostring (co, -1) : "";
+
+  return strcmp (message, "not enough memory") == 0;
+}
+
+/* A coroutine stopped with an error value on its stack, or, if message is
+ * given, yielded something that is not a request.
+ */
+void
+vm_fail_scan (struct vm_scan *scan, int status, const char *message)
+{
+  struct vm *vm = scan->vm;
+  lua_State *L = vm->L, *co = scan->co;
+  char text[256];
+
+  if (message == NULL)
+    message = vm_limit_message (vm, lua_gettop (co) > 0 && is_memory_error (co)
+                             ? LUA_ERRMEM : status, text, sizeof text);
+
+  /* Describing it is not the policy's doing. */
+  vm->limit_bytes += REPORT_BYTES;
+  lua_sethook (L, NULL, 0, 0);
+  lua_settop (L, 0);
+  if (lua_checkstack (L, 5)) {
+    lua_pushcfunction (L, describe_error);
+    if (lua_gettop (co) > 0)
+      lua_xmove (co, L, 1);
+    else
+      lua_pushnil (L);
+    lua_rawgeti (L, LUA_REGISTRYINDEX, scan->ref);
+    lua_getiuservalue (L, -1, 1);
+    lua_remove (L, -2);
+    lua_pushlightuserdata (L, (void *) message);
+    if (lua_pcall (L, 3, 1, 0) == LUA_OK)
+      message = lua_tostring (L, -1);
+  }
+  vm_fail (vm, message);
+}

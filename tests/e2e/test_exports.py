@@ -1,0 +1,88 @@
+"""scan-exports: each export name has a policy state of its own, within bounds."""
+
+import pytest
+
+from harness import CHECK_WITH, SCAN, gate, nbdkit
+
+VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
+           "-D", "nbdkit.backend.datapath=0"]
+COUNTER = """
+    local count = 0             -- shared by all scans of one export
+    return function (disk)
+      count = count + 1
+      print (("scan %d of '%s'"):format (count, disk.export))
+    end"""
+
+
+def scan_count (server, name, number):
+    """Connect to an export and leave once its scan has counted."""
+    start = len (server.log)
+    h = server.connect (name)
+    server.wait_line (f"policy: scan {number} of '{name}'$", start)
+    server.disconnect (h)
+
+
+@pytest.fixture
+def counter (tmp_path):
+    path = tmp_path / "counter.lua"
+    path.write_text (COUNTER)
+    return path
+
+
+def test_each_name_has_its_own_state (counter):
+    with nbdkit ([SCAN], gate ("size=64K"),
+                 ["scan-exports=*", f"scan-policy={counter}"], VERBOSE) as server:
+        for number in (1, 2, 3):
+            for name in ("", "a", "b", "a/b", "\N{SNOWMAN}"):
+                scan_count (server, name, number)
+        assert server.errors () == []
+
+
+@pytest.mark.parametrize ("pattern, names", [
+    ("", [""]), ("disk", ["disk"]), ("disk[12]", ["disk1", "disk2"]),
+    ("d*", ["d", "disk", "disk1", "disk2"]), ("?", ["d"]),
+    ("*", ["", "d", "disk", "disk1", "disk2"])])
+def test_patterns (counter, pattern, names):
+    with nbdkit ([SCAN], gate ("size=64K"),
+                 [f"scan-exports={pattern}", f"scan-policy={counter}"],
+                 VERBOSE) as server:
+        for name in ("", "d", "disk", "disk1", "disk2"):
+            before = len (server.errors ())
+            if name in names:
+                scan_count (server, name, 1)
+                assert len (server.errors ()) == before
+            else:
+                server.disconnect (server.connect (name))
+                assert all ("scan-exports" in e for e in server.errors ()[before:])
+        scans = [line for line in server.log if "policy: scan" in line]
+        assert len (scans) == len (names)
+
+
+def test_the_default_export_is_never_forgotten (counter):
+    with nbdkit ([SCAN], gate ("size=64K"),
+                 ["scan-exports=*", f"scan-policy={counter}"], VERBOSE) as server:
+        scan_count (server, "", 1)
+        scan_count (server, "old", 1)
+        for i in range (40):
+            scan_count (server, f"other{i}", 1)
+        scan_count (server, "", 2)
+        scan_count (server, "other39", 2)       # a recent one
+        scan_count (server, "old", 1)           # forgotten, and new again
+
+
+@pytest.mark.skipif (CHECK_WITH != "", reason="checkers use memory of their own")
+def test_any_number_of_names (tmp_path):
+    """Kept for ever, their states and maps would take 800 MB."""
+    stats = tmp_path / "stats"
+    with nbdkit ([SCAN], gate ("size=64K", "quiet=open", "quiet=cache"),
+                 ["scan-exports=*", f"scan-stats={stats}"]) as server:
+        def visit (names):
+            for i in names:
+                h = server.connect (f"name{i}")
+                h.pread (512, 0)
+                server.disconnect (h)
+
+        visit (range (200))
+        before = server.rss_bytes ()
+        visit (range (200, 2200))
+        assert server.rss_bytes () - before < 16 * 1024 * 1024

@@ -1,0 +1,69 @@
+"""Warnings at start-up of settings that can't help over the layers below; and
+none over sensible ones."""
+
+import pytest
+
+from harness import SCAN, nbdkit, stock_filter
+
+# Filters from the outside in, parameters, and the warnings, each by words that it
+# must have.
+CASES = {
+    "the stock way": ([SCAN, "cache"], [], []),
+    "threads over cache":
+        ([SCAN, "cache"], ["scan-threads=2"],
+         [["scan-threads=2", "--filter=cow", "cow-on-read=true", "scan-method=read"]]),
+    "threads over a cache further down":
+        ([SCAN, "delay", "cache"], ["scan-threads=64"], [["scan-threads=64"]]),
+    "threads below cache": (["cache", SCAN], ["scan-threads=2"], []),
+    "threads over cow's .cache":
+        ([SCAN, "cow"], ["scan-threads=2", "cow-on-cache=true"],
+         [["scan-threads=2", "cow-on-read=true", "scan-method=read"]]),
+    "threads over the plugin": ([SCAN], ["scan-threads=2"], []),
+    "reading over the plugin": ([SCAN], ["scan-threads=2", "scan-method=read"], []),
+    "reading over a cow that forgets":
+        ([SCAN, "cow"], ["scan-method=read"], [["cow-on-read=true"]]),
+    "reading over a cow told to forget":
+        ([SCAN, "cow"], ["scan-method=read", "cow-on-read=no"],
+         [["cow-on-read=true"]]),
+    "reading over a cache that forgets":
+        ([SCAN, "cache"], ["scan-method=read"], [["cache-on-read=true"]]),
+    "reading below a cow": (["cow", SCAN], ["scan-method=read"], []),
+    "reading over a cow that keeps":
+        ([SCAN, "cow"], ["scan-method=read", "cow-on-read=true", "scan-threads=8"], []),
+    "reading over a cow that keeps while a file exists":
+        ([SCAN, "cow"], ["scan-method=read", "cow-on-read=/nonexistent"], []),
+    "reading over a cache that keeps":
+        ([SCAN, "cache"], ["scan-method=read", "cache-on-read=true"], []),
+}
+
+
+@pytest.mark.parametrize ("case", CASES)
+def test_hints (case):
+    filters, args, warnings = CASES[case]
+    with nbdkit (filters, ["memory", "1M"], args) as server:
+        for _ in range (2):
+            server.connect ().pread (512, 0)
+        errors = server.errors ()
+        assert len (errors) == len (warnings)
+        for error, words in zip (errors, warnings):
+            assert error.startswith ("scan: warning: ")
+            assert all (word in error for word in words)
+
+
+def test_the_stock_filter_over_cache_is_silent_too ():
+    """Else the first case above would ask for less than there is."""
+    with nbdkit ([stock_filter (), "cache"], ["memory", "1M"]) as server:
+        server.connect ().pread (512, 0)
+        assert server.errors () == []
+
+
+@pytest.mark.parametrize ("args, piece", [
+    ([], 65536), (["cache-min-block-size=1M"], 1048576),
+    (["cache-min-block-size=2M"], None), (["scan-size=64K"], None)])
+def test_pieces_of_a_block_are_a_debug_message (args, piece):
+    with nbdkit ([SCAN, "cache"], ["memory", "1M"], args, ["-v"]) as server:
+        said = [line for line in server.log if "in pieces of" in line]
+        assert len (said) == (piece is not None)
+        if piece:
+            assert f"pieces of {piece} bytes" in said[0]
+            assert "cache-min-block-size=2097152" in said[0]

@@ -1,0 +1,113 @@
+"""scan-rate and scan-limit."""
+
+import os
+import time
+
+import pytest
+
+from harness import SCAN, gate, nbdkit
+
+FINISHED = "scan: finished scanning the plugin"
+LIMIT = "scan: scan-limit has been reached"
+VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
+           "-D", "nbdkit.backend.datapath=0"]
+BLOCK = 4096
+JUMPING = """
+    -- Single bytes, blocks and more, up and down.
+    return function (disk)
+      local state = 1
+      for _ = 1, 2000 do
+        state = state * 48271 % 2147483647
+        disk:prefetch (state % disk.size, state % 3 == 0 and 1
+                       or state % 7 == 0 and 3 * disk.block or nil)
+      end
+    end"""
+
+
+def fetched (server):
+    return sum (call.count for call in server.calls ("cache"))
+
+
+@pytest.fixture (params=["default", "jumping"])
+def policy (request, tmp_path):
+    if request.param == "default":
+        return "default"
+    path = tmp_path / "jumping.lua"
+    path.write_text (JUMPING)
+    return path
+
+
+@pytest.mark.parametrize ("clients, background", [(1, False), (3, False), (2, True)])
+@pytest.mark.parametrize ("threads", [1, 16])
+def test_rate (policy, threads, clients, background):
+    """No more bytes than the rate allows since the server started, however long it
+    takes: a slow machine can't break this."""
+    rate = 1024 * 1024
+    before = time.monotonic ()
+    with nbdkit ([SCAN], gate ("size=1M"),
+                 [f"scan-size={BLOCK}", f"scan-rate={rate}",
+                  f"scan-threads={threads}", f"scan-policy={policy}",
+                  f"scan-background={background}"]) as server:
+        for _ in range (clients):
+            server.connect ()
+        for _ in range (50):
+            server.next_call ("cache")
+            count = fetched (server)
+            assert count <= rate * (time.monotonic () - before)
+
+
+@pytest.mark.parametrize ("threads", [1, 16])
+@pytest.mark.parametrize ("clients", [1, 3])
+@pytest.mark.parametrize ("limit", [1, 100, BLOCK, 10 * BLOCK + 17])
+def test_limit (policy, threads, clients, limit):
+    """Exactly that much, all scans together."""
+    with nbdkit ([SCAN], gate ("size=1M"),
+                 [f"scan-size={BLOCK}", f"scan-limit={limit}",
+                  f"scan-threads={threads}", f"scan-policy={policy}"],
+                 VERBOSE) as server:
+        for i in range (clients):
+            server.connect ()
+        start = 0
+        for i in range (clients):
+            _, start = server.wait_line (LIMIT, start)
+        server.poll (lambda: fetched (server) >= limit, "the last bytes")
+        for h in list (server.connections):
+            server.disconnect (h)
+        for i in range (clients):
+            server.wait_line (f"gate: close {i + 1}$")
+        assert fetched (server) == limit
+
+
+def test_a_limit_larger_than_the_disk ():
+    with nbdkit ([SCAN], gate ("size=64K"), ["scan-limit=1G", f"scan-size={BLOCK}"],
+                 VERBOSE) as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+        assert not any (LIMIT in line for line in server.log)
+
+
+@pytest.mark.parametrize ("threads", [1, 16])
+def test_a_disconnect_cuts_a_wait_short (threads):
+    """A block is due in a year."""
+    with nbdkit ([SCAN], gate ("size=1G"),
+                 ["scan-size=32M", "scan-rate=1", f"scan-threads={threads}"],
+                 VERBOSE) as server:
+        for i in (1, 2):
+            server.disconnect (server.connect ())
+            server.wait_line (f"gate: close {i}$")
+        assert server.calls ("cache") == []
+
+
+def test_what_a_scan_did_not_use_is_given_back ():
+    """A scan holds room for a block while it waits for its turn; the next client's
+    wait does not come on top of it."""
+    with nbdkit ([SCAN], gate ("size=64K"),
+                 ["scan-size=32M", f"scan-rate={64 * 1024}", "scan-limit=64K"],
+                 VERBOSE) as server:
+        for i in range (1, 4):
+            server.disconnect (server.connect ())
+            server.wait_line (f"gate: close {i}$")
+        assert os.path.exists (server.socket)
+        assert server.calls ("cache") == []
+        server.connect ()
+        assert server.next_call ("cache").count == 65536

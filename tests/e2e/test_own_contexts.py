@@ -1,0 +1,206 @@
+"""Plugins that take one request at a time on each handle: every scan thread has a
+context of its own.
+
+The gate plugin aborts the server if two requests are at one handle.
+"""
+
+import threading
+
+import pytest
+
+from harness import SCAN, gate, nbdkit, pattern
+
+FINISHED = "scan: finished scanning the plugin"
+VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
+           "-D", "nbdkit.backend.datapath=0"]
+MODEL = "model=serialize_requests"
+BLOCK = 4096
+
+
+def opened (server):
+    return sum (line.startswith ("gate: open ") for line in list (server.log))
+
+
+def our_errors (server):
+    """Without what nbdkit says because the gate plugin asks for an export name
+    where there is none."""
+    return [e for e in server.errors () if e.startswith ("scan: ")]
+
+
+def closed (server):
+    return sum (line.startswith ("gate: close ") for line in list (server.log))
+
+
+@pytest.mark.parametrize ("threads", [1, 4])
+def test_each_thread_has_its_own_handle (threads):
+    with nbdkit ([SCAN], gate ("size=64K", MODEL, "hold=cache"),
+                 [f"scan-size={BLOCK}", f"scan-threads={threads}"]) as server:
+        h = server.connect ()
+        held = [server.next_call ("cache") for _ in range (threads)]
+        users = {call.connection for call in held}
+        assert len (users) == threads and 1 not in users
+        assert h.pread (1000, 30000) == pattern (30000, 1000)
+        server.send ("hold cache 0")
+        for call in held:
+            server.release (call)
+        server.disconnect (h)
+        server.wait_line ("gate: close 1$")
+        assert opened (server) == closed (server)
+        assert our_errors (server) == []
+
+
+@pytest.mark.parametrize ("method", ["cache", "read"])
+def test_busy_clients_and_scans (method):
+    """The plugin would abort; and every scan fetches what it is to fetch."""
+    clients, blocks = 3, 64
+    with nbdkit ([SCAN], gate (f"size={BLOCK * blocks}", MODEL, "log=read"),
+                 [f"scan-size={BLOCK}", "scan-threads=4", f"scan-method={method}",
+                  "scan-ahead=false", "scan-clock=false"], VERBOSE) as server:
+        def work (h):
+            for i in range (300):
+                at = i * 7919 % (BLOCK * blocks - 512)
+                assert h.pread (512, at) == pattern (at, 512)
+
+        handles = [server.connect () for _ in range (clients)]
+        threads = [threading.Thread (target=work, args=(h,)) for h in handles]
+        for t in threads:
+            t.start ()
+        for t in threads:
+            t.join ()
+        start = 0
+        for _ in range (clients):
+            _, start = server.wait_line (FINISHED, start)
+        for h in handles:
+            server.disconnect (h)
+        server.poll (lambda: opened (server) == closed (server), "all to close")
+        calls = [c.offset for c in server.calls ("cache" if method == "cache"
+                                                 else "read") if c.count == BLOCK]
+        assert sorted (calls) == \
+            sorted (list (range (0, BLOCK * blocks, BLOCK)) * clients)
+        assert our_errors (server) == []
+
+
+def test_another_export ():
+    with nbdkit ([SCAN], gate ("size=64K", MODEL, "exports=a,b"),
+                 [f"scan-size={BLOCK}", "scan-exports=b"],
+                 ["-e", "b", *VERBOSE]) as server:
+        h = server.connect ("b")
+        server.wait_line (FINISHED)
+        server.disconnect (h)
+        server.wait_line ("gate: close 1$")
+        assert len (server.calls ("cache")) == 16
+        assert our_errors (server) == []
+
+
+def test_the_split_plugin (tmp_path):
+    parts = []
+    for i in range (3):
+        part = tmp_path / str (i)
+        part.write_bytes (bytes ([i]) * 100_000)
+        parts.append (str (part))
+    with nbdkit ([SCAN, "log"], ["split", *parts],
+                 [f"scan-size={BLOCK}", "scan-threads=3", "scan-method=read",
+                  f"logfile={tmp_path}/log"], VERBOSE) as server:
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        assert h.pread (200_000, 50_000) == \
+            b"\0" * 50_000 + b"\1" * 100_000 + b"\2" * 50_000
+        assert our_errors (server) == []
+    log = (tmp_path / "log").read_text ()
+    assert log.count (f"count={hex (BLOCK)} ...") == 300_000 // BLOCK
+
+
+def test_the_split_plugin_is_not_asked_to_cache (tmp_path):
+    """Its .cache never comes back, and no client could be disconnected."""
+    part = tmp_path / "part"
+    part.write_bytes (b"x" * 100_000)
+    with nbdkit ([SCAN], ["split", str (part)]) as server:
+        h = server.connect ()
+        assert h.pread (3, 5) == b"xxx"
+        assert len (server.errors ()) == 1
+        assert "scan-method=read" in server.errors ()[0]
+
+
+def test_a_thread_that_cannot_open_the_source ():
+    """The first open is the client's.  The others carry on without it."""
+    with nbdkit ([SCAN], gate ("size=64K", MODEL, "fail=open:3-4"),
+                 [f"scan-size={BLOCK}", "scan-threads=8"], VERBOSE) as server:
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        assert h.pread (512, 512) == pattern (512, 512)
+        server.disconnect (h)
+        server.wait_line ("gate: close 1$")
+        assert sorted (c.offset for c in server.calls ("cache")) == \
+            list (range (0, 65536, BLOCK))
+        warnings = our_errors (server)
+        assert len (warnings) <= 1 and all ("fewer threads" in w for w in warnings)
+
+
+def test_no_thread_can_open_the_source ():
+    with nbdkit ([SCAN], gate ("size=64K", MODEL, "fail=open:2-99"),
+                 [f"scan-size={BLOCK}", "scan-threads=8"], VERBOSE) as server:
+        h = server.connect ()
+        server.wait_line ("scan: warning: could not open the layer below")
+        assert h.pread (512, 512) == pattern (512, 512)
+        server.disconnect (h)
+        server.wait_line ("gate: close 1$")
+        assert server.calls ("cache") == []
+        assert len (our_errors (server)) == 1
+
+
+def test_a_client_connects_while_the_source_is_slow_to_open_again ():
+    """Connecting waits for the client's own open, and for no other."""
+    with nbdkit ([SCAN], gate ("size=64K", MODEL, "log=read"),
+                 [f"scan-size={BLOCK}"], VERBOSE) as server:
+        # The connection's own open is let through, the scan thread's is held.
+        server.send ("hold open 1")
+        connected = threading.Thread (target=server.connect)
+        connected.start ()
+        server.release (server.next_call ("open"))
+        second = server.next_call ("open")
+        connected.join ()
+        h = server.connections[0]
+        assert h.pread (512, 512) == pattern (512, 512)
+        server.release (second)
+        server.wait_line (FINISHED)
+
+
+def eval_plugin (*, names, sizes, model, default=None, cache=""):
+    """An eval plugin whose exports have names."""
+    case = " ".join (f"*:{name}) echo {size};;" for name, size in sizes.items ())
+    plugin = ["eval",
+              "open=echo h:$3",
+              f"get_size=case $2 in {case} *) echo {sizes[default or '']};; esac",
+              f"thread_model=echo {model}",
+              "can_cache=echo native",
+              f"cache={cache or ':'}",
+              "list_exports=echo NAMES; " + "; ".join (f"echo {n}" for n in names),
+              "pread=head -c $3 /dev/zero"]
+    return plugin + ([f"default_export=echo {default}"] if default else [])
+
+
+def test_never_the_wrong_disk (tmp_path):
+    """nbdkit can't tell the plugin the name of the export when a scan thread opens
+    it; this plugin then opens its default export, of another size."""
+    calls = tmp_path / "calls"
+    plugin = eval_plugin (names=["", "small"], sizes={"": 65536, "small": 8192},
+                          model="serialize_requests",
+                          cache=f"echo $2 $3 $4 >> {calls}")
+    with nbdkit ([SCAN], plugin, [f"scan-size={BLOCK}", "scan-exports=*"],
+                 VERBOSE) as server:
+        h = server.connect ("small")
+        assert h.get_size () == 8192
+        server.wait_line ("another size.*not scanning")
+    assert not calls.exists ()
+
+
+def test_a_default_export_with_a_name (tmp_path):
+    calls = tmp_path / "calls"
+    plugin = eval_plugin (names=["disk"], sizes={"disk": 16384}, default="disk",
+                          model="parallel", cache=f"echo $2 $3 $4 >> {calls}")
+    with nbdkit ([SCAN], plugin, [f"scan-size={BLOCK}"], VERBOSE) as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+        assert our_errors (server) == []
+    assert calls.read_text ().split ("\n")[:4] == \
+        [f"h:disk {BLOCK} {BLOCK * i}" for i in range (4)]

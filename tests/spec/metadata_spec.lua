@@ -1,0 +1,371 @@
+-- policies/metadata.lua, lua/scan/{partitions,ext4,xfs}.lua: on real images, and
+-- on garbage.
+
+local ext4 = require "scan.ext4"
+local images = dofile ("tests/spec/images.lua")
+local partitions = require "scan.partitions"
+local testing = require "scan.testing"
+local xfs = require "scan.xfs"
+
+local KiB, MiB = 1024, 1024 * 1024
+
+-- The disk that the parsers see.
+local function new_disk (contents, size)
+  local disk = { size = size or #contents, preads = 0 }
+  local read = testing.pread (contents)
+  function disk.pread (_, offset, count)
+    disk.preads = disk.preads + 1
+    assert (math.type (offset) == "integer" and offset >= 0 and offset < disk.size)
+    assert (math.type (count) == "integer" and count >= 1 and count <= MiB)
+    return read (offset, math.min (count, disk.size - offset))
+  end
+  function disk.closed () return false end
+  return disk
+end
+
+local function run (path, args)
+  local handle = assert (io.open (path))
+  local size = handle:seek ("end")
+  handle:close ()
+  local result = testing.run {
+    policy = "metadata", size = size, contents = { path = path },
+    args = args or { ["then"] = "none" },
+  }
+  assert.is_nil (result.error)
+  assert.is_true (result.finished)
+  return result, size
+end
+
+local function bytes (result)
+  local sum = 0
+  for _, prefetch in ipairs (result.prefetches) do sum = sum + prefetch[2] end
+  return sum
+end
+
+local function covers (result, offset, count)
+  local at = offset
+  while at < offset + count do
+    local found = false
+    for _, prefetch in ipairs (result.prefetches) do
+      if at >= prefetch[1] and at < prefetch[1] + prefetch[2] then
+        at, found = prefetch[1] + prefetch[2], true
+        break
+      end
+    end
+    if not found then return false end
+  end
+  return true
+end
+
+local function needs (...)
+  for _, command in ipairs { ... } do
+    if not images.have (command) then
+      pending (command .. " is missing")
+      return false
+    end
+  end
+  return true
+end
+
+-- Where dumpe2fs says that the metadata of the groups in use is.
+local function ext_places (path, block, offset)
+  local places = {}
+  local text = images.output (("dumpe2fs %s"):format (path .. (offset or "")))
+  local inodes_per_group = tonumber (text:match ("Inodes per group:%s+(%d+)"))
+  local inode = tonumber (text:match ("Inode size:%s+(%d+)"))
+  for group in (text .. "\nGroup end"):gmatch ("Group %d+: .-\n%f[G]") do
+    local bitmap = tonumber (group:match ("Block bitmap at (%d+)"))
+    local inode_bitmap = tonumber (group:match ("Inode bitmap at (%d+)"))
+    local inodes = tonumber (group:match ("Inode table at (%d+)"))
+    local unused = tonumber (group:match ("(%d+) unused inodes") or 0)
+    places[#places + 1] = { bitmap * block, block }
+    places[#places + 1] = { inode_bitmap * block, block }
+    if unused < inodes_per_group then
+      places[#places + 1] = { inodes * block, (inodes_per_group - unused) * inode }
+    end
+  end
+  return places
+end
+
+local FILES = '(cd "$2" && seq 2000 | xargs touch); '
+
+local function check_ext (script, block)
+  local path = images.make (FILES .. script)
+  local result, size = run (path)
+  local places = ext_places (path, block)
+  local visited = {}
+  ext4.walk (new_disk ({ path = path }, size), 0, size, function (offset, count)
+    visited[offset] = count
+  end)
+  os.remove (path)
+  assert.is_true (#places > 6, "dumpe2fs says something else")
+  for _, place in ipairs (places) do
+    -- An inode table's last block may be used in part.
+    assert.equal ((place[2] + block - 1) // block * block, visited[place[1]])
+  end
+  for _, place in ipairs (places) do
+    assert.is_true (covers (result, place[1], place[2]),
+                    ("%d+%d is missing"):format (place[1], place[2]))
+  end
+  assert.is_true (covers (result, 0, 64 * KiB))
+  assert.is_true (bytes (result) < size / 4, bytes (result))
+end
+
+describe ("metadata", function ()
+  it ("finds what dumpe2fs finds in ext4", function ()
+    if not needs ("mke2fs", "dumpe2fs") then return end
+    check_ext ('truncate -s 96M "$1"; mke2fs -q -F -t ext4 -b 1024 -d "$2" "$1"', KiB)
+  end)
+
+  it ("finds it with 64 bit descriptors and 4K blocks", function ()
+    if not needs ("mke2fs", "dumpe2fs") then return end
+    check_ext ('truncate -s 512M "$1"; mke2fs -q -F -t ext4 -b 4096 -O 64bit -g 4096 '
+               .. '-d "$2" "$1"', 4 * KiB)
+  end)
+
+  it ("finds it in ext2, which has no checksums and no groups of groups", function ()
+    if not needs ("mke2fs", "dumpe2fs") then return end
+    check_ext ('truncate -s 96M "$1"; mke2fs -q -F -t ext2 -b 1024 -N 4000 '
+               .. '-d "$2" "$1"', KiB)
+  end)
+
+  it ("finds every inode in XFS", function ()
+    if not needs ("mkfs.xfs") then return end
+    local path = images.make ([[
+      { echo /; echo 0 0; echo 'd--755 0 0'
+        seq 5000 | sed 's:.*:f& ---644 0 0 /dev/null:'; echo '$'; } > "$2/proto"
+      truncate -s 320M "$1"; mkfs.xfs -q -f -b size=1024 -p "$2/proto" "$1"]])
+    local result, size = run (path)
+    local text = images.contents (path)
+    os.remove (path)
+    -- An inode begins with "IN", whoever made it.
+    local inodes, at = 0, text:find ("IN", 1, true)
+    while at do
+      if (at - 1) % 512 == 0 then
+        inodes = inodes + 1
+        assert.is_true (covers (result, at - 1, 512), "inode at " .. at - 1)
+      end
+      at = text:find ("IN", at + 1, true)
+    end
+    -- More than there is room for in one leaf.
+    assert.is_true (inodes > 5000)
+    assert.is_true (bytes (result) < size / 10, bytes (result))
+  end)
+
+  for label, script in pairs {
+    gpt = "label: gpt\\n,40M\\n,40M\\n",
+    -- The third is the extended one; the file system is in a logical one.
+    dos = "label: dos\\n,8M\\n,8M\\n,,E\\n,40M\\n,40M\\n",
+  } do
+    it (("finds file systems in partitions (%s)"):format (label), function ()
+      if not needs ("sfdisk", "mke2fs") then return end
+      local path = images.make (('truncate -s 120M "$1"; printf "%s" | sfdisk -q "$1"')
+                                  :format (script))
+      local starts = {}
+      for start in images.output ("sfdisk -d " .. path):gmatch ("start=%s*(%d+)") do
+        starts[#starts + 1] = tonumber (start) * 512
+      end
+      local found = {}
+      for i, place in ipairs (partitions.find (new_disk ({ path = path }, 120 * MiB))) do
+        found[i] = place.offset
+      end
+      -- All but the extended one itself.
+      if label == "dos" then table.remove (starts, 3) end
+      assert.same (starts, found)
+
+      local last = starts[#starts]
+      assert.is_true (os.execute (
+        ("PATH=$PATH:/usr/sbin mke2fs -q -F -t ext4 -b 1024 -E offset=%d %s 30M "
+         .. ">/dev/null 2>&1"):format (last, path)))
+      local result = run (path)
+      local places = ext_places (path, KiB, "?offset=" .. last)
+      os.remove (path)
+      for _, place in ipairs (places) do
+        assert.is_true (covers (result, last + place[1], place[2]))
+      end
+      assert.is_true (covers (result, last + 1024, 1024))
+      assert.is_true (#result.prefetches >= 3)
+    end)
+  end
+
+  it ("goes on with the data, and fetches nothing twice", function ()
+    local result = testing.run { policy = "metadata", size = 8 * MiB, block = MiB,
+                                 holes = { { 2 * MiB, 4 * MiB } } }
+    assert.is_nil (result.error)
+    local sum = 0
+    for _, prefetch in ipairs (result.prefetches) do sum = sum + prefetch[2] end
+    assert.equal (4 * MiB, sum)
+    assert.same ({ 0, 64 * KiB }, result.prefetches[1])
+    assert.same ({ 8 * MiB - 64 * KiB, 64 * KiB }, result.prefetches[2])
+  end)
+
+  it ("goes on with what it is told", function ()
+    local result = testing.run { policy = "metadata", size = 4 * MiB, block = MiB,
+                                 args = { ["then"] = "reverse" } }
+    assert.same ({ 3 * MiB, MiB - 64 * KiB }, result.prefetches[3])
+    assert.error_matches (function ()
+      testing.run { policy = "metadata", size = 1, args = { ["then"] = "nope" } }
+    end, "scan%-arg%-then: nope: neither a file nor a built%-in policy")
+  end)
+
+  it ("passes over what can't be read", function ()
+    local result = testing.run { policy = "metadata", size = 4 * MiB,
+                                 fail = function () return "EIO" end,
+                                 args = { ["then"] = "none" } }
+    assert.is_nil (result.error)
+    assert.is_true (result.finished)
+  end)
+end)
+
+-- Garbage: whatever is on the disk, nothing raises, loops or leaves the disk.
+describe ("metadata's parsers survive", function ()
+  local state = 1
+  local function random (below)
+    state = state * 6364136223846793005 + 1442695040888963407
+    return (state >> 33) % below
+  end
+
+  local function parse (contents, size)
+    local disk = new_disk (contents, size)
+    local visits = 0
+    local function visit (offset, count)
+      visits = visits + 1
+      assert (math.type (offset) == "integer" and math.type (count) == "integer"
+              and offset >= 0 and count >= 1 and count <= disk.size
+              and offset <= disk.size - count,
+              ("visited %s+%s of %d"):format (offset, count, disk.size))
+    end
+    for _, place in ipairs (partitions.find (disk)) do
+      assert (place.offset > 0 and place.count > 0
+              and place.offset + place.count <= disk.size)
+      ext4.walk (disk, place.offset, place.count, visit)
+      xfs.walk (disk, place.offset, place.count, visit)
+    end
+    ext4.walk (disk, 0, disk.size, visit)
+    xfs.walk (disk, 0, disk.size, visit)
+    assert.is_true (disk.preads < 1000, disk.preads)
+    assert.is_true (visits < 100000, visits)
+    return visits
+  end
+
+  local function noise (count)
+    local parts = {}
+    for i = 1, count do parts[i] = string.char (random (256)) end
+    return table.concat (parts)
+  end
+
+  local function poke (text, at, part)
+    return text:sub (1, at) .. part .. text:sub (at + #part + 1)
+  end
+
+  it ("noise, with and without the magic numbers", function ()
+    for _ = 1, 60 do
+      local text = noise (8192)
+      parse (text)
+      text = poke (text, 510, "\x55\xaa")
+      parse (text)
+      parse (poke (poke (text, 450, "\xee"), 512, "EFI PART"))
+      parse (poke (text, 1024 + 0x38, "\x53\xef"))
+      parse (poke (text, 0, "XFSB"))
+    end
+  end)
+
+  it ("disks of any size", function ()
+    for _, size in ipairs { 1, 511, 512, 513, 1023, 1024, 2047, 2048, 4097 } do
+      parse (("\x55\xaa"):rep (size):sub (1, size))
+      parse (("XFSB"):rep (size):sub (1, size))
+    end
+    parse ("", math.maxinteger)
+  end)
+
+  -- Real metadata, with bytes of the first 64K and of the places it names
+  -- changed, or cut off.
+  local function garble (script, magic_at, length)
+    local path = images.make (script)
+    local handle = assert (io.open (path, "rb"))
+    os.remove (path)
+    local size = handle:seek ("end")
+    local function original (offset, count)
+      handle:seek ("set", offset)
+      return handle:read (count) or ""
+    end
+    assert.is_true (parse (original, size) > 3)
+    local head = original (0, length)
+    for round = 1, 250 do
+      local changed = head
+      for _ = 1, 1 + random (4) do
+        local at = round % 2 == 0 and magic_at + random (256) or random (#head)
+        changed = poke (changed, at, random (3) == 0 and "\xff\xff\xff\xff"
+                        or string.char (random (256)))
+      end
+      local function contents (offset, count)
+        if offset >= length then return original (offset, count) end
+        return changed:sub (offset + 1, offset + count)
+      end
+      -- With the rest as it was, or nothing; and in too large a place.
+      parse (random (2) == 0 and contents or changed,
+             random (3) == 0 and 2 * size or size)
+    end
+    for _ = 1, 50 do
+      local cut = head:sub (1, 1 + random (length))
+      parse (cut, #cut)
+      parse (cut, size)
+    end
+    handle:close ()
+  end
+
+  it ("changed and truncated ext4", function ()
+    if not needs ("mke2fs") then return end
+    garble ('truncate -s 24M "$1"; mke2fs -q -F -t ext4 -b 1024 "$1"', 1024, 4096)
+  end)
+
+  it ("changed and truncated XFS", function ()
+    if not needs ("mkfs.xfs") then return end
+    garble ('truncate -s 320M "$1"; mkfs.xfs -q -f "$1"', 0, 65536)
+  end)
+
+  it ("changed and truncated partition tables", function ()
+    if not needs ("sfdisk") then return end
+    for _, label in ipairs { "gpt", "dos" } do
+      local path = images.make (
+        ('truncate -s 8M "$1"; printf "label: %s\\n,1M\\n,1M\\n%s" | sfdisk -q "$1"')
+          :format (label, label == "dos" and ",,E\\n,1M\\n" or ""))
+      local handle = assert (io.open (path, "rb"))
+      local head = handle:read (4096)
+      handle:close ()
+      os.remove (path)
+      for round = 1, 400 do
+        local at = round % 2 == 0 and 440 + random (72) or 512 + random (1024)
+        parse (poke (head, at, random (3) == 0 and "\xff\xff\xff\xff"
+                     or string.char (random (256))), 8 * MiB)
+      end
+    end
+  end)
+
+  it ("a chain of partitions, and a tree of inodes, that go in circles", function ()
+    -- A logical partition whose next is itself, and one whose next is before it.
+    local entry = string.pack ("<BxxxBxxxI4I4", 0, 5, 8, 100)
+    local boot = ("\0"):rep (446) .. entry .. ("\0"):rep (48) .. "\x55\xaa"
+    for _, step in ipairs { 0, 1 } do
+      local link = string.pack ("<BxxxBxxxI4I4", 0, 0x83, 1, 1)
+        .. string.pack ("<BxxxBxxxI4I4", 0, 5, step, 1)
+      local chain = ("\0"):rep (446) .. link .. ("\0"):rep (32) .. "\x55\xaa"
+      local disk = new_disk (boot .. ("\0"):rep (7 * 512) .. chain:rep (300))
+      assert.is_true (#partitions.find (disk) <= 128)
+      assert.is_true (disk.preads <= 4, disk.preads)
+    end
+
+    if not needs ("mkfs.xfs") then return end
+    local path = images.make ('truncate -s 320M "$1"; mkfs.xfs -q -f "$1"')
+    local handle = assert (io.open (path, "rb"))
+    local text = handle:read (262144)
+    handle:close ()
+    os.remove (path)
+    -- The leaf's right sibling becomes itself.
+    local leaf = text:find ("IAB3", 1, true) - 1
+    local root = string.unpack (">I4", text, 2 * 512 + 20 + 1)
+    parse (poke (text, leaf + 12, string.pack (">I4", root)), 320 * MiB)
+    -- Its first inodes are outside the group, and outside the disk.
+    parse (poke (text, leaf + 56, "\xff\xff\xff\xff"), 320 * MiB)
+  end)
+end)
