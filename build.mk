@@ -252,7 +252,7 @@ run-bench: filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/bench.py $(if $(FULL),--full) $(BENCH)
 
 run-bench-costs: filter $(bench_programs) $(test_objects)
-	$(Q)tests/bench/costs.py
+	$(Q)tests/bench/costs.py $(if $(FULL),--full)
 
 $(B)/bench/client: tests/bench/client.c
 	$(call SAY,CC,$<)

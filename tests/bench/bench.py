@@ -88,7 +88,7 @@ class Cell:
         args.append (f"statsfile={self.dir}/stats")
         if self.source.rate_mbit:
             filters.append ("rate")
-            args += [f"rate={self.source.rate_mbit}M", "burstiness=0.05"]
+            args += [f"rate={self.source.rate_mbit}000000", "burstiness=0.05"]
         if self.stack.native:
             plugin = [os.path.join (TOP, "build/tests/nbdkit-native-plugin.so"),
                       f"file={self.disk}", f"latency={self.source.latency_ms}"]
