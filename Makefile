@@ -33,6 +33,8 @@ lint: run-lint         ## check the Lua, shell and C sources for mistakes
 
 install: run-install   ## install the filter, its policies, tools and pages
 
+deb: run-deb           ## build a Debian package, into build/deb
+
 uninstall: run-uninstall ## remove them and bring back what was there before
 
 clean:                 ## remove everything that was built
@@ -42,5 +44,5 @@ help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 .PHONY: all filter demo bench bench-costs check check-unit check-lua \
-	check-asan check-tsan check-valgrind check-matrix lint install uninstall \
-	clean help
+	check-asan check-tsan check-valgrind check-matrix lint install deb \
+	uninstall clean help

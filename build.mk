@@ -227,6 +227,20 @@ run-install: run-stage
 run-uninstall:
 	$(Q)packaging/place uninstall '$(manifest)' '$(DESTDIR)'
 
+# -- Debian package ------------------------------------------------------------
+
+# In a copy, so that the tree stays as it is; debian/ has the rest.
+run-deb:
+	@command -v dh >/dev/null || { \
+	  echo 'debhelper is missing: apt-get install debhelper' >&2; exit 1; }
+	$(Q)rm -rf build/deb
+	$(Q)mkdir -p build/deb/source
+	$(Q)tar --exclude=./build --exclude=./.git -cf - . | \
+	  tar -C build/deb/source -xf -
+	$(Q)cd build/deb/source && dpkg-buildpackage -us -uc
+	$(Q)rm -rf build/deb/source
+	@ls build/deb/*.deb
+
 # -- what it is worth, and what it costs ---------------------------------------
 
 run-demo:
@@ -255,7 +269,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck .ci/run tests/matrix packaging/place completion/*
+	$(Q)shellcheck -x .ci/run tests/matrix tests/chroot/* packaging/place completion/*
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*.d)

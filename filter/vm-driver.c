@@ -127,6 +127,7 @@ driver_prefetch (lua_State *L)
   lua_Integer offset, count;
   int ok;
 
+  lua_settop (L, 3);
   offset = lua_tointegerx (L, 2, &ok);
   if (!ok || lua_type (L, 2) != LUA_TNUMBER)
     return luaL_error (L, "disk:prefetch: offset should be a whole number of "
@@ -134,7 +135,7 @@ driver_prefetch (lua_State *L)
   if (offset < 0 || offset >= size)
     return luaL_error (L, "disk:prefetch: offset %I is outside the disk "
                        "(size %I)", (LUAI_UACINT) offset, (LUAI_UACINT) size);
-  if (lua_isnoneornil (L, 3))
+  if (lua_isnil (L, 3))
     count = scan->driver->block;
   else {
     count = lua_tointegerx (L, 3, &ok);

@@ -103,13 +103,37 @@ vm_limit_message (const struct vm *vm, int status, char *out, size_t size)
   return out;
 }
 
+/* Make sure that a message names the policy: errors need not have a place, and
+ * that of a tail call is not known.  A place in our own modules is of no use.
+ * Returns NULL if there is no memory; the caller frees it.
+ */
+static char *
+with_name (const struct vm *vm, const char *message)
+{
+  const char *end = strchrnul (message, '\n'), *p;
+  char *result;
+
+  if (strncmp (message, "lua/scan/", strlen ("lua/scan/")) == 0) {
+    p = strstr (message, ": ");
+    if (p != NULL && p < end)
+      message = p + 2;
+  }
+  if (vm->policy_name == NULL)
+    return strdup (message);
+  p = strstr (message, vm->policy_name);
+  if (p != NULL && p < end)
+    return strdup (message);
+  return asprintf (&result, "%s: %s", vm->policy_name, message) == -1
+    ? NULL : result;
+}
+
 /* The vm has failed: keep the message and close the state.  message may point
  * into the state, and NULL means that there is no memory for one.
  */
 void
 vm_fail (struct vm *vm, const char *message)
 {
-  vm->error = message ? strdup (message) : NULL;
+  vm->error = message ? with_name (vm, message) : NULL;
   if (vm->error == NULL)
     vm->error = (char *) VM_OUT_OF_MEMORY;
   if (vm->L)

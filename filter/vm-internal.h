@@ -45,11 +45,13 @@ struct vm {
   lua_State *L;                 /* NULL before loading and after a failure */
   size_t used_bytes, limit_bytes;
   int main_ref, run_ref;
+  const char *policy_name;      /* as messages have it; the library's */
   bool loaded;
   char *error;                  /* set once */
   /* The decision in progress. */
   const struct vm_driver *driver;
   lua_State *running;           /* the innermost coroutine, or NULL */
+  unsigned closing;             /* coroutines that are being closed */
   int look_instructions;        /* between two looks at the clock */
   size_t look_bytes;            /* look at once when more memory is used */
   bool refused;                 /* for the limit's sake, in this decision */

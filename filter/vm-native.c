@@ -9,6 +9,12 @@
 
 #include "vm-internal.h"
 
+/* How many coroutines may be in the middle of being closed.  Lua 5.4.4 begins to
+ * count calls in C anew in each, so that nothing else would keep a chain of them
+ * from overflowing the stack.
+ */
+#define CLOSING_MAX 4
+
 /* native.alive () */
 static int
 native_alive (lua_State *L)
@@ -62,6 +68,9 @@ native_close (lua_State *L)
   int status;
 
   luaL_argexpected (L, co != NULL && co != L, 1, "coroutine");
+  if (vm->closing == CLOSING_MAX)
+    return luaL_error (L, "too many coroutines that close one another");
+  vm->closing++;
   vm_enter (vm, co);
 #if LUA_VERSION_RELEASE_NUM >= 50406
   status = lua_closethread (co, L);
@@ -69,6 +78,7 @@ native_close (lua_State *L)
   status = lua_resetthread (co);
 #endif
   vm_enter (vm, L);
+  vm->closing--;
   if (vm->killed != ALIVE)
     return vm_raise_killed (L);
   lua_pushboolean (L, status == LUA_OK);

@@ -74,6 +74,7 @@ boot (lua_State *L)
     lua_pushfstring (L, "scan-policy: %s", error);
     return lua_error (L);
   }
+  vm->policy_name = policy->name;
   vm_push_text (L, policy, error);                 /* load text chunk_name ours */
   lua_pop (L, 1);
   lua_createtable (L, 0, vm->config.nr_args);   /* load text chunk_name args */
@@ -197,8 +198,7 @@ load (struct vm *vm, const struct vm_driver *driver)
   }
   message = vm_limit_message (vm, status, text, sizeof text);
   if (message != NULL) {
-    snprintf (place, sizeof place, "%s%s",
-              vm->killed_at[0] ? vm->killed_at : "scan-policy: ", message);
+    snprintf (place, sizeof place, "%s%s", vm->killed_at, message);
     message = place;
   }
   else if (lua_type (L, -1) == LUA_TSTRING)

@@ -72,8 +72,8 @@ local function done_map (disk)
     local in_block = disk.block - from % disk.block
     if stop - from > in_block then stop = from + in_block end
     local last = (stop - 1) // unit + 1
-    local upto = map:next_added (at, last)
-    return from, upto < last and upto * unit or stop
+    local added = map:next_added (at, last)
+    return from, added < last and added * unit or stop
   end
 
   return done

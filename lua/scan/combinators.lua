@@ -161,13 +161,13 @@ function M.once (policy)
       local last = (stop - 1) // unit + 1
       local at = asked:next_missing (offset // unit)
       while at and at < last do
-        local upto = asked:next_added (at, last)
+        local added = asked:next_added (at, last)
         local from, to = math.max (at * unit, offset), stop
-        if upto < last then to = upto * unit end
+        if added < last then to = added * unit end
         -- Only what is covered whole; the disk's last unit may be short.
         asked:add ((from + unit - 1) // unit, to == disk.size and units or to // unit)
         disk:prefetch (from, to - from)
-        at = asked:next_missing (upto)
+        at = asked:next_missing (added)
       end
     end
 

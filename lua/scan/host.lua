@@ -47,27 +47,27 @@ local Disk = {}
 
 -- An offset inside the disk, as an integer.  `2^20` is a float in Lua and a
 -- natural thing to write, so whole floats are taken.
-local function check_offset (disk, offset, what)
+local function check_offset (disk, offset, what, level)
   local n = type (offset) == "number" and tointeger (offset)
   if not n then
     error (what .. ": offset should be a whole number of bytes, got "
-           .. tostring (offset), 3)
+           .. tostring (offset), level or 3)
   end
   if n < 0 or n >= disk.size then
     error (what .. ": offset " .. n .. " is outside the disk (size "
-           .. disk.size .. ")", 3)
+           .. disk.size .. ")", level or 3)
   end
   return n
 end
 
-local function check_count (count, what)
+local function check_count (count, what, level)
   local n = type (count) == "number" and tointeger (count)
   if not n then
     error (what .. ": count should be a whole number of bytes, got "
-           .. tostring (count), 3)
+           .. tostring (count), level or 3)
   end
   if n < 1 then
-    error (what .. ": count should be at least 1, got " .. n, 3)
+    error (what .. ": count should be at least 1, got " .. n, level or 3)
   end
   return n
 end
@@ -181,6 +181,12 @@ function M.disk (driver)
   }
 end
 
+-- Where a function begins, for messages about what it returned.
+local function place_of (f)
+  local info = debug.getinfo (f, "S")
+  return info.short_src .. ":" .. info.linedefined
+end
+
 -- The table form: `next (scan)` gives the ranges one by one.
 local function from_table (policy)
   local next_range, open, close = policy.next, policy.open, policy.close
@@ -190,6 +196,12 @@ local function from_table (policy)
     while not disk:closed () do
       local offset, count = next_range (scan)
       if offset == nil then break end
+      if math_type (offset) ~= "integer" or offset < 0 or offset >= disk.size then
+        offset = check_offset (disk, offset, place_of (next_range) .. ": next", 0)
+      end
+      if count ~= nil and (math_type (count) ~= "integer" or count < 1) then
+        count = check_count (count, place_of (next_range) .. ": next", 0)
+      end
       disk:prefetch (offset, count)
     end
     if close then close (scan) end

@@ -98,7 +98,7 @@ def checker (reports):
             "ASAN_OPTIONS": f"detect_leaks=1:log_path={log}:"
                             "detect_stack_use_after_return=1",
             "LSAN_OPTIONS": f"suppressions={supp}/lsan:print_suppressions=0",
-            "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={log}",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
         }
     if CHECK_WITH == "tsan":
         return [], {
@@ -114,6 +114,19 @@ def checker (reports):
                 f"--suppressions={supp}/valgrind", f"--log-file={log}.%p"], {}
     raise ValueError (f"CHECK_WITH={CHECK_WITH}: expected nothing, asan, tsan or "
                       "valgrind")
+
+
+def reported (directory, lines):
+    """What the checker wrote to its files there, and what the undefined behaviour
+    sanitizer wrote among the lines of stderr, where it can't be sent elsewhere."""
+    text = ""
+    for name in sorted (os.listdir (directory)):
+        if CHECK_WITH and name.startswith (CHECK_WITH + "."):
+            with open (os.path.join (directory, name), errors="replace") as f:
+                text += f.read ()
+    if any (re.match (r"\S+:\d+:\d+: runtime error: ", line) for line in lines):
+        text += "\n".join (lines)
+    return text
 
 
 # A request that the gate plugin has printed; tid is its thread in the server.
@@ -176,6 +189,8 @@ class Server:
         self.reader.start ()
         try:
             self.poll (lambda: os.path.exists (pid_file), "nbdkit to start")
+            if self.control:
+                self.wait_line ("gate: ready$")
         except BaseException:
             self.kill ()
             raise
@@ -264,6 +279,15 @@ class Server:
         self.client_threads |= self.threads () - before
         return h
 
+    def run (self, *words, export=""):
+        """Run a libnbd tool, with {uri} filled in; returns what it printed."""
+        uri = f"nbd+unix:///{export}?socket={self.socket}"
+        before = self.threads ()
+        text = subprocess.run ([w.format (uri=uri) for w in words], check=True,
+                               stdout=subprocess.PIPE, text=True).stdout
+        self.client_threads |= self.threads () - before
+        return text
+
     def disconnect (self, h):
         """Close a client's connection without a word, as when it dies.
 
@@ -306,16 +330,25 @@ class Server:
             return None
         return self._wait (find, f"{op or 'a request'} to begin")
 
-    def send (self, text):
-        """A command for the gate plugin."""
+    def _command (self, text):
         self.control.sendall (text.encode () + b"\n")
+
+    def send (self, text):
+        """A hold or fail command for the gate plugin; it holds from here on."""
+        start = len (self.log)
+        self._command (text)
+        self.wait_line (f"gate: done {text}$", start)
 
     def release (self, call, errno=0):
         """Let a held request go, with success or with an errno."""
-        self.send (f"release {call.id} {errno}")
+        self._command (f"release {call.id} {errno}")
 
-    def wait_joined (self, tid):
-        """Wait until some thread of the server waits for thread tid to end.
+    def wait_calls (self, count, op):
+        """Wait until that many requests of a kind have begun."""
+        self._wait (lambda: len (self.calls (op)) >= count, f"{count} x {op}")
+
+    def wait_joined (self, *tids):
+        """Wait until some thread of the server waits for one of these to end.
 
         pthread_join waits on a word of the other thread's struct pthread, with a
         FUTEX_WAIT or its _BITSET form that is not private, as the kernel may be
@@ -340,14 +373,14 @@ class Server:
                         waits.append ((task, int (words[1], 16),
                                        int (words[3], 16)))
             for task, address, value in waits:
-                if value == tid:
+                if value in tids:
                     return True
                 below = [sp for sp in stacks if sp <= address]
                 if below and value not in stacks.values () \
-                   and stacks[max (below)] == tid != task:
+                   and task != stacks[max (below)] in tids:
                     return True
             return False
-        self.poll (joining, f"a pthread_join of thread {tid}")
+        self.poll (joining, "a pthread_join of a thread of " + str (tids))
 
     # Ending:
 
@@ -360,7 +393,7 @@ class Server:
     def kill (self):
         self.process.kill ()
         self.process.wait ()
-        self.reader.join ()
+        self.reader.join (PATIENCE_SECS)
         self.release_all ()
         shutil.rmtree (self.dir)
 
@@ -379,7 +412,7 @@ class Server:
             # handles: let it finish with the clients first.  A thread that is
             # not a client's can be among these if it started just then, so this
             # is not waited for without end.
-            deadline = time.monotonic () + 1
+            deadline = time.monotonic () + 30
             while CHECK_WITH and self.client_threads & self.threads () \
                   and time.monotonic () < deadline:
                 time.sleep (0.001)
@@ -389,12 +422,8 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill ()
             raise AssertionError ("nbdkit did not stop; " + self._tail ())
-        self.reader.join ()
-        reports = ""
-        for name in sorted (os.listdir (self.dir)):
-            if CHECK_WITH and name.startswith (CHECK_WITH + "."):
-                with open (os.path.join (self.dir, name), errors="replace") as f:
-                    reports += f.read ()
+        self.reader.join (PATIENCE_SECS)
+        reports = reported (self.dir, self.log)
         shutil.rmtree (self.dir)
         assert not reports, reports
         assert status == 0, f"nbdkit ended with {status}; {self._tail ()}"
@@ -429,9 +458,7 @@ def refused (filters, plugin, args=(), options=()):
             prefix + command (filters, plugin, args, options),
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             timeout=PATIENCE_SECS, env={**os.environ, **env})
-        for name in os.listdir (reports):
-            if CHECK_WITH and name.startswith (CHECK_WITH + "."):
-                with open (os.path.join (reports, name)) as f:
-                    raise AssertionError (f.read ())
+        found = reported (reports, run.stderr.splitlines ())
+    assert not found, found
     assert run.returncode == 1, f"status {run.returncode}: {run.stderr}"
     return re.findall (r"^nbdkit: (?:\S+ )?error: (.*)$", run.stderr, re.M)

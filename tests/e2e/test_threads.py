@@ -54,7 +54,12 @@ def test_many_threads_fetch_every_offset_once ():
         h = server.connect ()
         for offset in range (0, size, 100_000):
             assert h.pread (512, offset) == pattern (offset, 512)
+        # The policy is finished when the last offset has been handed out; the
+        # other threads then still have theirs to fetch.
         server.wait_line (FINISHED)
+        server.wait_calls (size // 512, "cache")
+        server.disconnect (h)
+        server.wait_line ("gate: close 1")
         assert sorted (c.offset for c in server.calls ("cache")) == \
             list (range (0, size, 512))
 
@@ -136,7 +141,7 @@ def test_disconnecting_with_all_threads_held ():
         h = server.connect ()
         calls = [server.next_call ("cache") for _ in range (16)]
         server.disconnect (h)
-        server.wait_joined (calls[0].tid)
+        server.wait_joined (*(call.tid for call in calls))
         for call in calls:
             server.release (call)
         server.wait_line ("gate: close 1")

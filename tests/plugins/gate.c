@@ -8,10 +8,12 @@
  * Lines on stderr (numbers are decimal; connections are counted from 1 in the
  * order of .open, requests from 1 in the order in which they begin):
  *
+ *   gate: ready                                (if it has a control socket)
  *   gate: open CONNECTION EXPORT
  *   gate: begin REQUEST OP CONNECTION OFFSET COUNT THREAD-ID
  *   gate: end REQUEST ERRNO                    (ERRNO 0: success)
  *   gate: close CONNECTION
+ *   gate: done COMMAND                         (a hold or fail; it holds now)
  *
  * Commands (when the test closes the socket, nothing is held any more):
  *
@@ -200,13 +202,16 @@ command (const char *line)
       event ("nothing to release: %s", line);
   }
   else if (sscanf (line, "hold %15s %d", name, &n) == 2 &&
-           (op = find_op (name, strlen (name))) < NR_OPS)
+           (op = find_op (name, strlen (name))) < NR_OPS) {
     rules[op].hold = n;
+    event ("done %s", line);
+  }
   else if (sscanf (line, "fail %15s %d", name, &n) == 2 &&
            (op = find_op (name, strlen (name))) < NR_OPS) {
     rules[op].fail_first = 1;
     rules[op].fail_last = n ? UINT64_MAX : 0;
     rules[op].fail_errno = n;
+    event ("done %s", line);
   }
   else
     event ("unknown command: %s", line);
@@ -411,6 +416,7 @@ gate_after_fork (void)
     return -1;
   }
   control_running = true;
+  event ("ready");
   return 0;
 }
 
