@@ -269,7 +269,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x .ci/run tests/matrix tests/chroot/* packaging/place completion/*
+	$(Q)shellcheck -x .ci/run tests/demo/demo tests/matrix tests/chroot/* packaging/place completion/*
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*.d)
