@@ -202,7 +202,7 @@ class Server:
     def _read_log (self):
         for line in self.process.stderr:
             line = line.rstrip ("\n")
-            m = BEGIN.match (line)
+            m = BEGIN.search (line)   # another thread may be inside a line
             with self.changed:
                 self.log.append (line)
                 if m:
