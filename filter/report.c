@@ -210,10 +210,9 @@ report_totals (struct export *export)
   vm_get_totals (export->vm, &vm);
   nbdkit_debug ("scan: export '%s': %" PRIu64 " prefetches, %" PRIu64
                 " bytes, %" PRIu64 " failed, %" PRIu64 " skipped; %" PRIu64
-                " client reads, %" PRIu64 " bytes; %" PRIu64 " decisions",
-                export->name, totals.prefetches, totals.prefetched_bytes,
-                totals.failures, totals.skipped, totals.reads,
-                totals.read_bytes, vm.decisions);
+                " decisions", export->name, totals.prefetches,
+                totals.prefetched_bytes, totals.failures, totals.skipped,
+                vm.decisions);
 }
 
 /* -- the thread ------------------------------------------------------------ */
