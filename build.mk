@@ -177,6 +177,36 @@ run-check-tsan: $(test_objects)
 run-check-valgrind: filter $(test_objects)
 	$(Q)CHECK_WITH=valgrind tests/run --only e2e
 
+# -- fuzzing -------------------------------------------------------------------
+
+# For each target.
+FUZZ_SECONDS ?= 20
+FUZZ_CC      ?= clang
+
+FUZZ_SANITIZERS := -fsanitize=fuzzer-no-link,address,undefined \
+	-fno-sanitize-recover=all -fno-omit-frame-pointer
+
+fuzz_programs := build/fuzz/fuzz-policy build/fuzz/fuzz-answers
+
+run-fuzz: build/fuzz/have-fuzzer
+	$(Q)$(MAKE) B=build/fuzz CC='$(FUZZ_CC)' \
+	  SANITIZER_FLAGS='$(FUZZ_SANITIZERS)' $(fuzz_programs)
+	$(Q)tests/fuzz/run '$(FUZZ_SECONDS)' $(fuzz_programs)
+
+# One program a target; they link only what runs policies.
+build/fuzz/fuzz-%: tests/fuzz/fuzz-%.c tests/fuzz/fuzz.c tests/fuzz/fuzz.h \
+                   $(vm_objects)
+	$(call SAY,CC,$<)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
+	  -Ifilter tests/fuzz/fuzz.c $< $(vm_objects) $(LUA_LIBS) -o $@
+
+build/fuzz/have-fuzzer:
+	@mkdir -p $(@D)
+	@echo 'int LLVMFuzzerTestOneInput (void) { return 0; }' | \
+	  $(FUZZ_CC) -fsanitize=fuzzer,address,undefined -x c - -o $@ 2>/dev/null || { \
+	  echo "$(FUZZ_CC) with libFuzzer is missing:" \
+	       "apt-get install clang libclang-rt-14-dev" >&2; exit 1; }
+
 # -- install -------------------------------------------------------------------
 
 # Pages that are not of section 1.
@@ -269,7 +299,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x .ci/run tests/demo/demo tests/matrix tests/chroot/* packaging/place completion/*
+	$(Q)shellcheck -x .ci/run tests/demo/demo tests/matrix tests/fuzz/run tests/chroot/* packaging/place completion/* docs/policies/draw
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*.d)
