@@ -152,11 +152,43 @@ build/tests/keep.so: tests/plugins/keep.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -o $@
 
-run-check: filter $(test_objects)
+# C programs, each from tests/unit/test-NAME.c and what it tests.  STUB_WRAP lets
+# stubs.c make allocations and threads fail.
+unit_names := budget guard library reads scanner stats vm
+unit_tests := $(unit_names:%=$(B)/tests/unit-%)
+
+unit_objects = $(1:%=$(B)/filter/%.o) $(B)/tests/unit/stubs.o
+STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
+	asprintf calloc free malloc pthread_create realloc strdup)
+
+$(B)/tests/unit-budget: $(call unit_objects,budget)
+$(B)/tests/unit-guard: $(call unit_objects,guard)
+$(B)/tests/unit-library: $(call unit_objects,library) $(B)/embedded.o
+$(B)/tests/unit-reads: $(call unit_objects,reads)
+$(B)/tests/unit-scanner: $(call unit_objects,scanner budget guard reads \
+	source stats) $(vm_objects)
+$(B)/tests/unit-stats: $(call unit_objects,stats)
+$(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
+
+$(unit_tests): $(B)/tests/unit-%: $(B)/tests/unit/test-%.o
+	$(call SAY,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(LDFLAGS) $(STUB_WRAP) \
+	  $(sort $^) $(LUA_LIBS) -o $@
+
+$(B)/tests/unit/%.o: tests/unit/%.c $(B)/have-packages
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) \
+	  $(LUA_CFLAGS) -Ifilter -MMD -MP -c $< -o $@
+
+-include $(wildcard $(B)/tests/unit/*.d)
+
+run-check: filter $(test_objects) $(unit_tests)
 	$(Q)tests/run
 
-run-check-unit:
-	$(Q)tests/run --only unit
+run-check-unit: $(unit_tests)
+	$(Q)TEST_BUILD=$(B)/tests tests/run --only unit
 
 run-check-lua:
 	$(Q)tests/run --only busted
@@ -164,13 +196,13 @@ run-check-lua:
 # The same tests; the filter is built with a sanitizer, and the stock nbdkit binary
 # runs with its library preloaded.  Lua specs have nothing to gain from it.
 run-check-asan: $(test_objects)
-	$(Q)$(MAKE) SANITIZER=address-undefined filter
+	$(Q)$(MAKE) SANITIZER=address-undefined filter run-check-unit
 	$(Q)CHECK_WITH=asan \
 	  SCAN_FILTER=build/address-undefined/nbdkit-scan-filter.so \
 	  tests/run --only e2e
 
 run-check-tsan: $(test_objects)
-	$(Q)$(MAKE) SANITIZER=thread filter
+	$(Q)$(MAKE) SANITIZER=thread filter run-check-unit
 	$(Q)CHECK_WITH=tsan SCAN_FILTER=build/thread/nbdkit-scan-filter.so \
 	  tests/run --only e2e
 
