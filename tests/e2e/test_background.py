@@ -133,6 +133,8 @@ BUSY = {
 @pytest.mark.parametrize ("clients", [0, 2])
 @pytest.mark.parametrize ("case", BUSY)
 def test_exit_at_any_moment (tmp_path, case, clients):
+    if clients and CHECK_WITH in ("asan", "valgrind"):
+        pytest.skip ("nbdkit leaks the handles of clients that are there at a signal")
     text, args = BUSY[case]
     policy = tmp_path / "policy.lua"
     policy.write_text (text)
