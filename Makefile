@@ -29,6 +29,8 @@ check-valgrind: run-check-valgrind ## run the tests under valgrind
 
 check-matrix: run-check-matrix ## run the tests on each Debian, in chroots (root; 10 minutes)
 
+fuzz: run-fuzz         ## run the fuzz targets, FUZZ_SECONDS=20 each
+
 lint: run-lint         ## check the Lua, shell and C sources for mistakes
 
 install: run-install   ## install the filter, its policies, tools and pages
@@ -44,5 +46,5 @@ help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 .PHONY: all filter demo bench bench-costs check check-unit check-lua \
-	check-asan check-tsan check-valgrind check-matrix lint install deb \
+	check-asan check-tsan check-valgrind check-matrix fuzz lint install deb \
 	uninstall clean help

@@ -152,11 +152,43 @@ build/tests/keep.so: tests/plugins/keep.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -o $@
 
-run-check: filter $(test_objects)
+# C programs, each from tests/unit/test-NAME.c and what it tests.  STUB_WRAP lets
+# stubs.c make allocations and threads fail.
+unit_names := budget guard library reads scanner stats vm
+unit_tests := $(unit_names:%=$(B)/tests/unit-%)
+
+unit_objects = $(1:%=$(B)/filter/%.o) $(B)/tests/unit/stubs.o
+STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
+	asprintf calloc free malloc pthread_create realloc strdup)
+
+$(B)/tests/unit-budget: $(call unit_objects,budget)
+$(B)/tests/unit-guard: $(call unit_objects,guard)
+$(B)/tests/unit-library: $(call unit_objects,library) $(B)/embedded.o
+$(B)/tests/unit-reads: $(call unit_objects,reads)
+$(B)/tests/unit-scanner: $(call unit_objects,scanner budget guard reads \
+	source stats) $(vm_objects)
+$(B)/tests/unit-stats: $(call unit_objects,stats)
+$(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
+
+$(unit_tests): $(B)/tests/unit-%: $(B)/tests/unit/test-%.o
+	$(call SAY,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(LDFLAGS) $(STUB_WRAP) \
+	  $(sort $^) $(LUA_LIBS) -o $@
+
+$(B)/tests/unit/%.o: tests/unit/%.c $(B)/have-packages
+	$(call SAY,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) \
+	  $(LUA_CFLAGS) -Ifilter -MMD -MP -c $< -o $@
+
+-include $(wildcard $(B)/tests/unit/*.d)
+
+run-check: filter $(test_objects) $(unit_tests)
 	$(Q)tests/run
 
-run-check-unit:
-	$(Q)tests/run --only unit
+run-check-unit: $(unit_tests)
+	$(Q)TEST_BUILD=$(B)/tests tests/run --only unit
 
 run-check-lua:
 	$(Q)tests/run --only busted
@@ -164,18 +196,48 @@ run-check-lua:
 # The same tests; the filter is built with a sanitizer, and the stock nbdkit binary
 # runs with its library preloaded.  Lua specs have nothing to gain from it.
 run-check-asan: $(test_objects)
-	$(Q)$(MAKE) SANITIZER=address-undefined filter
+	$(Q)$(MAKE) SANITIZER=address-undefined filter run-check-unit
 	$(Q)CHECK_WITH=asan \
 	  SCAN_FILTER=build/address-undefined/nbdkit-scan-filter.so \
 	  tests/run --only e2e
 
 run-check-tsan: $(test_objects)
-	$(Q)$(MAKE) SANITIZER=thread filter
+	$(Q)$(MAKE) SANITIZER=thread filter run-check-unit
 	$(Q)CHECK_WITH=tsan SCAN_FILTER=build/thread/nbdkit-scan-filter.so \
 	  tests/run --only e2e
 
 run-check-valgrind: filter $(test_objects)
 	$(Q)CHECK_WITH=valgrind tests/run --only e2e
+
+# -- fuzzing -------------------------------------------------------------------
+
+# For each target.
+FUZZ_SECONDS ?= 20
+FUZZ_CC      ?= clang
+
+FUZZ_SANITIZERS := -fsanitize=fuzzer-no-link,address,undefined \
+	-fno-sanitize-recover=all -fno-omit-frame-pointer
+
+fuzz_programs := build/fuzz/fuzz-policy build/fuzz/fuzz-answers
+
+run-fuzz: build/fuzz/have-fuzzer
+	$(Q)$(MAKE) B=build/fuzz CC='$(FUZZ_CC)' \
+	  SANITIZER_FLAGS='$(FUZZ_SANITIZERS)' $(fuzz_programs)
+	$(Q)tests/fuzz/run '$(FUZZ_SECONDS)' $(fuzz_programs)
+
+# One program a target; they link only what runs policies.
+build/fuzz/fuzz-%: tests/fuzz/fuzz-%.c tests/fuzz/fuzz.c tests/fuzz/fuzz.h \
+                   $(vm_objects)
+	$(call SAY,CC,$<)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
+	  -Ifilter tests/fuzz/fuzz.c $< $(vm_objects) $(LUA_LIBS) -o $@
+
+build/fuzz/have-fuzzer:
+	@mkdir -p $(@D)
+	@echo 'int LLVMFuzzerTestOneInput (void) { return 0; }' | \
+	  $(FUZZ_CC) -fsanitize=fuzzer,address,undefined -x c - -o $@ 2>/dev/null || { \
+	  echo "$(FUZZ_CC) with libFuzzer is missing:" \
+	       "apt-get install clang libclang-rt-14-dev" >&2; exit 1; }
 
 # -- install -------------------------------------------------------------------
 
@@ -252,7 +314,7 @@ run-bench: filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/bench.py $(if $(FULL),--full) $(BENCH)
 
 run-bench-costs: filter $(bench_programs) $(test_objects)
-	$(Q)tests/bench/costs.py
+	$(Q)tests/bench/costs.py $(if $(FULL),--full)
 
 $(B)/bench/client: tests/bench/client.c
 	$(call SAY,CC,$<)
@@ -269,7 +331,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x .ci/run tests/matrix tests/chroot/* packaging/place completion/*
+	$(Q)shellcheck -x .ci/run tests/demo/demo tests/matrix tests/fuzz/run tests/chroot/* packaging/place completion/* docs/policies/draw
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*.d)

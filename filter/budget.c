@@ -6,6 +6,7 @@
  * allows since the start.
  */
 
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include <pthread.h>
@@ -16,6 +17,7 @@
 struct budget {
   /* Immutable. */
   uint64_t bytes_per_second;
+  bool is_limited;
 
   /* Leaf lock. */
   pthread_mutex_t lock;
@@ -33,6 +35,7 @@ budget_new (uint64_t bytes_per_second, uint64_t limit_bytes)
   pthread_mutex_init (&budget->lock, NULL);
   budget->bytes_per_second = bytes_per_second;
   budget->left_bytes = limit_bytes;
+  budget->is_limited = limit_bytes != BUDGET_NONE;
   return budget;
 }
 
@@ -56,12 +59,11 @@ uint32_t
 budget_take (struct budget *budget, uint32_t count, uint64_t *wait_until_ns)
 {
   *wait_until_ns = 0;
-  if (budget->bytes_per_second == BUDGET_NONE &&
-      budget->left_bytes == BUDGET_NONE)
+  if (budget->bytes_per_second == BUDGET_NONE && !budget->is_limited)
     return count;
 
   pthread_mutex_lock (&budget->lock);
-  if (budget->left_bytes != BUDGET_NONE) {
+  if (budget->is_limited) {
     if (count > budget->left_bytes)
       count = budget->left_bytes;
     budget->left_bytes -= count;
@@ -84,7 +86,7 @@ budget_give (struct budget *budget, uint32_t count)
   if (count == 0)
     return;
   pthread_mutex_lock (&budget->lock);
-  if (budget->left_bytes != BUDGET_NONE)
+  if (budget->is_limited)
     budget->left_bytes += count;
   if (budget->bytes_per_second != BUDGET_NONE)
     budget->due_ns -= price_ns (budget, count);

@@ -1,5 +1,6 @@
 /* See exports.h. */
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,7 +9,6 @@
 #include <nbdkit-filter.h>
 
 #include "exports.h"
-#include "report.h"
 
 /* Written at start-up only. */
 static struct vm_config vm_config;
@@ -18,13 +18,29 @@ static bool want_map;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct export *exports;  /* most recently used first */
 
+/* One line for the debug log. */
+static void
+log_totals (struct export *export)
+{
+  struct stats_totals stats;
+  struct vm_totals vm;
+
+  stats_get (export->stats, &stats);
+  vm_get_totals (export->vm, &vm);
+  nbdkit_debug ("scan: export '%s': %" PRIu64 " prefetches, %" PRIu64
+                " bytes, %" PRIu64 " failed, %" PRIu64 " skipped; %" PRIu64
+                " decisions", export->name, stats.prefetches,
+                stats.prefetched_bytes, stats.failures, stats.skipped,
+                vm.decisions);
+}
+
 static void
 free_export (struct export *export)
 {
   if (export == NULL)
     return;
   if (export->vm != NULL && export->stats != NULL)
-    report_totals (export);
+    log_totals (export);
   vm_free (export->vm);
   stats_free (export->stats);
   free (export->name);

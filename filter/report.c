@@ -200,22 +200,6 @@ update_progress (bool last)
   fflush (stderr);
 }
 
-void
-report_totals (struct export *export)
-{
-  struct stats_totals totals;
-  struct vm_totals vm;
-
-  stats_get (export->stats, &totals);
-  vm_get_totals (export->vm, &vm);
-  nbdkit_debug ("scan: export '%s': %" PRIu64 " prefetches, %" PRIu64
-                " bytes, %" PRIu64 " failed, %" PRIu64 " skipped; %" PRIu64
-                " client reads, %" PRIu64 " bytes; %" PRIu64 " decisions",
-                export->name, totals.prefetches, totals.prefetched_bytes,
-                totals.failures, totals.skipped, totals.reads,
-                totals.read_bytes, vm.decisions);
-}
-
 /* -- the thread ------------------------------------------------------------ */
 
 static void *

@@ -9,8 +9,6 @@
 
 #include <stdbool.h>
 
-struct export;
-
 struct report_config {
   const char *policy;           /* its name */
   bool progress;                /* on stderr */
@@ -27,8 +25,5 @@ extern void report_start (void);
 
 /* At the end: report a last time.  No scan may run any more. */
 extern void report_stop (void);
-
-/* One line with the totals of an export, for the debug log. */
-extern void report_totals (struct export *export);
 
 #endif /* SCAN_REPORT_H */

@@ -31,6 +31,7 @@ int scan_debug_reads;
 /* Written before the server serves, and by nobody after. */
 static int thread_model = -1;
 static struct budget *budget;
+static bool count_reads;        /* somebody wants to know */
 
 /* scan-background: the one scan of the default export; NULL if there is none.
  * Written in .after_fork and .cleanup, when there are no connections.
@@ -99,7 +100,8 @@ scan_config_complete (nbdkit_next_config_complete *next,
     return -1;
   }
   library_set_policy (policy);
-  if (exports_init (&config, options.stats_file || options.progress) == -1)
+  count_reads = options.stats_file != NULL || options.progress;
+  if (exports_init (&config, count_reads) == -1)
     return -1;
 
   budget = budget_new (options.rate, options.limit);
@@ -346,7 +348,8 @@ scan_pread (nbdkit_next *next, void *handle,
   if (h->reads == NULL)
     return next->pread (next, buf, count, offset, flags, err);
 
-  stats_read (h->export->stats, range);
+  if (count_reads)
+    stats_read (h->export->stats, range);
   noted = reads_begin (h->reads, range);
   r = next->pread (next, buf, count, offset, flags, err);
   if (noted)

@@ -605,7 +605,7 @@ scanner_free (struct scanner *s)
 {
   if (s == NULL)
     return;
-  if (s->nr_workers > 0)
+  if (s->reads != NULL)
     scanner_stop (s);
   if (s->credit > 0)
     budget_give (s->config.budget, s->credit);

@@ -17,6 +17,8 @@
 --    c. upwards from where a sequential reader last was, to the end of the disk,
 --       then what was left out before.
 --    Holes are skipped in b and c, and ahead of a reader that hasn't read in one.
+--    All connections of an export count as one client here, and what one has read
+--    or fetched is done for all, until the last has gone.
 -- 3. It waits.  It ends when the whole disk is read, fetched or hole.
 --
 -- So a read far away, like those of blkid at the end of a disk, is a hint and
@@ -41,6 +43,7 @@ local FILL = arguments.boolean (args, "fill", true)
 local UNIT_BYTES = 65536
 local HINTS = 32
 local GAPS = 16
+local BUSY_SECONDS = 10 -- a read that takes longer is taken for a pause
 -- A shorter wait may be no time at all, by rounding.
 local WAIT_SECONDS = 0.001
 local RETRIES, RETRY_SECONDS, RETRY_RANGES = 3, 1, 256
@@ -123,21 +126,38 @@ local function retry_list (disk)
   return retry
 end
 
+-- The scans that run, one a connection: since when its client has paused, whether
+-- it had a read in flight when the scan last looked, and when that was.  A scan
+-- that is cut off without its last turn drops out when Lua notices.
+local scans = setmetatable ({}, { __mode = "k" })
+local shared_done, shared_size
+
+-- A scan begins; returns its entry, and what is done.
+local function join (disk)
+  if next (scans) == nil or shared_size ~= disk.size then
+    shared_done, shared_size = done_map (disk), disk.size
+  end
+  local now = disk:now ()
+  local scan = { idle_since = now, busy = false, looked = now }
+  scans[scan] = true
+  return scan, shared_done
+end
+
 -- How long the client must pause before the rest of the disk is looked at.
-local function pause_meter (disk)
+local function pause_meter (disk, scan)
   local gaps, at = {}, 0
   local started = disk:now ()
-  local idle_since = started
   local meter = {}
 
   -- Call at each turn; `any` if there were reads.
   function meter.look (any)
-    local now = disk:now ()
+    local now, idle = disk:now (), disk:idle ()
     if any then
-      gaps[at] = now - idle_since
+      gaps[at] = now - scan.idle_since
       at = (at + 1) % GAPS
     end
-    idle_since = now - math.min (disk:idle (), now - started)
+    scan.idle_since = now - math.min (idle, now - started)
+    scan.busy, scan.looked = idle == 0, now
   end
 
   -- Seconds to wait still; 0 if the pause is long enough.
@@ -145,7 +165,12 @@ local function pause_meter (disk)
     local longest = 0
     for i = 0, GAPS - 1 do longest = math.max (longest, gaps[i] or 0) end
     local needed = math.max (SILENCE, math.min (2 * longest, 5 * SILENCE))
-    return math.max (0, needed - (disk:now () - idle_since))
+    local now, since = disk:now (), scan.idle_since
+    for other in pairs (scans) do
+      local busy = other.busy and now - other.looked < BUSY_SECONDS
+      since = math.max (since, busy and now or other.idle_since)
+    end
+    return math.max (0, needed - (now - since))
   end
 
   return meter
@@ -197,9 +222,9 @@ end
 return function (disk)
   if disk.size == 0 then return end
   local readers = streams.new (disk, { window = WINDOW })
-  local done = done_map (disk)
+  local scan, done = join (disk)
   local retry = retry_list (disk)
-  local pause = pause_meter (disk)
+  local pause = pause_meter (disk, scan)
   local rest = rest_of (disk, done)
 
   local function note (stream, offset, count)
@@ -265,7 +290,7 @@ return function (disk)
           -- Whether the last ones failed is not known yet.
           disk:settle ()
           retry.note ()
-          if not retry.seconds () then return end
+          if not retry.seconds () then break end
         end
       end
       if from then
@@ -276,4 +301,5 @@ return function (disk)
       end
     end
   end
+  scans[scan] = nil
 end

@@ -88,7 +88,7 @@ class Cell:
         args.append (f"statsfile={self.dir}/stats")
         if self.source.rate_mbit:
             filters.append ("rate")
-            args += [f"rate={self.source.rate_mbit}M", "burstiness=0.05"]
+            args += [f"rate={self.source.rate_mbit}000000", "burstiness=0.05"]
         if self.stack.native:
             plugin = [os.path.join (TOP, "build/tests/nbdkit-native-plugin.so"),
                       f"file={self.disk}", f"latency={self.source.latency_ms}"]
@@ -105,7 +105,7 @@ class Cell:
         if client == "fio":
             return ["fio", "--name=random", "--ioengine=nbd", "--uri=" + self.uri,
                     "--rw=randread", "--bs=4k", "--iodepth=1", "--randseed=1",
-                    f"--number_ios={matrix.RANDOM_READS}",
+                    f"--number_ios={self.files['random reads']}",
                     f"--size={os.path.getsize (self.disk)}",
                     "--output-format=json", "--output=" + self.dir + "/fio"]
         if isinstance (client, str):
@@ -288,6 +288,8 @@ def main ():
 
     files = {name: os.path.join (OUT, name + ".img") for name in ("disk", "sparse")}
     files["trace"] = os.path.join (OUT, "trace")
+    files["random reads"] = (matrix.RANDOM_READS if quick
+                             else matrix.RANDOM_READS_FULL)
     make_disk (files["disk"], args.size, False)
     make_disk (files["sparse"], args.size, True)
     make_trace (files["trace"], args.size * matrix.MIB)

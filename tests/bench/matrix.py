@@ -101,7 +101,7 @@ WORKLOADS = [
 
 # Reads of 256K.
 READ_BYTES = 256 * 1024
-RANDOM_READS = 200
+RANDOM_READS, RANDOM_READS_FULL = 200, 1000
 
 
 def limit_seconds (source, workload, disk_bytes):

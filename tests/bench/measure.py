@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -19,24 +20,35 @@ SCAN = os.path.abspath (os.environ.get (
     "SCAN_FILTER", os.path.join (TOP, "build/nbdkit-scan-filter.so")))
 
 # Only how long to wait for what should happen.
-PATIENCE_SECS = 120
+PATIENCE_SECS = 60
 
 READ_BYTES = 512
+DISK_BYTES = 1024 * 1024
+
+# Holds prefetches until it is told to let them go; see tests/plugins/gate.c.
+GATE = os.path.join (os.path.abspath (os.environ.get (
+    "TEST_BUILD", os.path.join (TOP, "build/tests"))), "nbdkit-gate-plugin.so")
 
 
 class Server:
-    """nbdkit, perhaps below another program; made by `server`."""
+    """nbdkit with the gate plugin, perhaps below another program; made by
+    `server`."""
 
-    def __init__ (self, filters, plugin, args, options, wrapper):
+    def __init__ (self, filters, args, options, wrapper):
+        self.control, theirs = socket.socketpair ()
         self.dir = tempfile.mkdtemp (prefix="scan-cost-")
         self.socket = os.path.join (self.dir, "sock")
         pid_file = os.path.join (self.dir, "pid")
         command = [*wrapper, "nbdkit", "-f", "-U", self.socket, "-P", pid_file,
-                   *options, *("--filter=" + f for f in filters), *plugin, *args]
+                   *options, *("--filter=" + f for f in filters), GATE,
+                   f"size={DISK_BYTES}", "quiet=cache",
+                   f"control={theirs.fileno ()}", *args]
         self.log = open (os.path.join (self.dir, "log"), "w+")
         self.process = subprocess.Popen (command, cwd=self.dir, stderr=self.log,
                                          stdin=subprocess.DEVNULL,
-                                         stdout=self.log)
+                                         stdout=self.log,
+                                         pass_fds=[theirs.fileno ()])
+        theirs.close ()
         self.clients = []
         self.poll (lambda: os.path.exists (pid_file), "nbdkit to start")
 
@@ -58,12 +70,23 @@ class Server:
     def threads (self):
         return len (os.listdir (f"/proc/{self.process.pid}/task"))
 
+    def idle_threads (self):
+        """How many there are with no scan, if nbdkit was told --threads=1: one a
+        connection, the server's, and the gate plugin's as long as it holds."""
+        return len (self.clients) + 1 + (self.control.fileno () >= 0)
+
     def memory_kib (self):
         """Private memory in use; what libraries map is not counted."""
         with open (f"/proc/{self.process.pid}/status") as f:
             return int (re.search (r"RssAnon:\s+(\d+) kB", f.read ())[1])
 
+    def release (self):
+        """Hold no prefetch any more."""
+        self.control.close ()
+
     def stop (self):
+        """Returns nbdkit's exit status."""
+        self.release ()
         for h in self.clients:
             h.shutdown ()
         self.process.send_signal (signal.SIGTERM)
@@ -73,8 +96,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def server (filters, plugin, args=(), options=(), wrapper=()):
-    s = Server (filters, plugin, args, options, wrapper)
+def server (filters, args=(), options=(), wrapper=()):
+    s = Server (filters, args, options, wrapper)
     try:
         yield s
     finally:
@@ -84,33 +107,28 @@ def server (filters, plugin, args=(), options=(), wrapper=()):
         shutil.rmtree (s.dir, ignore_errors=True)
 
 
-def read (h, reads, size):
+def read (h, reads):
     """Small reads through the disk, round and round."""
-    blocks = size // READ_BYTES
+    blocks = DISK_BYTES // READ_BYTES
     for i in range (reads):
         h.pread (READ_BYTES, i % blocks * READ_BYTES)
 
 
-# A prefetch that never ends (but when the server does), so that the scan stays
-# where it is and only the clients' reads are counted.
-HELD_PREFETCH = ["delay"], ["delay-cache=100000"]
+def wait_for_end_of_scan (s):
+    s.poll (lambda: s.threads () == s.idle_threads (), "the end of the scan")
 
 
 def instructions (filters, args, reads, during):
-    """All instructions of a server in which a client does so many reads, during a
-    scan or after it."""
-    disk_bytes = 1024 * 1024
-    below, below_args = HELD_PREFETCH if during else ([], [])
-    with server (filters + below, ["memory", "1M"], [*args, *below_args],
+    """All instructions of a server in which a client does so many reads: during a
+    scan, which is held at its first prefetch, or after it."""
+    with server (filters, [*args, *(["hold=cache"] if during else [])],
                  options=["--threads=1"],
                  wrapper=["valgrind", "--tool=callgrind", "--quiet",
                           "--callgrind-out-file=out"]) as s:
-        idle = s.threads ()
         h = s.connect ()
         if not during:
-            # One thread more than before is the connection's.
-            s.poll (lambda: s.threads () <= idle + 1, "the end of the scan")
-        read (h, reads, disk_bytes)
+            wait_for_end_of_scan (s)
+        read (h, reads)
         s.stop ()
         with open (os.path.join (s.dir, "out")) as f:
             return int (re.search (r"^(?:summary|totals): (\d+)", f.read (),

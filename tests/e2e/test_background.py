@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from harness import SCAN, gate, nbdkit, pattern
+from harness import CHECK_WITH, SCAN, gate, nbdkit, pattern
 
 FINISHED = "scan: finished scanning the plugin"
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
@@ -95,6 +95,8 @@ def test_reads_of_all_clients_reach_the_policy (tmp_path):
         server.wait_line ("policy: read 999936$")
 
 
+@pytest.mark.skipif (CHECK_WITH in ("asan", "tsan"),
+                     reason="the shell of the eval plugin dies under it")
 def test_a_default_export_with_a_name_joins_it (tmp_path):
     policy = tmp_path / "observer.lua"
     policy.write_text (OBSERVER)

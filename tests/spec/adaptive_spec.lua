@@ -207,6 +207,35 @@ describe ("adaptive", function ()
     assert.is_true (inside > 0)
   end)
 
+  it ("fetches nothing twice for several connections", function ()
+    local options = { policy = "adaptive", size = 64 * MiB, block = BLOCK }
+    options.world = testing.world (options)
+    local first, second = testing.scan (options), testing.scan (options)
+    local a, b
+    repeat a, b = first:step (), second:step () until not a and not b
+    assert.is_true (#first.prefetches > 10 and #second.prefetches > 10)
+    assert.equal (32, #first.prefetches + #second.prefetches)
+
+    -- Once they have gone, what a cache kept of it is not known.
+    local third = testing.scan (options)
+    repeat until not third:step ()
+    assert.equal (32, #third.prefetches)
+  end)
+
+  it ("takes no pause of one connection for a pause of all", function ()
+    local options = { policy = "adaptive", size = 64 * MiB, block = BLOCK }
+    options.world = testing.world (options)
+    local idle = testing.scan (options)
+    options.events = { { at = 0.01, read = { 0, 4 * KiB }, seconds = 1 } }
+    local reader = testing.scan (options)
+    reader:pass (0.05)
+    idle:pass (0.9)
+    assert.equal (0, #idle.prefetches)
+    reader:pass (1.1)
+    idle:pass (1)
+    assert.is_true (#idle.prefetches > 0)
+  end)
+
   it ("tries again what failed, later each time, and gives up", function ()
     local result = run { size = 8 * MiB, fail = function (offset)
       return offset == 4 * MiB and "EIO" or nil

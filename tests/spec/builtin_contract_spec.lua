@@ -5,6 +5,7 @@ local world = require "scan.world"
 
 -- What the contract has to know of some.
 local OPTIONS = {
+  adaptive = { shared_state = true },
   clock = { shared_state = true },
   default = { shared_state = true },
   forever = { endless = true },

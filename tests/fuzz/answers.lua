@@ -1,0 +1,128 @@
+--- A policy that does what a file says, for fuzz-answers.c.
+--
+-- Each byte is an action, and those after it are what the action needs.  Whatever
+-- a policy may do to the runner with one call should be here: requests with any
+-- values, made through the disk or yielded directly, from nested coroutines, with
+-- disks and iterators of other scans, and limits that are exceeded.
+
+local input = scan.open ("input")
+
+-- Shared by the scans of this export.
+local kept = {}
+
+local function byte ()
+  local b = input:read (1)
+  return b and b:byte () or 0
+end
+
+local function bytes (count)
+  local s = input:read (count) or ""
+  return s .. ("\0"):rep (count - #s)
+end
+
+local OPS = { "prefetch", "wait", "settle", "next_data", "pread", "", "close" }
+local METHODS = { "prefetch", "wait", "settle", "next_data", "pread",
+                  "reads", "failures", "idle", "closed", "now" }
+
+local value
+
+local VALUES = {
+  function () return nil end,
+  function () return byte () end,
+  function () return byte () * 4096 end,
+  function () return (string.unpack ("<i8", bytes (8))) end,
+  function () return (string.unpack ("<d", bytes (8))) end,
+  function () return 1 << (byte () & 63) end,
+  function () return (2.0 ^ (byte () & 63)) end,
+  function () return 0 / 0 end,
+  function () return 1 / 0 end,
+  function () return bytes (byte () & 15) end,
+  function () return OPS[byte () % #OPS + 1] end,
+  function () return { value (), n = value () } end,
+  function () return byte () % 2 == 0 end,
+  function () return kept[byte ()] end,
+  function () return coroutine.running () end,
+  function () return value end,
+}
+
+function value ()
+  return VALUES[byte () % #VALUES + 1] ()
+end
+
+local function values ()
+  local list = { n = byte () & 3 }
+  for i = 1, list.n do list[i] = value () end
+  return table.unpack (list, 1, list.n)
+end
+
+-- Keep what comes back, to be used later, perhaps by the other scan.
+local function keep (...)
+  for i = 1, select ("#", ...) do kept[byte ()] = (select (i, ...)) end
+end
+
+local act
+
+local ACTIONS = {
+  -- A request as it should be.
+  function (disk) keep (disk:prefetch (byte () * disk.block % disk.size)) end,
+  function (disk) keep (disk:next_data (byte () % disk.size)) end,
+  function (disk) keep (disk:pread (byte () % disk.size, byte () + 1)) end,
+  -- A request with any values, caught or not.
+  function (disk) keep (disk[METHODS[byte () % #METHODS + 1]] (disk, values ())) end,
+  function (disk)
+    keep (pcall (disk[METHODS[byte () % #METHODS + 1]], disk, values ()))
+  end,
+  -- The same, directly.
+  function () keep (coroutine.yield (OPS[byte () % #OPS + 1], values ())) end,
+  function () keep (coroutine.yield (values ())) end,
+  function () keep (pcall (coroutine.yield, values ())) end,
+  function () coroutine.yield (table.unpack ({}, 1, byte () * 64)) end,
+  -- Iterators, one step at a time.
+  function (disk) keep (disk:reads ()) end,
+  function (disk) keep (disk:failures ()) end,
+  function () keep (kept[byte ()] (values ())) end,
+  function () keep (pcall (kept[byte ()], values ())) end,
+  -- What belongs to another scan.
+  function (disk) kept[byte ()], kept[byte ()] = disk, disk.reads end,
+  function () act (kept[byte ()]) end,
+  -- Coroutines.
+  function (disk) keep (coroutine.wrap (act) (disk)) end,
+  function (disk)
+    local co = coroutine.create (act)
+    kept[byte ()] = co
+    keep (coroutine.resume (co, disk))
+  end,
+  function () keep (coroutine.resume (kept[byte ()], values ())) end,
+  function () keep (coroutine.close (kept[byte ()])) end,
+  function () keep (pcall (coroutine.close, kept[byte ()])) end,
+  function (disk)
+    local _ <close> = setmetatable ({}, { __close = function () act (disk) end })
+    act (disk)
+  end,
+  function (disk)
+    keep (setmetatable ({}, { __index = act, __call = act, __tostring = act,
+                              __gc = byte () == 0 and act or nil,
+                              __name = value (), __mode = "kv" }), disk)
+  end,
+  -- Failures.
+  function () error (value (), byte () & 3) end,
+  function (disk) keep (pcall (act, disk)) end,
+  function (disk) keep (xpcall (act, act, disk)) end,
+  function (disk) return act (disk) end,
+  function (disk) act (disk); act (disk) end,
+  -- Limits.
+  function () kept[byte ()] = ("x"):rep (1 << (byte () & 31)) end,
+  function (disk) for _ = 1, 1 << (byte () & 31) do keep (disk:idle ()) end end,
+  -- The rest of what there is to call.
+  function () keep (load (bytes (byte ()))) end,
+  function () print (values ()) end,
+  function (disk) scan.policy ("reverse", { [value () or 1] = value () }) (disk) end,
+}
+
+function act (disk)
+  return ACTIONS[byte () % #ACTIONS + 1] (disk)
+end
+
+return function (disk)
+  repeat act (disk) until disk:closed ()
+end

@@ -1,0 +1,204 @@
+/* reads: the queue is bounded and never loses the furthest end, whatever two
+ * threads do at once; waiting and waking; idle times.
+ */
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include <pthread.h>
+
+#include "check.h"
+#include "clock.h"
+#include "reads.h"
+
+static struct range batch[READS_MAX];
+
+static void
+test_order (void)
+{
+  struct reads *reads = reads_new ();
+  size_t n;
+
+  check (reads_take (reads, batch) == 0, "there are none at first");
+  reads_begin (reads, (struct range) { 4096, 512 });
+  reads_begin (reads, (struct range) { 0, 1 });
+  n = reads_take (reads, batch);
+  check (n == 2 && batch[0].offset == 4096 && batch[0].count == 512 &&
+         batch[1].offset == 0 && batch[1].count == 1, "oldest first");
+  check (reads_take (reads, batch) == 0, "each is given once");
+  reads_free (reads);
+  reads_free (NULL);
+}
+
+static void
+test_bound (void)
+{
+  struct reads *reads = reads_new ();
+  uint64_t i, furthest = 0;
+  size_t n, j;
+
+  /* The furthest is in the middle of what doesn't fit. */
+  for (i = 0; i < 3 * READS_MAX; ++i)
+    reads_begin (reads, (struct range) { i == 2 * READS_MAX ? 1 << 30 : i, 10 });
+  n = reads_take (reads, batch);
+  check (n == READS_MAX, "the queue is bounded");
+  for (j = 0; j < n; ++j)
+    if (range_end (batch[j]) > furthest)
+      furthest = range_end (batch[j]);
+  check (furthest == (1 << 30) + 10, "the furthest end is not lost");
+  check (batch[0].offset == 0 && batch[READS_MAX-2].offset == READS_MAX - 2,
+         "the oldest reads are kept");
+
+  /* A disk may end at 2^63 - 1. */
+  reads_begin (reads, (struct range) { INT64_MAX - 512, 512 });
+  reads_take (reads, batch);
+  check (range_end (batch[0]) == INT64_MAX, "the end of the largest disk");
+  reads_free (reads);
+}
+
+static void
+test_stop (void)
+{
+  struct reads *reads = reads_new ();
+
+  check (reads_begin (reads, (struct range) { 0, 1 }), "a read is noted");
+  reads_end (reads);
+  reads_take (reads, batch);
+  reads_stop (reads);
+  check (!reads_begin (reads, (struct range) { 0, 1 }),
+         "after the end of the scan it isn't");
+  check (reads_take (reads, batch) == 0, "and takes no room");
+  reads_free (reads);
+}
+
+static void
+test_idle (void)
+{
+  struct reads *reads = reads_new ();
+  uint64_t a, b;
+
+  a = reads_idle_ns (reads);
+  while (clock_now_ns () % 1000 == 0)
+    ;
+  b = reads_idle_ns (reads);
+  check (a <= b && b > 0, "idle time grows");
+  reads_begin (reads, (struct range) { 0, 1 });
+  check (reads_idle_ns (reads) == 0, "it is 0 while a read is in flight");
+  reads_begin (reads, (struct range) { 0, 1 });
+  reads_end (reads);
+  check (reads_idle_ns (reads) == 0, "and while any is");
+  b = clock_now_ns ();
+  reads_end (reads);
+  check (reads_idle_ns (reads) <= clock_now_ns () - b,
+         "it begins anew when the last one ends");
+  reads_free (reads);
+}
+
+/* -- two threads ----------------------------------------------------------- */
+
+#define TOTAL 200000
+
+static void *
+client (void *vp)
+{
+  struct reads *reads = vp;
+  uint64_t i;
+
+  for (i = 1; i <= TOTAL; ++i) {
+    /* Not in order: the furthest of all is neither first nor last. */
+    reads_begin (reads, (struct range) { (i * 7919) % TOTAL, 1 });
+    reads_end (reads);
+  }
+  return NULL;
+}
+
+/* Takes until the furthest end has come; if one could be lost, or a wake-up be
+ * missed, this would never end.
+ */
+static void
+test_two_threads (void)
+{
+  struct reads *reads = reads_new ();
+  uint64_t furthest = 0, taken = 0;
+  pthread_t thread;
+  size_t n, i;
+
+  if (pthread_create (&thread, NULL, client, reads) != 0)
+    abort ();
+  while (furthest < TOTAL) {
+    reads_wait (reads, CLOCK_NEVER);
+    n = reads_take (reads, batch);
+    taken += n;
+    for (i = 0; i < n; ++i)
+      if (range_end (batch[i]) > furthest)
+        furthest = range_end (batch[i]);
+  }
+  pthread_join (thread, NULL);
+  check (furthest == TOTAL, "the furthest end arrives");
+  check (taken <= TOTAL, "nothing arrives twice");
+  reads_free (reads);
+}
+
+static atomic_uint passes;
+
+static void *
+waiter (void *vp)
+{
+  struct reads *reads = vp;
+
+  while (passes < 1000) {
+    reads_wait (reads, CLOCK_NEVER);
+    passes++;
+  }
+  return NULL;
+}
+
+static void
+test_wake (void)
+{
+  struct reads *reads = reads_new ();
+  pthread_t thread;
+  uint64_t begin;
+  unsigned before;
+
+  /* Before the wait, and in it. */
+  reads_wake (reads);
+  reads_wait (reads, CLOCK_NEVER);
+  check (true, "a wake-up before the wait counts");
+
+  begin = clock_now_ns ();
+  reads_wait (reads, begin + 1000000);
+  check (clock_now_ns () >= begin + 1000000, "without one, the time is waited");
+  reads_wait (reads, 0);
+  check (true, "a time in the past is not");
+
+  reads_begin (reads, (struct range) { 0, 1 });
+  reads_wait (reads, CLOCK_NEVER);
+  reads_end (reads);
+  reads_wait (reads, CLOCK_NEVER);
+  check (true, "the beginning and the end of a read wake");
+
+  if (pthread_create (&thread, NULL, waiter, reads) != 0)
+    abort ();
+  while (passes < 1000) {
+    before = passes;
+    reads_wake (reads);
+    while (passes == before && passes < 1000)
+      ;
+  }
+  pthread_join (thread, NULL);
+  check (passes == 1000, "no wake-up is missed in a thousand");
+  reads_free (reads);
+}
+
+int
+main (void)
+{
+  test_order ();
+  test_bound ();
+  test_stop ();
+  test_idle ();
+  test_two_threads ();
+  test_wake ();
+  return done ();
+}

@@ -1,0 +1,247 @@
+/* scanner: whatever can't be had, a scan doesn't start or goes on with less, says
+ * so once, gives all back and ends.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "clock.h"
+#include "library.h"
+#include "scanner.h"
+#include "stubs.h"
+
+#define BLOCK 4096
+#define BLOCKS 16
+#define FINISHED "finished scanning"
+
+static const struct vm_config vm_config = {
+  .policy = "default", .memory_bytes = 16 * 1024 * 1024,
+  .timeout_ns = 3600 * NS_PER_SECOND,
+};
+
+struct setting {
+  struct vm *vm;
+  struct budget *budget;
+  struct stats *stats;
+  struct scanner_config config;
+};
+
+/* A fresh export of a disk of BLOCKS blocks; own_contexts: not the
+ * connection's.
+ */
+static struct setting
+set_up (unsigned threads, bool own_contexts)
+{
+  struct setting t;
+
+  stub_reset ();
+  t.vm = vm_new (&vm_config);
+  t.budget = budget_new (BUDGET_NONE, BUDGET_NONE);
+  t.stats = stats_new (false);
+  if (t.vm == NULL || t.budget == NULL || t.stats == NULL)
+    abort ();
+  t.config = (struct scanner_config) {
+    .vm = t.vm, .export_name = "", .block = BLOCK, .threads = threads,
+    .method = SOURCE_CACHE, .budget = t.budget, .stats = t.stats,
+    .next = own_contexts ? NULL : stub_next (),
+    .info = { BLOCK * BLOCKS, true, false },
+  };
+  return t;
+}
+
+static void
+tear_down (struct setting *t)
+{
+  vm_free (t->vm);
+  budget_free (t->budget);
+  stats_free (t->stats);
+}
+
+static void
+test_all_well (unsigned threads, bool own_contexts)
+{
+  struct setting t = set_up (threads, own_contexts);
+  struct scanner *s = scanner_start (&t.config);
+
+  check (s != NULL, "%u threads: a scan starts", threads);
+  stub_wait_for_debug (FINISHED);
+  scanner_stop (s);
+  check (stub_cache_calls () == BLOCKS &&
+         stub_cached_bytes () == BLOCK * BLOCKS, "each block was prefetched");
+  scanner_stop (s);
+  scanner_free (s);
+  check (stub_open_contexts () == 0, "no context is left");
+  check (stub_errors == 0, "there was nothing to warn of");
+  tear_down (&t);
+}
+
+/* The n-th allocation of starting fails, for every n. */
+static void
+test_no_memory_to_start (void)
+{
+  const long before = stub_outstanding ();
+  unsigned n, not_one = 0, leaks = 0;
+
+  for (n = 1;; ++n) {
+    struct setting t = set_up (4, false);
+    struct scanner *s;
+
+    stub_fail_allocations (STUB_ONE_FAILS, n);
+    s = scanner_start (&t.config);
+    /* The thread of a scan that did start allocates, too. */
+    if (s != NULL) {
+      scanner_free (s);
+      tear_down (&t);
+      break;
+    }
+    not_one += stub_errors != 1 ||
+      strstr (stub_last_error, "could not start a scan") == NULL;
+    tear_down (&t);
+    stub_fail_allocations (STUB_ALL_OK, 0);
+    leaks += stub_outstanding () != before;
+  }
+  check (n > 4, "starting allocates");
+  check (not_one == 0, "no memory to start: one warning, no scan");
+  check (leaks == 0, "no memory to start: all is given back");
+}
+
+/* The n-th allocation of the scan fails, in whatever thread. */
+static void
+test_no_memory_later (enum stub_failure how, enum source_method method)
+{
+  const long before = stub_outstanding ();
+  unsigned n, failed = 0, wrong = 0, leaks = 0;
+
+  for (n = 1; n < 4000; n = n < 40 ? n + 1 : n + n / 10) {
+    struct setting t = set_up (4, true);
+    struct scanner *s;
+
+    t.config.method = method;
+    stub_fail_allocations (how, n);
+    s = scanner_start (&t.config);
+    if (s != NULL) {
+      scanner_free (s);
+      failed += stub_errors > 0;
+    }
+    /* The scan's, and the policy's. */
+    wrong += stub_errors > 2 || stub_open_contexts () != 0;
+    stub_fail_allocations (STUB_ALL_OK, 0);
+    tear_down (&t);
+    leaks += stub_outstanding () != before;
+  }
+  check (wrong == 0, "no memory later: few words, no context left");
+  check (leaks == 0, "no memory later: all is given back");
+}
+
+static void
+test_no_threads (void)
+{
+  struct setting t = set_up (4, false);
+  struct scanner *s;
+
+  stub_fail_threads (1);
+  s = scanner_start (&t.config);
+  check (s == NULL && stub_errors == 1 &&
+         strstr (stub_last_error, "Resource temporarily unavailable"),
+         "no thread at all: one warning, no scan");
+  tear_down (&t);
+
+  t = set_up (4, false);
+  stub_fail_threads (2);
+  s = scanner_start (&t.config);
+  stub_wait_for_debug (FINISHED);
+  scanner_free (s);
+  check (stub_cache_calls () == BLOCKS, "one thread: the scan goes on alone");
+  check (stub_errors == 1 && strstr (stub_last_error, "fewer threads"),
+         "one thread: one warning");
+  tear_down (&t);
+}
+
+static void
+test_no_contexts (void)
+{
+  struct setting t = set_up (4, true);
+  struct scanner *s;
+
+  stub_fail_contexts (1);
+  s = scanner_start (&t.config);
+  check (s != NULL, "no context: starting doesn't wait to know");
+  scanner_free (s);
+  check (stub_errors == 1 && strstr (stub_last_error, "not scanning"),
+         "no context: one warning, no scan");
+  check (stub_cache_calls () == 0, "no context: no prefetch");
+  tear_down (&t);
+
+  t = set_up (4, true);
+  stub_fail_contexts (2);
+  s = scanner_start (&t.config);
+  stub_wait_for_debug (FINISHED);
+  scanner_free (s);
+  check (stub_cache_calls () == BLOCKS, "one context: the scan goes on alone");
+  /* It may be over before another thread has tried. */
+  check (stub_errors <= 1 && stub_open_contexts () == 0,
+         "one context: at most one warning, nothing left open");
+  tear_down (&t);
+
+  t = set_up (4, true);
+  stub_layer.prepare = -1;
+  s = scanner_start (&t.config);
+  scanner_free (s);
+  check (stub_errors == 1 && stub_open_contexts () == 0,
+         "a context that can't be prepared: one warning, and it is closed");
+  tear_down (&t);
+
+  t = set_up (4, true);
+  stub_layer.size = -1;
+  s = scanner_start (&t.config);
+  scanner_free (s);
+  check (stub_errors == 1 && stub_open_contexts () == 0,
+         "a disk without a size: one warning, and the context is closed");
+  tear_down (&t);
+}
+
+static void
+test_failures (void)
+{
+  struct setting t = set_up (2, false);
+  struct scanner *s;
+  struct stats_totals totals;
+
+  stub_layer.err = EIO;
+  s = scanner_start (&t.config);
+  stub_wait_for_debug (FINISHED);
+  scanner_free (s);
+  stats_get (t.stats, &totals);
+  check (totals.failures == BLOCKS && totals.prefetches == BLOCKS,
+         "a layer that fails: the scan goes on");
+  check (stub_errors == 1 && strstr (stub_last_error, "Input/output error"),
+         "a layer that fails: one warning, with the reason");
+  tear_down (&t);
+}
+
+int
+main (void)
+{
+  const struct text *policy;
+  char error[LIBRARY_ERROR_MAX];
+
+  stub_reset ();
+  policy = library_policy ("default", error);
+  library_set_policy (policy);
+
+  test_all_well (1, false);
+  test_all_well (4, false);
+  test_all_well (4, true);
+  test_no_memory_to_start ();
+  test_no_memory_later (STUB_ONE_FAILS, SOURCE_CACHE);
+  test_no_memory_later (STUB_ALL_FAIL_FROM, SOURCE_CACHE);
+  test_no_memory_later (STUB_ONE_FAILS, SOURCE_READ);
+  test_no_threads ();
+  test_no_contexts ();
+  test_failures ();
+  scanner_free (NULL);
+  library_free ();
+  return done ();
+}

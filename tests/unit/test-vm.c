@@ -1,0 +1,316 @@
+/* vm: every allocation fails once, and then all that follow; what a driver and a
+ * policy say to each other.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "clock.h"
+#include "library.h"
+#include "stubs.h"
+#include "vm-internal.h"         /* for used_bytes */
+
+#define SIZE 65536
+#define BLOCK 4096
+
+/* A driver with something new at each question. */
+struct fake {
+  struct range read;
+  struct vm_failure failure;
+  bool closed, gone;
+};
+
+static size_t
+fake_reads (void *opaque, const struct range **out)
+{
+  struct fake *fake = opaque;
+
+  *out = &fake->read;
+  return 1;
+}
+
+static size_t
+fake_failures (void *opaque, const struct vm_failure **out)
+{
+  struct fake *fake = opaque;
+
+  *out = &fake->failure;
+  return 1;
+}
+
+static uint64_t
+fake_idle_ns (void *opaque)
+{
+  return 5;
+}
+
+static bool
+fake_closed (void *opaque)
+{
+  return ((struct fake *) opaque)->closed;
+}
+
+static bool
+fake_gone (void *opaque)
+{
+  return ((struct fake *) opaque)->gone;
+}
+
+static struct fake fake = {
+  .read = { 512, 1024 }, .failure = { { 4096, 4096 }, EIO },
+};
+
+static struct vm_driver driver = {
+  .opaque = &fake, .size = SIZE, .block = BLOCK, .export = "",
+  .reads = fake_reads, .failures = fake_failures, .idle_ns = fake_idle_ns,
+  .closed = fake_closed, .gone = fake_gone,
+};
+
+static char path[] = "/tmp/test-vm-XXXXXX";
+
+static void
+write_policy (const char *text)
+{
+  const int fd = mkstemp (path);
+  const size_t n = strlen (text);
+
+  if (fd == -1 || write (fd, text, n) != (ssize_t) n) {
+    perror (path);
+    exit (1);
+  }
+  close (fd);
+}
+
+/* Does what policies do, and what needs memory in the least likely places. */
+static const char POLICY[] =
+  "local sequential = require 'scan.sequential'\n"
+  "local args = ...\n"
+  "return function (disk)\n"
+  "  local dead = coroutine.create (function () end)\n"
+  "  coroutine.resume (dead)\n"
+  "  for i = 1, 20 do\n"
+  "    local sum = 0\n"
+  "    for offset, count in disk:reads () do sum = sum + offset + count end\n"
+  "    for offset, _, err in disk:failures () do\n"
+  "      if err ~= 'EIO' or offset ~= 4096 then error (err) end\n"
+  "    end\n"
+  "    local bytes, err = disk:pread (0, 16)\n"
+  "    if not (bytes and #bytes == 16 or err == 'EIO') then error 'pread' end\n"
+  "    disk:next_data (0)\n"
+  "    if coroutine.resume (dead) then error 'not dead' end\n"
+  "    pcall (error, { i })\n"
+  "    xpcall (error, tostring, 'x' .. i)\n"
+  "    coroutine.wrap (function () coroutine.yield (i) end) ()\n"
+  "    local co = coroutine.create (function ()\n"
+  "      local t <close> = setmetatable ({}, { __close = function () sum = i end })\n"
+  "      coroutine.yield ()\n"
+  "    end)\n"
+  "    coroutine.resume (co)\n"
+  "    coroutine.close (co)\n"
+  "    print ('step', i, sum, args.name)\n"
+  "    disk:prefetch (i % 16 * 4096)\n"
+  "    disk:wait (0)\n"
+  "    disk:settle ()\n"
+  "  end\n"
+  "end\n";
+
+static const struct vm_arg args[] = { { "name", "value" } };
+
+static struct vm_config config = {
+  .policy = path, .args = args, .nr_args = 1,
+  .memory_bytes = 16 * 1024 * 1024, .timeout_ns = 3600 * NS_PER_SECOND,
+};
+
+/* What became of a run. */
+enum outcome { FINISHED, NO_VM, LOAD_FAILED, NO_SCAN, SCAN_FAILED, NONSENSE };
+
+/* Load, open, and step until the policy ends. */
+static enum outcome
+run (char message[4096])
+{
+  struct vm *vm = NULL;
+  struct vm_scan *scan = NULL;
+  struct vm_request request = { .type = VM_FINISHED };
+  struct vm_answer answer = { .type = VM_NOTHING };
+  enum outcome outcome = FINISHED;
+  unsigned steps = 0;
+
+  message[0] = '\0';
+  vm = vm_new (&config);
+  if (vm == NULL)
+    return NO_VM;
+  if (vm_load (vm) == -1) {
+    outcome = LOAD_FAILED;
+    goto out;
+  }
+  scan = vm_scan_new (vm, &driver);
+  if (scan == NULL) {
+    outcome = NO_SCAN;
+    goto out;
+  }
+  do {
+    request = vm_resume (scan, &answer);
+    answer = (struct vm_answer) { .type = VM_NOTHING };
+    switch (request.type) {
+    case VM_PREAD:
+      answer.type = ++steps % 2 ? VM_BYTES : VM_ERRNO;
+      answer.bytes = "0123456789abcdef";
+      answer.length = 16;
+      answer.err = EIO;
+      break;
+    case VM_NEXT_DATA:
+      answer.type = VM_OFFSET;
+      answer.offset = 4096;
+      break;
+    case VM_PREFETCH:
+    case VM_WAIT:
+    case VM_SETTLE:
+      break;
+    case VM_FAILED:
+      outcome = SCAN_FAILED;
+      break;
+    case VM_FINISHED:
+      outcome = steps == 20 ? FINISHED : NONSENSE;
+      break;
+    case VM_GONE:
+      outcome = NONSENSE;
+    }
+  } while (request.type != VM_FINISHED && request.type != VM_FAILED &&
+           request.type != VM_GONE);
+
+ out:
+  if (outcome == LOAD_FAILED || outcome == SCAN_FAILED) {
+    if (!vm_has_failed (vm) || vm->used_bytes != 0)
+      outcome = NONSENSE;
+    snprintf (message, 4096, "%s", vm_error (vm));
+    /* Nothing goes on after a failure. */
+    if (scan != NULL && vm_resume (scan, &answer).type != VM_GONE)
+      outcome = NONSENSE;
+  }
+  vm_scan_free (scan);
+  vm_free (vm);
+  return outcome;
+}
+
+/* Let the n-th allocation fail, for every n until none does any more. */
+static void
+step_through_allocations (enum stub_failure how, const char *name)
+{
+  const long before = stub_outstanding ();
+  unsigned n, count[NONSENSE + 1] = { 0 }, leaks = 0, unclear = 0;
+  char message[4096];
+  enum outcome outcome;
+
+  for (n = 1;; ++n) {
+    stub_fail_allocations (how, n);
+    outcome = run (message);
+    const bool reached = stub_allocations () >= n;
+    stub_fail_allocations (STUB_ALL_OK, 0);
+    if (!reached)
+      break;
+    count[outcome]++;
+    if (stub_outstanding () != before)
+      leaks++;
+    /* A policy may be unlucky in its own checks after a pcall that failed. */
+    if ((outcome == LOAD_FAILED || outcome == SCAN_FAILED) &&
+        strstr (message, "out of memory") == NULL &&
+        strstr (message, "not enough memory") == NULL) {
+      unclear++;
+      printf ("# allocation %u: %s\n", n, message);
+    }
+  }
+  printf ("# %s: %u allocations; finished %u, no vm %u, no policy %u, "
+          "no scan %u, failed %u\n", name, n - 1, count[FINISHED],
+          count[NO_VM], count[LOAD_FAILED], count[NO_SCAN],
+          count[SCAN_FAILED]);
+  check (outcome == FINISHED, "%s: all goes well in the end", name);
+  check (n > 1000, "%s: there were many", name);
+  check (count[NONSENSE] == 0, "%s: nothing but clean ends", name);
+  check (leaks == 0, "%s: all memory is given back", name);
+  check (unclear == 0, "%s: messages say that memory has run out", name);
+  check (stub_errors == 0, "%s: no panic", name);
+}
+
+static void
+test_messages (void)
+{
+  struct vm *vm;
+  struct vm_scan *scan;
+  struct vm_totals totals;
+  const struct vm_answer answer = { .type = VM_NOTHING };
+  struct vm_request request;
+
+  vm = vm_new (&config);
+  check (vm_load (vm) == 0, "the policy loads");
+  scan = vm_scan_new (vm, &driver);
+  request = vm_resume (scan, &answer);
+  check (request.type == VM_PREAD && request.range.offset == 0 &&
+         request.range.count == 16, "the first request is the policy's first");
+  check (!vm_has_failed (vm), "nothing has failed");
+  /* The answer it can't be: neither bytes nor an errno. */
+  request = vm_resume (scan, &answer);
+  check (request.type == VM_FAILED, "a policy that raises an error has failed");
+  check (strstr (vm_error (vm), path) && strstr (vm_error (vm), ":13: pread") &&
+         strstr (vm_error (vm), "stack traceback:"),
+         "the message has file, line and traceback");
+  check (vm_resume (scan, &answer).type == VM_GONE, "it is reported once");
+  vm_get_totals (vm, &totals);
+  check (totals.decisions == 2, "two decisions were made");
+  vm_scan_free (scan);
+  vm_free (vm);
+}
+
+static void
+test_ends (void)
+{
+  struct vm *vm;
+  struct vm_scan *scan;
+  struct vm_request request;
+  const struct vm_answer answer = { .type = VM_NOTHING };
+
+  /* A scan that is given up while its policy is in the middle of something. */
+  vm = vm_new (&config);
+  vm_load (vm);
+  scan = vm_scan_new (vm, &driver);
+  vm_resume (scan, &answer);
+  vm_scan_free (scan);
+  /* One that never ran. */
+  vm_scan_free (vm_scan_new (vm, &driver));
+  vm_scan_free (NULL);
+  /* The state goes on with the next. */
+  scan = vm_scan_new (vm, &driver);
+  request = vm_resume (scan, &answer);
+  check (request.type == VM_PREAD, "another scan begins at the beginning");
+  vm_scan_free (scan);
+  vm_free (vm);
+  vm_free (NULL);
+}
+
+int
+main (void)
+{
+  const long before = stub_outstanding ();
+  char message[4096], error[LIBRARY_ERROR_MAX];
+  const struct text *policy;
+
+  stub_reset ();
+  write_policy (POLICY);
+  /* Read once, before anything fails; it is kept. */
+  policy = library_policy (path, error);
+  unlink (path);
+  check (policy != NULL, "the policy is read");
+  library_set_policy (policy);
+
+  check (run (message) == FINISHED, "the policy runs to its end %s", message);
+  test_messages ();
+  test_ends ();
+  step_through_allocations (STUB_ONE_FAILS, "one fails");
+  step_through_allocations (STUB_ALL_FAIL_FROM, "all fail");
+  library_free ();
+  /* realpath's memory is the C library's own. */
+  check (stub_outstanding () <= before, "nothing is left");
+  return done ();
+}
