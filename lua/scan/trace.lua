@@ -66,6 +66,12 @@ local function parse_time (line)
   return (days * DAY_SECONDS + seconds) * MICROSECONDS + tonumber (fraction)
 end
 
+-- A line of a log begins with its time, or with "!" where the filter had none: from
+-- nbdkit 1.48 on that is so before the first client comes.
+local function is_log_line (line)
+  return sub (line, 1, 2) == "! " or parse_time (line) ~= nil
+end
+
 -- A number field of a log line; the log writes them in hexadecimal.
 local function field (line, name)
   local _, last = find (line, " " .. name .. "=", 1, true)
@@ -87,14 +93,16 @@ local function log_line (state, number, line)
   local key = connection .. " " .. id
   if find (line, " ...Read ", 1, true) then
     state.reading[key] = nil
-    if next (state.reading) == nil then state.idle_since = parse_time (line) end
+    if next (state.reading) == nil then
+      state.idle_since = parse_time (line) or state.last
+    end
     return nil
   end
   if not find (line, " Read ", 1, true) then return nil end
   local offset, count = field (line, "offset"), field (line, "count")
   check_range (number, line, offset, count)
-  local now = parse_time (line)
-  state.first = state.first or now
+  local now = parse_time (line) or state.last or 0
+  state.first, state.last = state.first or now, now
   local idle = 0
   if next (state.reading) == nil and state.idle_since then
     idle = now - state.idle_since
@@ -117,7 +125,7 @@ function M.each (file)
       if not line then return nil end
       number = number + 1
       local offset, count, seconds, idle
-      if parse_time (line) then
+      if is_log_line (line) then
         offset, count, seconds, idle = log_line (state, number, line)
       else
         local text = match (line, "^[^#]*")

@@ -159,6 +159,17 @@ def pattern (offset, count):
                   for o in range (offset, offset + count))
 
 
+def unescape (line):
+    """A line as the filter has printed it: later nbdkits, such as 1.42, write tabs and
+    what isn't ASCII as escapes."""
+    if not line.startswith ("nbdkit: "):
+        return line
+    return re.sub (r"\\t", "\t", re.sub (
+        r"(?:\\x[0-9a-f]{2})+",
+        lambda m: bytes.fromhex (m[0].replace ("\\x", "")).decode (errors="replace"),
+        line))
+
+
 def command (filters, plugin, args=(), options=()):
     """The nbdkit command line, without where to listen."""
     return ["nbdkit", "-f", *options, *("--filter=" + f for f in filters),
@@ -213,7 +224,7 @@ class Server:
 
     def _read_log (self):
         for line in self.process.stderr:
-            line = line.rstrip ("\n")
+            line = unescape (line.rstrip ("\n"))
             m = BEGIN.search (line)   # another thread may be inside a line
             with self.changed:
                 self.log.append (line)

@@ -66,6 +66,18 @@ describe ("scan.trace", function ()
     assert.same ({ 0, 0.1, 0, 0 }, idle)
   end)
 
+  it ("takes lines of a log that have no time", function ()
+    local list = trace.read (open (
+      "! Ready thread_model=3\n! Fork\n" .. LOG
+      .. "! connection=1 Read id=5 offset=0x400 count=0x200 ...\n"
+      .. "! connection=1 ...Read id=5 return=0\n"))
+    assert.equal (5, #list)
+    assert.equal (0x400, list[5].offset)
+    assert.equal (0.105, list[5].seconds)
+    assert.same ({ { 1024, 512 } },
+                 pairs_of ("! connection=1 Read id=5 offset=0x400 count=0x200 ...\n"))
+  end)
+
   it ("does not mistake other lines of a log for reads", function ()
     local start = "2026-01-01 00:00:00.000000 connection=1 "
     assert.same ({}, pairs_of (start .. "Extents id=1 offset=0x0 count=0x1 ...\n"
