@@ -62,6 +62,7 @@ def test_the_stock_filter_over_cache_is_silent_too ():
     (["cache-min-block-size=2M"], None), (["scan-size=64K"], None)])
 def test_pieces_of_a_block_are_a_debug_message (args, piece):
     with nbdkit ([SCAN, "cache"], ["memory", "1M"], args, ["-v"]) as server:
+        server.wait_line ("scan: after_fork")       # it would have come by now
         said = [line for line in server.log if "in pieces of" in line]
         assert len (said) == (piece is not None)
         if piece:
