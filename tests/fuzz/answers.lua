@@ -10,8 +10,11 @@ local input = scan.open ("input")
 -- Shared by the scans of this export.
 local kept = {}
 
+local at_end = false
+
 local function byte ()
   local b = input:read (1)
+  at_end = not b
   return b and b:byte () or 0
 end
 
@@ -123,6 +126,13 @@ function act (disk)
   return ACTIONS[byte () % #ACTIONS + 1] (disk)
 end
 
+-- Most failures are caught, for what comes after them is as odd as they are.
 return function (disk)
-  repeat act (disk) until disk:closed ()
+  repeat
+    if byte () < 240 then
+      pcall (act, disk)
+    else
+      act (disk)
+    end
+  until at_end or disk:closed ()
 end
