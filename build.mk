@@ -184,7 +184,10 @@ $(B)/tests/unit/%.o: tests/unit/%.c $(B)/have-packages
 
 -include $(wildcard $(B)/tests/unit/*.d)
 
-run-check: filter $(test_objects) $(unit_tests)
+# On a fresh machine this is the first thing, and it may have to install.
+run-check:
+	$(Q)packaging/need test
+	$(Q)$(MAKE) filter $(test_objects) $(unit_tests)
 	$(Q)tests/run
 
 run-check-unit: $(unit_tests)
@@ -331,7 +334,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x .ci/run tests/demo/demo tests/matrix tests/fuzz/run tests/chroot/* packaging/place completion/* docs/policies/draw
+	$(Q)shellcheck -x .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place completion/* docs/policies/draw
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*.d)
