@@ -1,6 +1,6 @@
 --- A policy that does what a file says, for fuzz-answers.c.
 --
--- Each byte is an action, and those after it are what the action needs.  Whatever
+-- A byte or two name an action, and those after them are what the action needs.  Whatever
 -- a policy may do to the runner with one call should be here: requests with any
 -- values, made through the disk or yielded directly, from nested coroutines, with
 -- disks and iterators of other scans, and limits that are exceeded.
@@ -23,6 +23,11 @@ local function bytes (count)
   return s .. ("\0"):rep (count - #s)
 end
 
+-- Few, so that what is kept is found again.
+local function slot ()
+  return byte () & 7
+end
+
 local OPS = { "prefetch", "wait", "settle", "next_data", "pread", "", "close" }
 local METHODS = { "prefetch", "wait", "settle", "next_data", "pread",
                   "reads", "failures", "idle", "closed", "now" }
@@ -43,7 +48,7 @@ local VALUES = {
   function () return OPS[byte () % #OPS + 1] end,
   function () return { value (), n = value () } end,
   function () return byte () % 2 == 0 end,
-  function () return kept[byte ()] end,
+  function () return kept[slot ()] end,
   function () return coroutine.running () end,
   function () return value end,
 }
@@ -60,7 +65,7 @@ end
 
 -- Keep what comes back, to be used later, perhaps by the other scan.
 local function keep (...)
-  for i = 1, select ("#", ...) do kept[byte ()] = (select (i, ...)) end
+  for i = 1, select ("#", ...) do kept[slot ()] = (select (i, ...)) end
 end
 
 local act
@@ -76,28 +81,28 @@ local ACTIONS = {
     keep (pcall (disk[METHODS[byte () % #METHODS + 1]], disk, values ()))
   end,
   -- The same, directly.
-  function () keep (coroutine.yield (OPS[byte () % #OPS + 1], values ())) end,
-  function () keep (coroutine.yield (values ())) end,
-  function () keep (pcall (coroutine.yield, values ())) end,
-  function () coroutine.yield (table.unpack ({}, 1, byte () * 64)) end,
+  function ()
+    local op = byte () % 2 == 0 and "prefetch" or "pread"
+    keep (coroutine.yield (op, byte () * 256, value ()))
+  end,
   -- Iterators, one step at a time.
   function (disk) keep (disk:reads ()) end,
   function (disk) keep (disk:failures ()) end,
-  function () keep (kept[byte ()] (values ())) end,
-  function () keep (pcall (kept[byte ()], values ())) end,
+  function () keep (kept[slot ()] (values ())) end,
+  function () keep (pcall (kept[slot ()], values ())) end,
   -- What belongs to another scan.
-  function (disk) kept[byte ()], kept[byte ()] = disk, disk.reads end,
-  function () act (kept[byte ()]) end,
+  function (disk) kept[slot ()], kept[slot ()] = disk, disk.reads end,
+  function () act (kept[slot ()]) end,
   -- Coroutines.
   function (disk) keep (coroutine.wrap (act) (disk)) end,
   function (disk)
     local co = coroutine.create (act)
-    kept[byte ()] = co
+    kept[slot ()] = co
     keep (coroutine.resume (co, disk))
   end,
-  function () keep (coroutine.resume (kept[byte ()], values ())) end,
-  function () keep (coroutine.close (kept[byte ()])) end,
-  function () keep (pcall (coroutine.close, kept[byte ()])) end,
+  function () keep (coroutine.resume (kept[slot ()], values ())) end,
+  function () keep (coroutine.close (kept[slot ()])) end,
+  function () keep (pcall (coroutine.close, kept[slot ()])) end,
   function (disk)
     local _ <close> = setmetatable ({}, { __close = function () act (disk) end })
     act (disk)
@@ -114,15 +119,26 @@ local ACTIONS = {
   function (disk) return act (disk) end,
   function (disk) act (disk); act (disk) end,
   -- Limits.
-  function () kept[byte ()] = ("x"):rep (1 << (byte () & 31)) end,
-  function (disk) for _ = 1, 1 << (byte () & 31) do keep (disk:idle ()) end end,
+  function () kept[slot ()] = ("x"):rep (1 << (byte () & 31)) end,
+  function (disk) for _ = 1, byte () do keep (disk:idle ()) end end,
   -- The rest of what there is to call.
   function () keep (load (bytes (byte ()))) end,
   function () print (values ()) end,
   function (disk) scan.policy ("reverse", { [value () or 1] = value () }) (disk) end,
 }
 
+-- Seldom, as most of these end the policy.
+local WILD = {
+  function () keep (coroutine.yield (OPS[byte () % #OPS + 1], values ())) end,
+  function () keep (coroutine.yield (values ())) end,
+  function () keep (pcall (coroutine.yield, values ())) end,
+  function () coroutine.yield (table.unpack ({}, 1, byte () * 64)) end,
+  function (disk) while true do keep (disk:idle ()) end end,
+}
+
 function act (disk)
+  local wild = byte () >= 250 and WILD[byte () % #WILD + 1]
+  if wild then return wild (disk) end
   return ACTIONS[byte () % #ACTIONS + 1] (disk)
 end
 
