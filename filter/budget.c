@@ -6,6 +6,7 @@
  * allows since the start.
  */
 
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include <pthread.h>
@@ -15,6 +16,7 @@
 
 struct budget {
   /* Immutable. */
+  bool limited;                 /* by either */
   uint64_t bytes_per_second;
 
   /* Leaf lock. */
@@ -31,6 +33,8 @@ budget_new (uint64_t bytes_per_second, uint64_t limit_bytes)
   if (budget == NULL)
     return NULL;
   pthread_mutex_init (&budget->lock, NULL);
+  budget->limited =
+    bytes_per_second != BUDGET_NONE || limit_bytes != BUDGET_NONE;
   budget->bytes_per_second = bytes_per_second;
   budget->left_bytes = limit_bytes;
   return budget;
@@ -56,8 +60,7 @@ uint32_t
 budget_take (struct budget *budget, uint32_t count, uint64_t *wait_until_ns)
 {
   *wait_until_ns = 0;
-  if (budget->bytes_per_second == BUDGET_NONE &&
-      budget->left_bytes == BUDGET_NONE)
+  if (!budget->limited)
     return count;
 
   pthread_mutex_lock (&budget->lock);
