@@ -23,6 +23,7 @@ import collections
 import contextlib
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -182,7 +183,8 @@ class Server:
     def __init__ (self, filters, plugin, args, options, under_check):
         self.dir = tempfile.mkdtemp (prefix="scan-e2e-")
         self.socket = os.path.join (self.dir, "sock")
-        self.log = []           # lines of stderr so far; append only
+        self.lines = []         # what log returns
+        self.partial = b""      # of the next line
         self.ended = False      # no more lines will come
         self.changed = threading.Condition ()
         self.connections = []
@@ -204,8 +206,8 @@ class Server:
         self.process = subprocess.Popen (
             prefix + command (filters, plugin, args, options),
             pass_fds=pass_fds, stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True, errors="replace",
-            env={**os.environ, "MALLOC_PERTURB_": "113", **env})
+            stderr=subprocess.PIPE, env={**os.environ, "MALLOC_PERTURB_": "113", **env})
+        os.set_blocking (self.process.stderr.fileno (), False)
         if self.control:
             theirs.close ()
         self.reader = threading.Thread (target=self._read_log, daemon=True)
@@ -222,20 +224,42 @@ class Server:
     def pid (self):
         return self.process.pid
 
+    @property
+    def log (self):
+        """The lines of stderr so far, also what was written just now: what the
+        server says before it answers a client is in it once the answer is here."""
+        self._drain ()
+        return self.lines
+
     def _read_log (self):
-        for line in self.process.stderr:
-            line = unescape (line.rstrip ("\n"))
-            m = BEGIN.search (line)   # another thread may be inside a line
-            with self.changed:
-                self.log.append (line)
-                if m:
-                    call = Call (int (m[1]), m[2], *map (int, m.groups ()[2:]))
-                    self.begun.append (call)
-                    self.untaken.append (call)
-                self.changed.notify_all ()
+        """Wait for lines, so that the server never waits for us."""
+        ready = select.poll ()
+        ready.register (self.process.stderr.fileno (), select.POLLIN)
+        while not self.ended:
+            ready.poll ()
+            self._drain ()
+
+    def _drain (self):
+        """Take in what the server has written."""
         with self.changed:
-            self.ended = True
-            self.changed.notify_all ()
+            while not self.ended:
+                try:
+                    some = os.read (self.process.stderr.fileno (), 65536)
+                except BlockingIOError:
+                    break
+                self.ended = some == b""
+                *lines, self.partial = (self.partial + some).split (b"\n")
+                for line in lines:
+                    self._take (unescape (line.decode (errors="replace")))
+                self.changed.notify_all ()
+
+    def _take (self, line):
+        self.lines.append (line)
+        m = BEGIN.search (line)     # another thread may be inside a line
+        if m:
+            call = Call (int (m[1]), m[2], *map (int, m.groups ()[2:]))
+            self.begun.append (call)
+            self.untaken.append (call)
 
     def _tail (self):
         return "\n".join (["its last lines:"] + self.log[-40:])
@@ -275,9 +299,9 @@ class Server:
 
         def find ():
             nonlocal start
-            while start < len (self.log):
+            while start < len (self.lines):
                 start += 1
-                match = search (self.log[start - 1])
+                match = search (self.lines[start - 1])
                 if match:
                     return match, start
             return None
@@ -340,6 +364,7 @@ class Server:
 
     def calls (self, op=None, connection=None):
         """The requests that have begun so far, in order."""
+        self._drain ()
         return [c for c in list (self.begun) if op in (None, c.op)
                 and connection in (None, c.connection)]
 
@@ -417,6 +442,7 @@ class Server:
         self.process.kill ()
         self.process.wait ()
         self.reader.join (PATIENCE_SECS)
+        self.process.stderr.close ()
         self.release_all ()
         shutil.rmtree (self.dir)
 
@@ -446,6 +472,7 @@ class Server:
             self.kill ()
             raise AssertionError ("nbdkit did not stop; " + self._tail ())
         self.reader.join (PATIENCE_SECS)
+        self.process.stderr.close ()
         reports = reported (self.dir, self.log)
         shutil.rmtree (self.dir)
         assert not reports, reports
