@@ -16,7 +16,6 @@
 
 struct budget {
   /* Immutable. */
-  bool limited;                 /* by either */
   uint64_t bytes_per_second;
   bool is_limited;
 
@@ -34,8 +33,6 @@ budget_new (uint64_t bytes_per_second, uint64_t limit_bytes)
   if (budget == NULL)
     return NULL;
   pthread_mutex_init (&budget->lock, NULL);
-  budget->limited =
-    bytes_per_second != BUDGET_NONE || limit_bytes != BUDGET_NONE;
   budget->bytes_per_second = bytes_per_second;
   budget->left_bytes = limit_bytes;
   budget->is_limited = limit_bytes != BUDGET_NONE;
@@ -62,11 +59,7 @@ uint32_t
 budget_take (struct budget *budget, uint32_t count, uint64_t *wait_until_ns)
 {
   *wait_until_ns = 0;
-<<<<<<< HEAD
   if (budget->bytes_per_second == BUDGET_NONE && !budget->is_limited)
-=======
-  if (!budget->limited)
->>>>>>> limits
     return count;
 
   pthread_mutex_lock (&budget->lock);
