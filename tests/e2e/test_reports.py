@@ -1,0 +1,170 @@
+"""What an operator sees: scan-stats, scan-progress, and nbdkit's debug flags."""
+
+import os
+import pty
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from harness import CHECK_WITH, SCAN, gate, nbdkit, refused
+
+BLOCK = 4096
+FINISHED = "scan: finished scanning the plugin"
+
+
+def counters (path):
+    """The samples of a file in the Prometheus text format."""
+    with open (path) as f:
+        text = f.read ()
+    samples = re.findall (r'^nbdkit_scan_(\w+)\{(.*)\} (\S+)$', text, re.M)
+    return {(name, labels): float (value) for name, labels, value in samples}
+
+
+def scanned (tmp_path, args=()):
+    """A server whose scan of 16 blocks is held at the first."""
+    stats = tmp_path / "scan.prom"
+    return stats, nbdkit ([SCAN], gate (f"size={16 * BLOCK}", "hold=cache"),
+                          [f"scan-size={BLOCK}", f"scan-stats={stats}", *args],
+                          ["-v"])
+
+
+def test_counters (tmp_path):
+    stats, server_of = scanned (tmp_path, ["scan-ahead=false"])
+    with server_of as server:
+        # It is there before anyone connects.
+        assert counters (stats)["prefetches_total", 'export=""'] == 0
+        h = server.connect ()
+        first = server.next_call ("cache")
+        h.pread (BLOCK, 0)                      # late
+        h.pread (512, 8 * BLOCK)                # missed
+        server.send ("hold cache 0")
+        server.release (first)
+        server.wait_line (FINISHED)
+        h.pread (2 * BLOCK, BLOCK)              # hit
+    seen = counters (stats)
+    expected = {
+        "size_bytes": 16 * BLOCK, "position_bytes": 16 * BLOCK,
+        "prefetches_total": 16, "prefetched_bytes_total": 16 * BLOCK,
+        "prefetch_failures_total": 0, "prefetches_skipped_total": 0,
+        "covered_bytes": 16 * BLOCK, "unread_bytes": 12 * BLOCK, "hole_bytes": 0,
+        "reads_total": 3, "read_bytes_total": 3 * BLOCK + 512,
+        "decisions_total": 17,
+    }
+    for name, value in expected.items ():
+        assert seen[name, 'export=""'] == value, name
+    for result in "hit", "late", "miss":
+        assert seen["reads_by_result_total", f'export="",result="{result}"'] == 1
+    states = {state: seen["state", f'export="",state="{state}"']
+              for state in ("waiting", "running", "finished", "failed")}
+    assert states == {"waiting": 0, "running": 0, "finished": 1, "failed": 0}
+    assert seen["policy_info", 'export="",policy="default",error=""'] == 1
+    assert seen["policy_seconds_total", 'export=""'] > 0
+    assert os.listdir (tmp_path) == ["scan.prom"]       # no half-written file
+
+
+@pytest.mark.skipif (not shutil.which ("promtool"), reason="no promtool")
+def test_counters_are_what_prometheus_reads (tmp_path):
+    stats, server_of = scanned (tmp_path)
+    with server_of as server:
+        server.connect ()
+        server.next_call ("cache")
+    check = subprocess.run (["promtool", "check", "metrics"], text=True,
+                            stdin=open (stats), stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+    assert check.returncode == 0 and check.stdout == ""
+
+
+def test_a_failed_policy_says_why (tmp_path):
+    policy = tmp_path / "bad.lua"
+    policy.write_text ('return function () error ("a \\"quoted\\" reason") end')
+    stats, server_of = scanned (tmp_path, [f"scan-policy={policy}"])
+    with server_of as server:
+        server.connect ()
+        server.wait_line ("quoted")
+    seen = counters (stats)
+    assert seen["state", 'export="",state="failed"'] == 1
+    [labels] = [labels for name, labels in seen if name == "policy_info"]
+    assert f'policy="{policy}"' in labels
+    assert labels.endswith ('bad.lua:1: a \\"quoted\\" reason"')
+
+
+def test_failures_and_holes_are_counted (tmp_path):
+    stats = tmp_path / "scan.prom"
+    with nbdkit ([SCAN], gate (f"size={16 * BLOCK}", f"data={4 * BLOCK}+{2 * BLOCK}",
+                               "fail=cache:/2"),
+                 [f"scan-size={BLOCK}", f"scan-stats={stats}", "scan-policy=data"],
+                 ["-v"]) as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+    seen = counters (stats)
+    assert seen["prefetches_total", 'export=""'] == 2
+    assert seen["prefetch_failures_total", 'export=""'] == 1
+    assert seen["hole_bytes", 'export=""'] == 14 * BLOCK
+
+
+def test_a_file_that_cannot_be_written_is_refused ():
+    [error] = refused ([SCAN], ["memory", "1M"], ["scan-stats=/nonexistent/x"])
+    assert error.startswith ("scan-stats=/nonexistent/x: ")
+
+
+def test_progress_without_a_terminal (tmp_path):
+    with nbdkit ([SCAN], gate (f"size={16 * BLOCK}", f"data=0+{12 * BLOCK}"),
+                 [f"scan-size={BLOCK}", "scan-progress=true", "scan-policy=data"],
+                 ["-v"]) as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+    last = [line for line in server.log if line.startswith ("scan: ")][-1]
+    assert last == "scan: 100% 64K of 64K, 16K of holes skipped"
+
+
+@pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit by itself")
+def test_progress_on_a_terminal ():
+    ours, theirs = pty.openpty ()
+    subprocess.run (["nbdkit", "-U", "-", f"--filter={SCAN}", "memory", "1M",
+                     "scan-progress=true", "--run", 'nbdinfo --size "$uri"'],
+                    check=True, stdout=subprocess.PIPE, stderr=theirs)
+    os.close (theirs)
+    shown = os.read (ours, 10000).decode ()
+    os.close (ours)
+    assert re.fullmatch (r"(\rscan: +\d+% \S+ of 1\.0M[^\r\n]*)+\r?\n", shown)
+
+
+def test_silence_when_all_is_well ():
+    with nbdkit ([SCAN], ["memory", "1M"]) as server:
+        server.connect ().pread (512, 0)
+    assert server.log == []
+
+
+def test_totals_are_in_the_debug_log (tmp_path):
+    _, server_of = scanned (tmp_path)
+    with server_of as server:
+        server.connect ()
+        server.next_call ("cache")
+    totals = [line for line in server.log if "scan: export ''" in line]
+    assert len (totals) == 1
+    assert re.search (r": \d+ prefetches, \d+ bytes, 0 failed, 0 skipped; "
+                      r"\d+ decisions$", totals[0])
+
+
+@pytest.mark.parametrize ("flag, line", [
+    ("decisions", "scan: policy: prefetch offset=0x1000 count=0x1000"),
+    ("reads", "scan: read offset=0x200 count=0x100")])
+@pytest.mark.parametrize ("on", [True, False])
+def test_debug_flags (flag, line, on):
+    with nbdkit ([SCAN], gate (f"size={4 * BLOCK}", "hold=cache"),
+                 [f"scan-size={BLOCK}", "scan-ahead=true"],
+                 ["-v", *(["-D", f"scan.{flag}=1"] if on else [])]) as server:
+        h = server.connect ()
+        call = server.next_call ("cache")
+        if flag == "reads":
+            h.pread (0x100, 0x200)
+        server.send ("hold cache 0")
+        server.release (call)
+        server.wait_line (FINISHED)
+        found = [seen for seen in server.log
+                 if re.search (r"scan: (policy: |read )", seen)]
+        assert any (line in seen for seen in found) == (
+            on and (flag == "reads" or "0x1000" in line))
+        assert bool (found) == on
