@@ -168,6 +168,7 @@ load (struct vm *vm, const struct vm_driver *driver)
   int status;
 
   vm->loaded = true;
+  vm->policy_name = vm->config.policy;
   vm_begin_decision (vm, driver);
   L = vm->L = lua_newstate (vm_alloc, vm);
   if (L == NULL) {
