@@ -131,6 +131,7 @@ test_no_memory_later (enum stub_failure how, enum source_method method)
     tear_down (&t);
     leaks += stub_outstanding () != before;
   }
+  check (failed > 0, "no memory later: a scan has failed of it");
   check (wrong == 0, "no memory later: few words, no context left");
   check (leaks == 0, "no memory later: all is given back");
 }
