@@ -313,7 +313,9 @@ run-demo:
 
 bench_programs := $(B)/bench/client $(B)/bench/decisions
 
-run-bench: filter $(bench_programs) $(test_objects)
+run-bench:
+	$(Q)packaging/need bench
+	$(Q)$(MAKE) filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/bench.py $(if $(FULL),--full) $(BENCH)
 
 run-bench-costs: filter $(bench_programs) $(test_objects)
