@@ -3,7 +3,10 @@ none over sensible ones."""
 
 import pytest
 
-from harness import SCAN, nbdkit, stock_filter
+from harness import CHECK_WITH, SCAN, nbdkit, stock_filter
+
+pytestmark = pytest.mark.skipif (
+    CHECK_WITH == "tsan", reason="at start-up there is one thread, and it is slow")
 
 # Filters from the outside in, parameters, and the warnings, each by words that it
 # must have.
