@@ -197,20 +197,21 @@ run-check-lua:
 	$(Q)tests/run --only busted
 
 # The same tests; the filter is built with a sanitizer, and the stock nbdkit binary
-# runs with its library preloaded.  Lua specs have nothing to gain from it.
+# runs with its library preloaded.  Lua specs have nothing to gain from it.  E2E are
+# the files of tests/e2e to run, all if it is empty.
 run-check-asan: $(test_objects)
 	$(Q)$(MAKE) SANITIZER=address-undefined filter run-check-unit
 	$(Q)CHECK_WITH=asan \
 	  SCAN_FILTER=build/address-undefined/nbdkit-scan-filter.so \
-	  tests/run --only e2e
+	  tests/run --only e2e $(E2E)
 
 run-check-tsan: $(test_objects)
 	$(Q)$(MAKE) SANITIZER=thread filter run-check-unit
 	$(Q)CHECK_WITH=tsan SCAN_FILTER=build/thread/nbdkit-scan-filter.so \
-	  tests/run --only e2e
+	  tests/run --only e2e $(E2E)
 
 run-check-valgrind: filter $(test_objects)
-	$(Q)CHECK_WITH=valgrind tests/run --only e2e
+	$(Q)CHECK_WITH=valgrind tests/run --only e2e $(E2E)
 
 # -- fuzzing -------------------------------------------------------------------
 
