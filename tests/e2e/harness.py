@@ -458,10 +458,11 @@ class Server:
             self.disconnect (h)
         if not self.terminated:
             # nbdkit calls no .close once it got the signal: let it finish with the
-            # clients first, so that what .close forgets is seen as leaked.  A thread that is
-            # not a client's can be among these if it started just then, so this
-            # is not waited for without end.
-            deadline = time.monotonic () + 30
+            # clients first, so that what .close forgets is seen as leaked.  A thread
+            # that is not a client's can be among these if it started just then, so
+            # this is not waited for without end.
+            # The thread sanitizer's own thread always is, and it sees no leaks.
+            deadline = time.monotonic () + (1 if CHECK_WITH == "tsan" else 30)
             while CHECK_WITH and self.client_threads & self.threads () \
                   and time.monotonic () < deadline:
                 time.sleep (0.001)
