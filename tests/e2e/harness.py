@@ -462,7 +462,7 @@ class Server:
             # that is not a client's can be among these if it started just then, so
             # this is not waited for without end.
             # The thread sanitizer's own thread always is, and it sees no leaks.
-            deadline = time.monotonic () + (1 if CHECK_WITH == "tsan" else 30)
+            deadline = time.monotonic () + (1 if CHECK_WITH == "tsan" else 10)
             while CHECK_WITH and self.client_threads & self.threads () \
                   and time.monotonic () < deadline:
                 time.sleep (0.001)
