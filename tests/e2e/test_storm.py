@@ -43,14 +43,14 @@ STATES = {
 }
 
 
-def server_in (state, tmp_path):
+def server_in (state, tmp_path, *args):
     """A server whose scans get into this state and stay."""
     text, _ = STATES[state]
     policy = tmp_path / "policy.lua"
     policy.write_text (text)
     return nbdkit ([SCAN], gate ("size=64K", "hold=cache", "hold=read"),
                    [f"scan-policy={policy}", "scan-size=4096", "scan-threads=4",
-                    "scan-policy-timeout=1000"], VERBOSE)
+                    "scan-policy-timeout=1000", *args], VERBOSE)
 
 
 def descriptors (server):
@@ -90,6 +90,28 @@ def test_the_server_is_stopped_during (state, tmp_path):
         server.connect ()
         server.wait_line (STATES[state][1])
         server.terminate ()
+
+
+@pytest.mark.parametrize ("state", STATES)
+def test_the_server_is_stopped_during_a_background_scan (state, tmp_path):
+    with server_in (state, tmp_path, "scan-background=true") as server:
+        server.wait_line (STATES[state][1])
+        server.terminate ()
+
+
+def test_clients_leave_while_another_has_the_policy_lock (tmp_path):
+    """All scans of an export share it; a client that leaves waits for none."""
+    with server_in ("a decision", tmp_path) as server:
+        server.connect ()
+        server.wait_line (STATES["a decision"][1])
+        for op in "cache", "read":
+            server.send (f"hold {op} 0")
+        for number in range (2, 6):
+            h = server.connect ()
+            assert h.pread (512, 1024) == pattern (1024, 512)
+            server.disconnect (h)
+            server.wait_line (f"gate: close {number}$")
+        assert server.errors () == []
 
 
 WAITER = """
