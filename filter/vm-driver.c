@@ -122,20 +122,21 @@ driver_closed (lua_State *L)
 static int
 driver_prefetch (lua_State *L)
 {
-  const struct vm_scan *scan = check_scan (L);
+  struct vm_scan *scan = check_scan (L);
   const lua_Integer size = scan->driver->size;
   lua_Integer offset, count;
   int ok;
 
-  lua_settop (L, 3);
   offset = lua_tointegerx (L, 2, &ok);
-  if (!ok || lua_type (L, 2) != LUA_TNUMBER)
+  if (!ok || lua_type (L, 2) != LUA_TNUMBER) {
+    lua_settop (L, 2);          /* one that is not there is nil */
     return luaL_error (L, "disk:prefetch: offset should be a whole number of "
                        "bytes, got %s", luaL_tolstring (L, 2, NULL));
+  }
   if (offset < 0 || offset >= size)
     return luaL_error (L, "disk:prefetch: offset %I is outside the disk "
                        "(size %I)", (LUAI_UACINT) offset, (LUAI_UACINT) size);
-  if (lua_isnil (L, 3))
+  if (lua_isnoneornil (L, 3))
     count = scan->driver->block;
   else {
     count = lua_tointegerx (L, 3, &ok);
@@ -148,6 +149,13 @@ driver_prefetch (lua_State *L)
   }
   if (count > size - offset)
     count = size - offset;
+  if (L == scan->co && lua_isyieldable (L)) {
+    /* Straight to who decides. */
+    scan->asked = true;
+    scan->asked_range = (struct range) { offset, count };
+    return lua_yield (L, 0);
+  }
+  /* In a coroutine of the policy's own: to who resumed that. */
   lua_pushvalue (L, lua_upvalueindex (2));      /* "prefetch" */
   lua_pushinteger (L, offset);
   lua_pushinteger (L, count);

@@ -85,6 +85,8 @@ struct vm_scan {
   size_t nr_reads, next_read;
   const struct vm_failure *failures;
   size_t nr_failures, next_failure;
+  bool asked;                   /* yielded nothing, but asks to prefetch this */
+  struct range asked_range;
 
   atomic_bool has_ended;        /* driver may not be used any more */
   struct vm_scan *next_ended;   /* belongs to whoever holds the list */

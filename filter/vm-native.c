@@ -27,6 +27,22 @@ native_alive (lua_State *L)
   return 0;
 }
 
+/* A coroutine that another one resumes. */
+struct resumption {
+  lua_State *co, *from;
+  int nr_values;                /* for it, and then from it */
+  int status;
+};
+
+static int
+run_coroutine (lua_State *L)
+{
+  struct resumption *r = lua_touserdata (L, 1);
+
+  r->status = lua_resume (r->co, r->from, r->nr_values, &r->nr_values);
+  return 0;
+}
+
 /* native.resume (co, ...): as coroutine.resume, but that a coroutine that was
  * stopped stops its caller too.
  */
@@ -36,15 +52,35 @@ native_resume (lua_State *L)
   struct vm *vm = vm_of (L);
   lua_State *co = lua_tothread (L, 1);
   const int n = lua_gettop (L) - 1;
+  struct resumption r = { .co = co, .from = L, .nr_values = n };
   int status, results;
 
   luaL_argexpected (L, co != NULL, 1, "coroutine");
+  if (co == vm->L) {
+    /* It is used below, and looks dead between decisions. */
+    lua_pushboolean (L, false);
+    lua_pushliteral (L, "cannot resume non-suspended coroutine");
+    return 2;
+  }
   if (!lua_checkstack (co, n))
     return luaL_error (L, "too many arguments to resume");
   lua_xmove (L, co, n);
   vm_enter (vm, co);
-  status = lua_resume (co, L, n, &results);
+
+  /* lua_resume returns what goes wrong in the coroutine.  But if that is dead,
+   * and there is no memory for the message, Lua jumps to a handler of the main
+   * thread, and aborts if there is none.
+   */
+  lua_pushcfunction (vm->L, run_coroutine);
+  lua_pushlightuserdata (vm->L, &r);
+  status = lua_pcall (vm->L, 1, 0, 0);
   vm_enter (vm, L);
+  if (status != LUA_OK) {
+    lua_settop (vm->L, -2);
+    return luaL_error (L, VM_OUT_OF_MEMORY);
+  }
+  status = r.status;
+  results = r.nr_values;
   if (vm->killed != ALIVE)
     return vm_raise_killed (L);
   if (status != LUA_OK && status != LUA_YIELD)

@@ -410,6 +410,11 @@ to_request (struct vm_scan *scan, int n, struct vm_request *request)
   const char *op;
   lua_Number seconds;
 
+  if (scan->asked) {
+    request->type = VM_PREFETCH;
+    request->range = scan->asked_range;
+    return true;
+  }
   if (n < 1 || lua_type (co, first) != LUA_TSTRING)
     return false;
   op = lua_tostring (co, first);
@@ -445,32 +450,13 @@ to_request (struct vm_scan *scan, int n, struct vm_request *request)
   return false;
 }
 
-/* One go of a scan's coroutine. */
-struct step {
-  struct vm_scan *scan;
-  int nr_values;                /* for it, and then from it */
-  int status;
-};
-
-static int
-run_step (lua_State *L)
-{
-  struct step *step = lua_touserdata (L, 1);
-
-  vm_enter (step->scan->vm, step->scan->co);
-  step->status = lua_resume (step->scan->co, L, step->nr_values,
-                             &step->nr_values);
-  return 0;
-}
-
 /* One decision.  The lock must be held. */
 static struct vm_request
 decide (struct vm_scan *scan, const struct vm_answer *answer)
 {
   struct vm *vm = scan->vm;
   struct vm_request request = { .type = VM_FAILED };
-  struct step step = { .scan = scan };
-  int n;
+  int n, status;
 
   vm_begin_decision (vm, scan->driver);
   if (scan->box == NULL) {
@@ -492,25 +478,20 @@ decide (struct vm_scan *scan, const struct vm_answer *answer)
     }
   }
 
-  /* lua_resume returns what goes wrong in the coroutine.  The protected call
-   * around it is for one case: a policy resumes a dead coroutine, and there is
-   * no memory for the message.  Lua then jumps to the main thread's handler, and
-   * aborts if there is none.
+  /* This returns what goes wrong in the coroutine, which is alive; one that a
+   * policy resumes is native_resume's to look after.
    */
-  step.nr_values = n;
-  lua_pushcfunction (vm->L, run_step);
-  lua_pushlightuserdata (vm->L, &step);
-  n = lua_pcall (vm->L, 1, 0, 0);
+  vm_enter (vm, scan->co);
+  scan->asked = false;
+  status = lua_resume (scan->co, vm->L, n, &n);
   vm->running = NULL;
-  if (n != LUA_OK)
-    step.status = LUA_ERRMEM;
 
   if (vm->killed == CLIENT_GONE) {
     /* Not a fault; whatever the policy made of it, this scan is over. */
     request.type = VM_GONE;
     return request;
   }
-  switch (step.status) {
+  switch (status) {
   case LUA_OK:
     if (vm->killed == ALIVE)
       request.type = VM_FINISHED;
@@ -518,8 +499,8 @@ decide (struct vm_scan *scan, const struct vm_answer *answer)
       vm_fail_scan (scan, LUA_OK, NULL);
     break;
   case LUA_YIELD:
-    if (vm->killed == ALIVE && to_request (scan, step.nr_values, &request))
-      lua_pop (scan->co, step.nr_values);
+    if (vm->killed == ALIVE && to_request (scan, n, &request))
+      lua_pop (scan->co, n);
     else {
       request.type = VM_FAILED;
       lua_settop (scan->co, 0);
@@ -529,7 +510,7 @@ decide (struct vm_scan *scan, const struct vm_answer *answer)
     }
     break;
   default:
-    vm_fail_scan (scan, step.status, NULL);
+    vm_fail_scan (scan, status, NULL);
   }
   return request;
 }
