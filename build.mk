@@ -90,6 +90,7 @@ embedded_lua := \
 	lua/scan/sequential.lua \
 	lua/scan/streams.lua \
 	lua/scan/trace.lua \
+	lua/scan/trickle.lua \
 	lua/scan/xfs.lua \
 	$(sort $(wildcard policies/*.lua))
 

@@ -155,5 +155,5 @@ reads_idle_ns (struct reads *reads)
     return 0;
   now = clock_now_ns ();
   last = atomic_load (&reads->last_ns);
-  return now > last ? now - last : 0;
+  return now > last ? now - last : 1;   /* 0 says that one is in flight */
 }

@@ -46,6 +46,7 @@ struct vm {
   size_t used_bytes, limit_bytes;
   int main_ref, run_ref;
   const char *policy_name;      /* as messages have it; the library's */
+  bool bounded;                 /* no decision can take long, see vm.c */
   bool loaded;
   char *error;                  /* set once */
   /* The decision in progress. */

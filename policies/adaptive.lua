@@ -19,21 +19,23 @@
 --    Holes are skipped in b and c, and ahead of a reader that hasn't read in one.
 --    All connections of an export count as one client here, and what one has read
 --    or fetched is done for all, until the last has gone.
--- 3. It waits.  It ends when the whole disk is read, fetched or hole.
+-- 3. While the client reads here and there without a pause: a little of that rest,
+--    just after a read began, as long as it costs the reads nothing.  See
+--    lua/scan/trickle.lua.
+-- 4. It waits.  It ends when the whole disk is read, fetched or hole.
 --
 -- So a read far away, like those of blkid at the end of a disk, is a hint and
--- not a new start.  A client that never pauses and is not sequential is left
--- alone: random reads take as long as without a filter, and gain nothing until
--- a pause.  Memory is bounded: 3 MB at most for what is done, less on all but
+-- not a new start.  Memory is bounded: 3 MB at most for what is done, less on all but
 -- scattered reads over a huge disk, where it may forget and fetch twice.
 --
 -- scan-arg-silence=SECONDS   silence period (0.1)
 -- scan-arg-window=SIZE       most bytes ahead of a sequential reader (32M)
--- scan-arg-fill=BOOL         do 2b and 2c (true)
+-- scan-arg-fill=BOOL         do 2b, 2c and 3 (true)
 
 local arguments = require "scan.args"
 local blockmap = require "scan.blockmap"
 local streams = require "scan.streams"
+local trickle = require "scan.trickle"
 local args = ...
 arguments.check_known (args, { "silence", "window", "fill" })
 local SILENCE = arguments.number (args, "silence", 0.1, 0, 3600)
@@ -193,27 +195,28 @@ local function rest_of (disk, done)
     from = offset - offset % done.unit
   end
 
-  -- The next range not done, or nil when all is.
-  function rest.next ()
+  -- The next range not done, of so many bytes at most, or nil when all is.
+  function rest.next (most)
     while hints[1] do
       local offset, stop = done.missing (hints[1], hints[1] + math.min (
                                            disk.block, disk.size - hints[1]))
-      if offset then return offset, stop end
+      if offset then return offset, math.min (stop, offset + most) end
       table.remove (hints, 1)
     end
     if from < disk.size then
       local offset, stop = done.missing (from, disk.size)
       if offset then
-        from = stop
-        return offset, stop
+        from = math.min (stop, offset + most)
+        return offset, from
       end
     end
     -- Where the map forgets, going round would not end.
     laps = laps + 1
     if done.forgetful and laps > 1 then return nil end
     local offset, stop = done.missing (0, disk.size)
-    from = stop or 0
-    return offset, stop
+    if not offset then return nil end
+    from = math.min (stop, offset + most)
+    return offset, from
   end
 
   return rest
@@ -222,6 +225,7 @@ end
 return function (disk)
   if disk.size == 0 then return end
   local readers = streams.new (disk, { window = WINDOW })
+  local little = trickle.new (disk.block)
   local scan, done = join (disk)
   local retry = retry_list (disk)
   local pause = pause_meter (disk, scan)
@@ -232,6 +236,7 @@ return function (disk)
     -- Small reads in a row cover units that none of them covers alone.
     done.add (math.max (stream.from, stream.noted or 0), stream.position)
     stream.noted = stream.position - stream.position % done.unit
+    little:read (stream.reads == 1)
     if stream.reads == 1 then
       rest.hint (offset)
     else
@@ -270,9 +275,25 @@ return function (disk)
     if data < stop then disk:prefetch (data, stop - data) end
   end
 
+  -- The same, a little beside the client's reads.
+  local function fill_a_little (from, stop)
+    local data = data_from (from)
+    done.add (from, math.max (data, stop))
+    if data >= stop then return end
+    local began = disk:now ()
+    disk:prefetch (data, stop - data)
+    disk:settle ()
+    little:fetched (disk:now () - began)
+  end
+
+  local waited = false          -- in the last turn
   while not disk:closed () do
-    pause.look (readers:look (note))
+    local any, busy_seconds = readers:look (note)
+    pause.look (any)
+    if any then little:took (busy_seconds) end
     retry.note ()
+    local read_began = any and waited
+    waited = false
 
     local stream, offset, count = readers:next ()
     local retry_seconds, pause_seconds = retry.seconds (), pause.seconds ()
@@ -284,8 +305,10 @@ return function (disk)
       disk:settle ()
     else
       local from, stop
+      local bytes = read_began and pause_seconds > 0 and FILL and little:bytes ()
+      if bytes then from, stop = rest.next (bytes) end
       if pause_seconds == 0 and FILL then
-        from, stop = rest.next ()
+        from, stop = rest.next (disk.block)
         if not from and not retry_seconds then
           -- Whether the last ones failed is not known yet.
           disk:settle ()
@@ -293,11 +316,14 @@ return function (disk)
           if not retry.seconds () then break end
         end
       end
-      if from then
+      if from and bytes then
+        fill_a_little (from, stop)
+      elseif from then
         fill (from, stop)
       else
         local seconds = pause_seconds > 0 and pause_seconds or retry_seconds
         disk:wait (seconds and math.max (seconds, WAIT_SECONDS))
+        waited = true
       end
     end
   end

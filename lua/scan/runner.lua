@@ -62,7 +62,8 @@ local function make_driver (runner, options)
   function driver.idle ()
     runner.last_read_seconds = runner.last_read_seconds or options.now ()
     if runner.reading > 0 then return 0 end
-    return options.now () - runner.last_read_seconds
+    -- 0 says that a read is in flight.
+    return math.max (options.now () - runner.last_read_seconds, 1e-9)
   end
 
   function driver.closed ()

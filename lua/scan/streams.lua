@@ -199,6 +199,8 @@ end
 -- read, oldest first; the stream has `from` and `position`, the range that has
 -- been read without a gap, and `reads`, 1 for a new one
 -- @treturn boolean true if there were reads
+-- @treturn number|nil how many seconds they were in flight, about, since those
+-- seen before began: time without the client's pauses
 function Streams:look (each)
   local disk, now = self.disk, self.disk:now ()
   if self.was_busy then self.busy = self.busy + now - self.looked end
@@ -211,7 +213,9 @@ function Streams:look (each)
     any = true
   end
 
+  local busy
   if any then
+    busy = self.busy
     local passed = now - self.read_time
     for _, stream in ipairs (self.list) do
       if stream.touched then
@@ -230,7 +234,7 @@ function Streams:look (each)
     self.read_time, self.busy = now, 0
   end
   self.was_busy = disk:idle () == 0
-  return any
+  return any, busy
 end
 
 local function window_of (streams, stream)

@@ -117,4 +117,34 @@ describe ("scan.sequential", function ()
                                size = size, block = 32 * MiB }
     assert.same ({ { size - 5, 5 } }, seen.prefetches)
   end)
+
+  -- The filter relies on it: it runs this without a limit of time.
+  it ("decides in a bounded number of instructions", function ()
+    local READS = 64
+    local setups = { { ahead = true, clock = sequential.clock () }, { forever = true },
+                     { ahead = true, forever = true } }
+    for _, options in ipairs (setups) do
+      local reads_left, most = 0, 0
+      local disk = { size = 5 * BLOCK, block = BLOCK, prefetch = coroutine.yield }
+      function disk.closed () return false end
+      local function next_read ()
+        if reads_left == 0 then return nil end
+        reads_left = reads_left - 1
+        -- Some of them in the last block, so that the lap is over.
+        return reads_left % 3 * 2 * BLOCK, BLOCK
+      end
+      function disk.reads () return next_read end
+
+      local scan = coroutine.create (sequential.scan (options))
+      for decision = 1, 100 do
+        reads_left = decision % 2 * READS
+        local count = 0
+        debug.sethook (scan, function () count = count + 1 end, "", 1)
+        assert (coroutine.resume (scan, disk))
+        most = math.max (most, count)
+        if coroutine.status (scan) == "dead" then break end
+      end
+      assert.is_true (most > 0 and most < 100 + 30 * READS, most)
+    end
+  end)
 end)

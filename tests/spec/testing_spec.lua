@@ -124,7 +124,10 @@ describe ("scan.testing", function ()
         disk:wait (4)
         seen[3] = disk:idle ()
       end, { events = { { at = 1, read = { 0, 1 }, seconds = 2 } } })
-      assert.same ({ 0, 0, 4 }, seen)
+      assert.equal (0, seen[1])
+      -- Just over is not 0.
+      assert.is_true (seen[2] > 0 and seen[2] < 1e-6)
+      assert.equal (4, seen[3])
       assert.equal (7, result.seconds)
       assert.equal (3, result.waits)
     end)
@@ -138,7 +141,8 @@ describe ("scan.testing", function ()
         end
       end, { prefetch_seconds = 1,
              events = { { at = 1.5, read = { 0, 1 }, seconds = 1 } } })
-      assert.same ({ 0, 1, 0, 0.5 }, seen)
+      assert.is_true (seen[1] > 0 and seen[1] < 1e-6)
+      assert.same ({ 1, 0, 0.5 }, { table.unpack (seen, 2) })
     end)
 
     it ("that are misspelt or incomplete are refused", function ()

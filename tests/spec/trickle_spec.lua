@@ -1,0 +1,111 @@
+-- lua/scan/trickle.lua: how much is fetched beside a client's reads, and when not.
+
+local trickle = require "scan.trickle"
+
+local KiB, MiB = 1024, 1024 * 1024
+
+-- So many reads of 20 ms, all lone ones unless said otherwise.
+local function read (little, count, options)
+  options = options or {}
+  for _ = 1, count do
+    little:read (not options.in_a_row)
+    little:took (options.seconds or 0.02)
+  end
+end
+
+local function ready (options)
+  local little = trickle.new (2 * MiB)
+  read (little, 16, options)
+  return little
+end
+
+-- Fetch pieces that take so long; returns their sizes.
+local function fetch (little, count, seconds_of)
+  local sizes = {}
+  for i = 1, count do
+    sizes[i] = little:bytes ()
+    if not sizes[i] then break end
+    little:fetched (seconds_of (sizes[i]))
+  end
+  return sizes
+end
+
+describe ("trickle", function ()
+  it ("knows the client first", function ()
+    local little = trickle.new (2 * MiB)
+    for _ = 1, 16 do
+      assert.is_nil (little:bytes ())
+      read (little, 1)
+    end
+    assert.equal (64 * KiB, little:bytes ())
+  end)
+
+  it ("is for lone reads", function ()
+    local little = ready { in_a_row = true }
+    assert.is_nil (little:bytes ())
+    read (little, 16)
+    assert.is_truthy (little:bytes ())
+    read (little, 5, { in_a_row = true })
+    assert.is_nil (little:bytes ())
+  end)
+
+  it ("has nothing to give to a client whose reads are fast", function ()
+    assert.is_nil (ready { seconds = 0.0001 }:bytes ())
+  end)
+
+  it ("grows pieces as long as their time is latency, up to a block", function ()
+    local sizes = fetch (ready (), 20, function () return 0.02 end)
+    assert.equal (64 * KiB, sizes[1])
+    assert.equal (128 * KiB, sizes[3])
+    assert.equal (2 * MiB, sizes[20])
+  end)
+
+  it ("takes smaller pieces where it is bandwidth, and tries again", function ()
+    -- 125 MB/s
+    local sizes = fetch (ready (), 100, function (bytes) return 0.02 + bytes / 125e6 end)
+    local count = {}
+    for _, bytes in ipairs (sizes) do count[bytes] = (count[bytes] or 0) + 1 end
+    assert.is_true (count[512 * KiB] > 80)
+    assert.is_true (count[MiB] >= 2 and count[MiB] <= 5)
+    assert.is_nil (count[2 * MiB])
+  end)
+
+  it ("leaves the client alone if the first piece waits for a read", function ()
+    local little = ready ()
+    little:fetched (0.04)
+    assert.is_nil (little:bytes ())
+    read (little, 255)
+    assert.is_nil (little:bytes ())
+    read (little, 1)
+    assert.equal (64 * KiB, little:bytes ())
+    little:fetched (0.04)
+    read (little, 511)
+    assert.is_nil (little:bytes ())
+  end)
+
+  it ("leaves the client alone if its reads take longer", function ()
+    local little = ready ()
+    for _ = 1, 16 do
+      fetch (little, 1, function () return 0.02 end)
+      read (little, 1, { seconds = 0.03 })
+    end
+    assert.is_nil (little:bytes ())
+  end)
+
+  it ("goes on if its reads take less long", function ()
+    local little = ready ()
+    for _ = 1, 100 do
+      fetch (little, 1, function () return 0.02 end)
+      read (little, 1, { seconds = 0.001 })
+    end
+    assert.equal (2 * MiB, little:bytes ())
+  end)
+
+  it ("does with small blocks", function ()
+    local little = trickle.new (4096)
+    read (little, 16)
+    assert.equal (4096, little:bytes ())
+    fetch (little, 10, function () return 0.02 end)
+    assert.equal (4096, little:bytes ())
+  end)
+end)
