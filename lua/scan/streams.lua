@@ -28,7 +28,9 @@
 -- where it is the bandwidth and not the latency that the reader waits for.)
 -- The first two pieces are waited for, so that many threads can't do much harm
 -- before it shows.  Readers whose reads are more than half a block are not
--- followed: there is no latency to save by larger requests.
+-- followed: there is no latency to save by larger requests.  Nor are those whose
+-- reads take less than 0.8 ms each, one with another: the source is near, or the
+-- reader has so many under way that it has no latency to wait for.
 --
 -- A stream let go, and one that ends with more than half as much ready as was read
 -- while it was followed, doubles the reads that new ones need before they are
@@ -52,6 +54,8 @@ local LOSS_READS = 2
 local HOLD_BYTES = 32 << 20
 local TRUST_BYTES = 8 << 20
 local TRIAL_PIECES = 2
+-- Reads that take less gain nothing; up to the next, it takes so many to tell.
+local FAST_SECONDS, UNSURE_SECONDS, SURE_READS = 0.0008, 0.003, 16
 local UNIT_BYTES = 65536
 local ROUND_TRIPS = 4
 -- A prefetch of so many reads' bytes should take less than this of their time.
@@ -85,8 +89,9 @@ local function distrust (streams)
 end
 
 -- Measure the pace of a stream from here on.
-local function let_go (stream)
+local function let_go (streams, stream)
   stream.following = false
+  stream.first_turn = streams.turn
   stream.reads, stream.seconds, stream.bytes = 1, 0, 0
 end
 
@@ -143,7 +148,7 @@ local function note (streams, offset, count)
     stream.pending, stream.new_bytes = 0, count
     stream.hold, stream.hold_bytes = stop, HOLD_BYTES
     stream.touched = false
-    let_go (stream)
+    let_go (streams, stream)
   elseif stop > stream.position then
     if offset > stream.position then
       stream.from = offset
@@ -170,7 +175,7 @@ end
 
 -- Leave a stream alone for a while.
 local function give_up (streams, stream)
-  let_go (stream)
+  let_go (streams, stream)
   stream.hold = stream.position + stream.hold_bytes
   stream.hold_bytes = stream.hold_bytes * 2
   distrust (streams)
@@ -248,6 +253,13 @@ local function window_of (streams, stream)
   return math.max (streams.unit, math.floor (window))
 end
 
+-- Do the client's reads take so long that there is something to gain?
+local function is_slow (streams, stream)
+  local reads = streams.turn - stream.first_turn
+  local each = stream.seconds / reads
+  return each > UNSURE_SECONDS or each > FAST_SECONDS and reads >= SURE_READS
+end
+
 --- What to prefetch next.
 -- @treturn table|nil stream, nil if there is nothing to prefetch now
 -- @treturn integer offset in bytes
@@ -260,7 +272,8 @@ function Streams:next ()
       if stream.following then judge (self, stream) end
     elseif stream.ready < size then
       if not stream.following and stream.reads >= self.needed and stream.bytes > 0
-         and stream.seconds > 0 and stream.position >= stream.hold
+         and is_slow (self, stream)
+         and stream.position >= stream.hold
          and stream.bytes <= stream.reads * (block // 2) then
         follow (stream)
       end

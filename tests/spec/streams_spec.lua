@@ -104,6 +104,22 @@ describe ("streams", function ()
     assert.same ({}, fetch (readers))
   end)
 
+  it ("leaves a reader alone whose reads are fast", function ()
+    local readers = new ()
+    for i = 0, 99 do read (readers, i * 256 * KiB, 256 * KiB, 0.0005) end
+    assert.same ({}, fetch (readers))
+  end)
+
+  it ("takes longer to tell where they are not much slower", function ()
+    local readers = new ()
+    for i = 0, 15 do
+      read (readers, i * 256 * KiB, 256 * KiB, 0.002)
+      assert.same ({}, fetch (readers))
+    end
+    read (readers, 16 * 256 * KiB, 256 * KiB, 0.002)
+    assert.is_true (#fetch (readers) > 0)
+  end)
+
   it ("leaves a reader of large reads alone", function ()
     local readers = new ()
     for i = 0, 9 do read (readers, i * 2 * MiB, 2 * MiB) end
