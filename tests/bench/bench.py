@@ -41,16 +41,22 @@ def version ():
         return hashlib.sha256 (f.read ()).hexdigest ()[:12]
 
 
-def make_disk (path, mib, sparse):
-    """Random bytes, the same each time; if sparse, only every eighth MiB."""
+def make_disk (mib, sparse):
+    """Random bytes, the same each time; if sparse, only every eighth MiB.  Returns
+    the path; another run may be using it."""
+    path = os.path.join (OUT, f"{'sparse' if sparse else 'disk'}-{mib}.img")
+    if os.path.exists (path):
+        return path
     contents = random.Random (1)
-    with open (path, "wb") as f:
+    with tempfile.NamedTemporaryFile (dir=OUT, delete=False) as f:
         for i in range (mib):
             block = contents.randbytes (matrix.MIB)
             if not sparse or i % 8 == 0:
                 f.seek (i * matrix.MIB)
                 f.write (block)
         f.truncate (mib * matrix.MIB)
+    os.rename (f.name, path)
+    return path
 
 
 def make_trace (path, disk_bytes):
@@ -63,8 +69,9 @@ def make_trace (path, disk_bytes):
                 reads.append (f"{int (m[1], 16)} {int (m[2], 16)}\n")
     if not reads:
         sys.exit (f"bench: {TRACE_LOG}: no reads in it are within the disk")
-    with open (path, "w") as f:
+    with tempfile.NamedTemporaryFile ("w", dir=OUT, delete=False) as f:
         f.writelines (reads)
+    os.rename (f.name, path)
 
 
 class Cell:
@@ -73,7 +80,7 @@ class Cell:
     def __init__ (self, stack, source, workload, files):
         self.stack, self.source, self.workload = stack, source, workload
         self.files = files
-        self.disk = files["sparse" if source.sparse else "disk"]
+        self.disk = make_disk (workload.disk_mib or files["size"], source.sparse)
         self.dir = tempfile.mkdtemp (prefix="scan-bench-")
         self.socket = os.path.join (self.dir, "sock")
         self.uri = f"nbd+unix:///?socket={self.socket}"
@@ -213,12 +220,15 @@ def parse_args ():
     parser.add_argument ("--rounds", type=int, help="(2, or 5 with --full)")
     parser.add_argument ("--size", type=int, metavar="MIB",
                          help="of the disk (32, or 64 with --full)")
+    parser.add_argument ("--random-reads", type=int, metavar="N",
+                         help="of the random workload (200, or 1000 with --full)")
     parser.add_argument ("--list", action="store_true",
                          help="print what there is, and end")
     args = parser.parse_args ()
     args.name = args.name or ("full" if args.full else "quick")
     args.rounds = args.rounds or (5 if args.full else 2)
     args.size = args.size or (64 if args.full else 32)
+    args.random_reads = args.random_reads or (1000 if args.full else 200)
     if args.size < 8:
         parser.error (f"--size={args.size}: should be at least 8 MiB")
     return args
@@ -286,12 +296,8 @@ def main ():
             sys.exit (f"bench: {program} is missing; it is in Debian's "
                       f"{'libnbd-bin' if program == 'nbdcopy' else program}")
 
-    files = {name: os.path.join (OUT, name + ".img") for name in ("disk", "sparse")}
-    files["trace"] = os.path.join (OUT, "trace")
-    files["random reads"] = (matrix.RANDOM_READS if quick
-                             else matrix.RANDOM_READS_FULL)
-    make_disk (files["disk"], args.size, False)
-    make_disk (files["sparse"], args.size, True)
+    files = {"size": args.size, "trace": os.path.join (OUT, f"trace-{args.size}"),
+             "random reads": args.random_reads}
     make_trace (files["trace"], args.size * matrix.MIB)
 
     current = version ()

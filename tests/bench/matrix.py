@@ -18,17 +18,24 @@ Source = collections.namedtuple ("Source", "name latency_ms rate_mbit sparse qui
 
 # client: arguments for client.c, or the name of a program; bound: bytes for the
 # physical limit as a share of the disk, None if there is no such limit; think_ms:
-# sum of all pauses is added to the limit.
+# sum of all pauses is added to the limit; disk_mib: where the disk can't be of the
+# usual size.
 Workload = collections.namedtuple ("Workload",
-                                   "name client bound think_ms quick")
+                                   "name client bound think_ms quick disk_mib",
+                                   defaults=[None])
 
 OURS = "OURS"
 CACHE_2M = ["cache-min-block-size=2M"]
 COW_READ = ["cow-on-read=true", "scan-method=read"]
 
-# Those that do something by themselves; replay is told the trace that is played.
-POLICIES = ["default", "adaptive", "readahead", "replay", "data", "stride",
-            "shuffle", "reverse"]
+# All that are shipped; replay and regions are told the trace that is played.
+POLICIES = ["default", "adaptive", "readahead", "replay", "data", "stride", "metadata",
+            "regions", "shuffle", "reverse", "ahead", "clock", "forever"]
+
+
+def policy_args (policy):
+    files = {"replay": ["scan-file-trace=TRACE"], "regions": ["scan-file-regions=TRACE"]}
+    return [f"scan-policy={policy}", *files.get (policy, [])]
 
 
 def stacks ():
@@ -48,9 +55,7 @@ def stacks ():
     add ("stock scan + cow", ["scan", "cow"], ["cow-on-cache=true"])
 
     for policy in POLICIES:
-        args = [f"scan-policy={policy}"]
-        if policy == "replay":
-            args.append ("scan-file-trace=TRACE")
+        args = policy_args (policy)
         advised = policy in ("default", "adaptive")
         add (f"{policy} + cache 2M", [OURS, "cache"], args + CACHE_2M, quick=advised)
         for threads in 1, 8, 32:
@@ -66,9 +71,9 @@ def stacks ():
 
     add ("no filter, native", [], native=True)
     add ("stock scan, native", ["scan"], native=True)
-    for policy in "default", "adaptive":
+    for policy in POLICIES:
         add (f"{policy}, native, 8 threads", [OURS],
-             [f"scan-policy={policy}", "scan-threads=8"], native=True)
+             [*policy_args (policy), "scan-threads=8"], native=True)
     return rows
 
 
@@ -93,7 +98,8 @@ WORKLOADS = [
               True),
     Workload ("sequential, 100 ms think", ["mode=sequential", "think=100"], 1, 100,
               False),
-    Workload ("random 4K", "fio", None, 0, True),
+    # On a small disk, a few reads of 2M each would be all of it.
+    Workload ("random 4K", "fio", None, 0, True, 512),
     Workload ("trace", ["mode=trace", "file=TRACE"], None, 0, True),
     Workload ("two clients", ["mode=sequential", "connections=2"], 1, 0, False),
     Workload ("reads and writes", ["mode=mixed"], 1, 0, False),
@@ -101,7 +107,6 @@ WORKLOADS = [
 
 # Reads of 256K.
 READ_BYTES = 256 * 1024
-RANDOM_READS, RANDOM_READS_FULL = 200, 1000
 
 
 def limit_seconds (source, workload, disk_bytes):

@@ -89,10 +89,10 @@ def summary (results, source, out):
 
 
 def details (results, source, workload, out):
-    disk_bytes = results.size_mib * matrix.MIB
+    kind = next (w for w in matrix.WORKLOADS if w.name == workload)
+    disk_bytes = (kind.disk_mib or results.size_mib) * matrix.MIB
     limit = matrix.limit_seconds (
-        next (s for s in matrix.SOURCES if s.name == source),
-        next (w for w in matrix.WORKLOADS if w.name == workload), disk_bytes)
+        next (s for s in matrix.SOURCES if s.name == source), kind, disk_bytes)
     rows = []
     for stack in results.stacks:
         def get (field):
