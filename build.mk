@@ -188,7 +188,7 @@ $(B)/tests/unit/%.o: tests/unit/%.c $(B)/have-packages
 # On a fresh machine this is the first thing, and it may have to install.
 run-check:
 	$(Q)packaging/need test
-	$(Q)$(MAKE) filter $(test_objects) $(unit_tests)
+	$(Q)$(MAKE) filter $(test_objects) $(unit_tests) $(B)/bench/decisions
 	$(Q)tests/run
 
 run-check-unit: $(unit_tests)

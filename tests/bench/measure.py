@@ -23,11 +23,16 @@ SCAN = os.path.abspath (os.environ.get (
 PATIENCE_SECS = 60
 
 READ_BYTES = 512
+READS_AT_ONCE = 64
 DISK_BYTES = 1024 * 1024
 
 # Holds prefetches until it is told to let them go; see tests/plugins/gate.c.
 GATE = os.path.join (os.path.abspath (os.environ.get (
     "TEST_BUILD", os.path.join (TOP, "build/tests"))), "nbdkit-gate-plugin.so")
+
+
+# Makes decisions; see decisions.c.
+DECISIONS = os.path.join (TOP, "build/bench/decisions")
 
 
 class Server:
@@ -114,6 +119,19 @@ def read (h, reads):
         h.pread (READ_BYTES, i % blocks * READ_BYTES)
 
 
+def read_fast (h, reads):
+    """The same, many at once."""
+    blocks = DISK_BYTES // READ_BYTES
+    buffers = [nbd.Buffer (READ_BYTES) for _ in range (READS_AT_ONCE)]
+    for i in range (0, reads, READS_AT_ONCE):
+        cookies = [h.aio_pread (b, (i + n) % blocks * READ_BYTES)
+                   for n, b in enumerate (buffers)]
+        while h.aio_in_flight () > 0:
+            h.poll (-1)
+        for cookie in cookies:
+            h.aio_command_completed (cookie)
+
+
 def wait_for_end_of_scan (s):
     s.poll (lambda: s.threads () == s.idle_threads (), "the end of the scan")
 
@@ -133,6 +151,24 @@ def instructions (filters, args, reads, during):
         with open (os.path.join (s.dir, "out")) as f:
             return int (re.search (r"^(?:summary|totals): (\d+)", f.read (),
                                    re.M)[1])
+
+
+def instructions_of_decisions (policy, decisions):
+    """All instructions of the program that makes so many decisions."""
+    with tempfile.NamedTemporaryFile (prefix="scan-cost-") as out:
+        subprocess.run (["valgrind", "--tool=callgrind", "--quiet",
+                         "--callgrind-out-file=" + out.name,
+                         DECISIONS, policy, str (decisions), "1"],
+                        check=True, stdout=subprocess.DEVNULL)
+        return int (re.search (r"^(?:summary|totals): (\d+)", out.read ().decode (),
+                               re.M)[1])
+
+
+def instructions_per_decision (policy):
+    """What one more decision of a policy takes, with no reads to look at."""
+    few, many = 1000, 5000
+    return (instructions_of_decisions (policy, many)
+            - instructions_of_decisions (policy, few)) / (many - few)
 
 
 def instructions_per_read (filters, args=(), during=True):

@@ -32,6 +32,11 @@ def test_read_path_takes_no_more_instructions_than_stock (stock, during):
     assert ours <= stock[during] + INSTRUCTIONS_SLACK
 
 
+# 300 ns is what it is to take; with Lua's count hook set it would be 3,200.
+def test_default_decides_in_few_instructions ():
+    assert measure.instructions_per_decision ("default") < 2700
+
+
 @pytest.mark.parametrize ("policy", ["default", "adaptive", "readahead"])
 @pytest.mark.parametrize ("during", [True, False], ids=["during", "after"])
 def test_memory_is_constant_in_reads (policy, during):
