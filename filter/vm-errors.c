@@ -103,6 +103,24 @@ vm_limit_message (const struct vm *vm, int status, char *out, size_t size)
   return out;
 }
 
+/* If a message begins with the end of a long path, as Lua cuts it ("...b/c.lua:2:
+ * x"), return what follows the path.
+ */
+static const char *
+after_cut_path (const char *message, const char *path)
+{
+  const char *colon = strchr (message, ':');
+  size_t length;
+
+  if (strncmp (message, "...", 3) != 0 || colon == NULL)
+    return NULL;
+  length = colon - (message + 3);
+  if (length == 0 || length > strlen (path) ||
+      strncmp (message + 3, path + strlen (path) - length, length) != 0)
+    return NULL;
+  return colon;
+}
+
 /* Make sure that a message names the policy: errors need not have a place, and
  * that of a tail call is not known.  A place in our own modules is of no use.
  * Returns NULL if there is no memory; the caller frees it.
@@ -120,6 +138,9 @@ with_name (const struct vm *vm, const char *message)
   }
   if (vm->policy_name == NULL)
     return strdup (message);
+  p = after_cut_path (message, vm->policy_name);
+  if (p != NULL)
+    return asprintf (&result, "%s%s", vm->policy_name, p) == -1 ? NULL : result;
   p = strstr (message, vm->policy_name);
   if (p != NULL && p < end)
     return strdup (message);

@@ -216,6 +216,27 @@ def test_a_policy_beside_another_is_found_and_a_path_if_it_was_given (tmp_path):
             assert server.errors () == []
 
 
+# Lua cuts paths to 60 characters.
+@pytest.mark.parametrize ("text, line", [
+    ("error ('a fault')\n", 1), ("return function () error ('a fault') end\n", 1),
+], ids=["load", "run"])
+def test_a_long_path_is_named_in_full_and_once (tmp_path, text, line):
+    directory = tmp_path / ("d" * 40) / ("e" * 40)
+    directory.mkdir (parents=True)
+    policy = directory / "policy.lua"
+    policy.write_text (text)
+    if text.startswith ("error"):
+        messages = refused ([SCAN], gate (), [f"scan-policy={policy}"])
+    else:
+        with nbdkit ([SCAN], gate (), [f"scan-policy={policy}"], VERBOSE) as server:
+            server.connect ()
+            server.wait_line (ENDED)
+            messages = server.errors ()
+    assert len (messages) == 1
+    first = messages[0].splitlines ()[0]
+    assert first.endswith (f"scan: {policy}:{line}: a fault")
+
+
 # What a policy may not do to another scan of its export; the first connection runs
 # the one function, the second the other.
 TWO_SCANS = {
