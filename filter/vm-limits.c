@@ -1,7 +1,8 @@
 /* What keeps a policy within its limits; see vm-internal.h.
  *
  * The allocator counts bytes.  The count hook looks at the clock; it is set
- * before any code of a policy runs, and coroutines inherit it.
+ * before any code of a policy runs, and coroutines inherit it (but those of a
+ * bounded policy, see vm.c).
  */
 
 #include <stdio.h>
