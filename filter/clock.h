@@ -5,6 +5,7 @@
 #ifndef SCAN_CLOCK_H
 #define SCAN_CLOCK_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <time.h>
@@ -49,6 +50,18 @@ clock_wait_until (pthread_cond_t *cond, pthread_mutex_t *lock,
   ts.tv_sec = deadline_ns / NS_PER_SECOND;
   ts.tv_nsec = deadline_ns % NS_PER_SECOND;
   return pthread_cond_timedwait (cond, lock, &ts);
+}
+
+/* Sleep until this time, which may be past. */
+static inline void
+clock_sleep_until (uint64_t until_ns)
+{
+  struct timespec ts;
+
+  ts.tv_sec = until_ns / NS_PER_SECOND;
+  ts.tv_nsec = until_ns % NS_PER_SECOND;
+  while (clock_nanosleep (CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL) == EINTR)
+    ;
 }
 
 #endif /* SCAN_CLOCK_H */

@@ -9,6 +9,12 @@
 #include "clock.h"
 #include "reads.h"
 
+/* A client of a fast source would wake its scan at each read, and that costs both
+ * of them.  So a wait ends at least this long after the one before, and until then
+ * nobody has to wake it.  Reads that are worth a prefetch take longer.
+ */
+#define WAKE_INTERVAL_NS (NS_PER_SECOND / 2000)
+
 struct reads {
   /* Leaf lock: nothing is called while it is held. */
   pthread_mutex_t lock;
@@ -18,7 +24,8 @@ struct reads {
   struct range queue[READS_MAX];
   atomic_size_t len;
 
-  /* Decider only: the value of events when reads_wait last returned. */
+  /* Decider only: when reads_wait last returned, and the value of events then. */
+  uint64_t waited_ns;
   unsigned seen;
 
   /* Atomic.  Events counts what reads_wait waits for.  Waiting and events are
@@ -127,6 +134,10 @@ reads_take (struct reads *reads, struct range *out)
 void
 reads_wait (struct reads *reads, uint64_t deadline_ns)
 {
+  const uint64_t rested_ns = reads->waited_ns + WAKE_INTERVAL_NS;
+
+  clock_sleep_until (rested_ns < deadline_ns ? rested_ns : deadline_ns);
+
   pthread_mutex_lock (&reads->lock);
   atomic_store (&reads->waiting, true);
   while (atomic_load (&reads->events) == reads->seen) {
@@ -136,6 +147,7 @@ reads_wait (struct reads *reads, uint64_t deadline_ns)
   atomic_store (&reads->waiting, false);
   pthread_mutex_unlock (&reads->lock);
   reads->seen = atomic_load (&reads->events);
+  reads->waited_ns = clock_now_ns ();
 }
 
 void

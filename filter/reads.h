@@ -46,7 +46,8 @@ extern size_t reads_take (struct reads *reads, struct range *out);
 
 /* Wait until a read has begun or ended or reads_wake was called since
  * reads_wait last returned, or until deadline_ns (see clock.h).  Reads that
- * were taken meanwhile count too: it may return early, never late.
+ * were taken meanwhile count too: it may return early.  It returns within half a
+ * millisecond of what it waits for, and not more often than that.
  */
 extern void reads_wait (struct reads *reads, uint64_t deadline_ns);
 

@@ -159,7 +159,7 @@ test_wake (void)
   struct reads *reads = reads_new ();
   pthread_t thread;
   uint64_t begin;
-  unsigned before;
+  unsigned before, n;
 
   /* Before the wait, and in it. */
   reads_wake (reads);
@@ -177,6 +177,16 @@ test_wake (void)
   reads_end (reads);
   reads_wait (reads, CLOCK_NEVER);
   check (true, "the beginning and the end of a read wake");
+
+  /* However fast they come. */
+  reads_wake (reads);
+  reads_wait (reads, CLOCK_NEVER);
+  begin = clock_now_ns ();
+  for (n = 0; n < 20; ++n) {
+    reads_wake (reads);
+    reads_wait (reads, CLOCK_NEVER);
+  }
+  check (clock_now_ns () >= begin + 20 * 500000, "waits do not end too often");
 
   if (pthread_create (&thread, NULL, waiter, reads) != 0)
     abort ();
