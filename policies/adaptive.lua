@@ -132,17 +132,18 @@ end
 -- it had a read in flight when the scan last looked, and when that was.  A scan
 -- that is cut off without its last turn drops out when Lua notices.
 local scans = setmetatable ({}, { __mode = "k" })
-local shared_done, shared_size
+local shared_done, shared_size, shared_trust
 
--- A scan begins; returns its entry, and what is done.
+-- A scan begins; returns its entry, what is done, and what is known of streams.
 local function join (disk)
   if next (scans) == nil or shared_size ~= disk.size then
     shared_done, shared_size = done_map (disk), disk.size
+    shared_trust = streams.trust ()
   end
   local now = disk:now ()
   local scan = { idle_since = now, busy = false, looked = now }
   scans[scan] = true
-  return scan, shared_done
+  return scan, shared_done, shared_trust
 end
 
 -- How long the client must pause before the rest of the disk is looked at.
@@ -224,9 +225,9 @@ end
 
 return function (disk)
   if disk.size == 0 then return end
-  local readers = streams.new (disk, { window = WINDOW })
   local little = trickle.new (disk.block)
-  local scan, done = join (disk)
+  local scan, done, trust = join (disk)
+  local readers = streams.new (disk, { window = WINDOW, trust = trust })
   local retry = retry_list (disk)
   local pause = pause_meter (disk, scan)
   local rest = rest_of (disk, done)

@@ -64,10 +64,17 @@ local WORTH = 0.8
 -- Of the present pace, how much of it is from before the last read.
 local PACE_MEMORY = 0.5
 
+--- What is known of streams in general, for lists that share it: those of several
+-- connections of one client, say.
+-- @treturn table trust
+function M.trust ()
+  return { needed = FOLLOW_READS } -- reads before a stream is followed
+end
+
 --- Make an empty list of streams.
 -- @tparam table disk whose reads they are
 -- @tparam table options `window` (most bytes ahead), `streams` (how many are
--- kept, 8)
+-- kept, 8), `trust` (from `M.trust`, its own)
 -- @treturn table streams
 function M.new (disk, options)
   local now = disk:now ()
@@ -76,7 +83,7 @@ function M.new (disk, options)
     window = options.window, most = options.streams or STREAMS,
     unit = math.min (UNIT_BYTES, disk.block),
     turn = 0,               -- reads seen
-    needed = FOLLOW_READS,  -- reads before a stream is followed
+    trust = options.trust or M.trust (),
     looked = now,           -- when the policy last looked
     read_time = now,        -- when it last saw reads
     busy = 0,               -- seconds since then that were not the client's pause
@@ -85,7 +92,8 @@ function M.new (disk, options)
 end
 
 local function distrust (streams)
-  streams.needed = math.min (streams.needed * 2, FOLLOW_READS_MOST)
+  local trust = streams.trust
+  trust.needed = math.min (trust.needed * 2, FOLLOW_READS_MOST)
 end
 
 -- Measure the pace of a stream from here on.
@@ -195,7 +203,7 @@ local function account (streams, stream, seconds)
   if stream.seconds - undisturbed > LOSS_READS * stream.interval then
     give_up (streams, stream)
   elseif stream.bytes > TRUST_BYTES then
-    streams.needed = FOLLOW_READS
+    streams.trust.needed = FOLLOW_READS
   end
 end
 
@@ -271,7 +279,7 @@ function Streams:next ()
     if self.turn - stream.turn >= LIVE_READS then
       if stream.following then judge (self, stream) end
     elseif stream.ready < size then
-      if not stream.following and stream.reads >= self.needed and stream.bytes > 0
+      if not stream.following and stream.reads >= self.trust.needed and stream.bytes > 0
          and is_slow (self, stream)
          and stream.position >= stream.hold
          and stream.bytes <= stream.reads * (block // 2) then

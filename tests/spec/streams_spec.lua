@@ -55,9 +55,9 @@ local function fetch (readers)
   return { table.unpack (readers.disk.fetched, from + 1) }
 end
 
-local function new (options)
+local function new (options, trust)
   local disk = new_disk (options)
-  return streams.new (disk, { window = 32 * MiB }), disk
+  return streams.new (disk, { window = 32 * MiB, trust = trust }), disk
 end
 
 describe ("streams", function ()
@@ -169,6 +169,25 @@ describe ("streams", function ()
       assert.is_true (megabyte <= 4 or megabyte >= 32)
     end
     assert.is_true (followed[#followed] >= 90)
+  end)
+
+  it ("tells others with which it shares its trust", function ()
+    local function reads_before_it_follows (trust)
+      local readers = new ({}, trust)
+      for i = 0, 99 do
+        read (readers, i * 256 * KiB, 256 * KiB)
+        if #fetch (readers) > 0 then return i + 1 end
+      end
+    end
+    local trust = streams.trust ()
+    assert.equal (4, reads_before_it_follows (trust))
+    local slow = new ({ fetch_seconds = 1 }, trust)
+    for i = 0, 7 do
+      read (slow, i * 256 * KiB, 256 * KiB)
+      fetch (slow)
+    end
+    assert.equal (8, reads_before_it_follows (trust))
+    assert.equal (4, reads_before_it_follows (streams.trust ()))
   end)
 
   it ("does not hold a pause of the client against a stream", function ()
