@@ -14,7 +14,7 @@
 --   a time), and where the client's reads take a quarter longer than before, who
 --   knows why: then the client is left alone for its next 256 reads, and twice
 --   as many the next time;
--- - a client whose reads take less than half a millisecond has nothing to gain.
+-- - a client whose reads take less than 2 ms has little to gain: it is left alone.
 --
 -- It takes 16 reads to know what they take, and that most of them are lone.
 --
@@ -28,7 +28,7 @@ local META = { __index = Trickle }
 local LEAST_BYTES = 65536
 local READS = 16            -- looked at together
 local LONE_READS = 12       -- of the last 16
-local FAST_SECONDS = 0.0005
+local FAST_SECONDS = 0.002
 local SLOWER = 1.25         -- a piece's time to the fastest's
 local WAITS = 1.5           -- a smallest piece's time to a read's
 local HARM = 1.25           -- a read's time to what it was

@@ -50,7 +50,7 @@ describe ("trickle", function ()
   end)
 
   it ("has nothing to give to a client whose reads are fast", function ()
-    assert.is_nil (ready { seconds = 0.0001 }:bytes ())
+    assert.is_nil (ready { seconds = 0.001 }:bytes ())
   end)
 
   it ("grows pieces as long as their time is latency, up to a block", function ()
