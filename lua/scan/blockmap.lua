@@ -34,8 +34,8 @@ function M.new (units, words)
                          most = words or M.WORDS }, META)
 end
 
--- Set one bit of a level, and above for as long as words fill up.
-local function set_bit (map, level, index)
+-- Set bits of a word of a level, and above for as long as words fill up.
+local function set_bits (map, level, index, count)
   local levels = map.levels
   while true do
     local words = levels[level]
@@ -46,14 +46,15 @@ local function set_bit (map, level, index)
       map.used = map.used + 1
       word = 0
     end
-    word = word | 1 << (index & 63)
+    local bits = count == 64 and -1 or (1 << count) - 1
+    word = word | bits << (index & 63)
     if word ~= -1 or level == #levels then
       words[at] = word
       return true
     end
     words[at] = nil
     map.used = map.used - 1
-    level, index = level + 1, at
+    level, index, count = level + 1, at, 1
   end
 end
 
@@ -107,15 +108,20 @@ function Map:add (first, stop)
   stop = math.min (stop or first + 1, self.units)
   local kept = true
   while first < stop do
-    -- The largest aligned piece that begins here and is inside the range.
+    -- The largest aligned piece that begins here and is inside the range: a bit of
+    -- one of the levels above, or several of the lowest.
     local level, index, length = 1, first, 1
     while level < #self.levels and index & 63 == 0
           and stop - first >= length << 6 do
       level, index, length = level + 1, index >> 6, length << 6
     end
-    if (find (self, first) or 0) < level then
-      if level > 1 then drop_below (self, level, index) end
-      kept = set_bit (self, level, index) and kept
+    local found = find (self, first) or 0
+    if level == 1 then
+      length = math.min (stop - first, 64 - (first & 63))
+      if found <= 1 then kept = set_bits (self, 1, first, length) and kept end
+    elseif found < level then
+      drop_below (self, level, index)
+      kept = set_bits (self, level, index, 1) and kept
     end
     first = first + length
   end
