@@ -153,22 +153,22 @@ def instructions (filters, args, reads, during):
                                    re.M)[1])
 
 
-def instructions_of_decisions (policy, decisions):
+def instructions_of_decisions (policy, decisions, args):
     """All instructions of the program that makes so many decisions."""
     with tempfile.NamedTemporaryFile (prefix="scan-cost-") as out:
         subprocess.run (["valgrind", "--tool=callgrind", "--quiet",
                          "--callgrind-out-file=" + out.name,
-                         DECISIONS, policy, str (decisions), "1"],
+                         DECISIONS, policy, str (decisions), "1", *args],
                         check=True, stdout=subprocess.DEVNULL)
         return int (re.search (r"^(?:summary|totals): (\d+)", out.read ().decode (),
                                re.M)[1])
 
 
-def instructions_per_decision (policy):
+def instructions_per_decision (policy, args=()):
     """What one more decision of a policy takes, with no reads to look at."""
     few, many = 1000, 5000
-    return (instructions_of_decisions (policy, many)
-            - instructions_of_decisions (policy, few)) / (many - few)
+    return (instructions_of_decisions (policy, many, args)
+            - instructions_of_decisions (policy, few, args)) / (many - few)
 
 
 def instructions_per_read (filters, args=(), during=True):
