@@ -7,8 +7,9 @@
 -- the time it takes is still latency for the most part:
 --
 -- - pieces begin at 64K; after two in a row that took at most half as long again
---   as the fastest so far they become twice as long, up to a block; one that
---   took longer halves them, and 32 pieces pass before they grow again;
+--   as the fastest so far they become twice as long, up to a block; three in a
+--   row that took longer halve them, and 32 pieces pass before they grow again
+--   (one may be two requests, with what the client has just read in between);
 -- - where a first piece takes more than half as long again as the client's reads
 --   did before, one waits for the other (a lock, a source that does one thing at
 --   a time), and where the client's reads take a quarter longer than before, who
@@ -32,7 +33,7 @@ local FAST_SECONDS = 0.002
 local SLOWER = 1.5          -- a piece's time to the fastest's
 local WAITS = 1.5           -- a smallest piece's time to a read's
 local HARM = 1.25           -- a read's time to what it was
-local GROW_AFTER, GROW_AGAIN_AFTER = 2, 32
+local GROW_AFTER, GROW_AGAIN_AFTER, SHRINK_AFTER = 2, 32, 3
 local HOLD_READS = 256
 
 --- Make one for a scan.
@@ -45,7 +46,7 @@ function M.new (block_bytes)
     reads = 0, seconds = 0, -- since they were last looked at together
     hold = 0,               -- reads to come before anything is fetched
     hold_reads = HOLD_READS,
-    good = 0, needed = GROW_AFTER,
+    good = 0, slow = 0, needed = GROW_AFTER,
     fetched_any = false,    -- since the reads were last looked at
   }, META)
 end
@@ -55,7 +56,7 @@ local function give_up (trickle)
   trickle.usual, trickle.fastest = nil, nil
   trickle.reads, trickle.seconds = 0, 0
   trickle.piece = math.min (LEAST_BYTES, trickle.most)
-  trickle.good, trickle.needed = 0, GROW_AFTER
+  trickle.good, trickle.slow, trickle.needed = 0, 0, GROW_AFTER
 end
 
 --- A client's read was seen.
@@ -100,10 +101,13 @@ function Trickle:fetched (seconds)
   end
   self.fastest = math.min (self.fastest or seconds, seconds)
   if seconds > SLOWER * self.fastest then
-    self.piece = math.max (math.min (LEAST_BYTES, self.most), self.piece // 2)
-    self.good, self.needed = 0, GROW_AGAIN_AFTER
+    self.good, self.slow = 0, self.slow + 1
+    if self.slow == SHRINK_AFTER then
+      self.piece = math.max (math.min (LEAST_BYTES, self.most), self.piece // 2)
+      self.slow, self.needed = 0, GROW_AGAIN_AFTER
+    end
   else
-    self.good = self.good + 1
+    self.good, self.slow = self.good + 1, 0
     if self.good >= self.needed then
       self.piece = math.min (self.piece * 2, self.most)
       self.good, self.needed = 0, GROW_AFTER
