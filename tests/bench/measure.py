@@ -55,6 +55,8 @@ class Server:
                                          pass_fds=[theirs.fileno ()])
         theirs.close ()
         self.clients = []
+        # Writes the file, and says how far the scan is.
+        self.reporters = sum (a.startswith ("scan-stats=") for a in args)
         self.poll (lambda: os.path.exists (pid_file), "nbdkit to start")
 
     def poll (self, condition, what):
@@ -77,8 +79,10 @@ class Server:
 
     def idle_threads (self):
         """How many there are with no scan, if nbdkit was told --threads=1: one a
-        connection, the server's, and the gate plugin's as long as it holds."""
-        return len (self.clients) + 1 + (self.control.fileno () >= 0)
+        connection, the server's, one that reports, and the gate plugin's as long as
+        it holds."""
+        return (len (self.clients) + 1 + self.reporters
+                + (self.control.fileno () >= 0))
 
     def memory_kib (self):
         """Private memory in use; what libraries map is not counted."""
