@@ -6,8 +6,8 @@
 -- behind it in every queue.  So one piece is fetched at a time, of a size at which
 -- the time it takes is still latency for the most part:
 --
--- - pieces begin at 64K; after two in a row that took at most half as long again
---   as the fastest so far they become twice as long, up to a block; three in a
+-- - pieces begin at 64K; after two in a row that took at most a quarter longer
+--   than the fastest so far they become twice as long, up to a block; three in a
 --   row that took longer halve them, and 32 pieces pass before they grow again
 --   (one may be two requests, with what the client has just read in between);
 -- - where a first piece takes more than half as long again as the client's reads
@@ -30,7 +30,7 @@ local LEAST_BYTES = 65536
 local READS = 16            -- looked at together
 local LONE_READS = 12       -- of the last 16
 local FAST_SECONDS = 0.002
-local SLOWER = 1.5          -- a piece's time to the fastest's
+local SLOWER = 1.25         -- a piece's time to the fastest's
 local WAITS = 1.5           -- a smallest piece's time to a read's
 local HARM = 1.25           -- a read's time to what it was
 local GROW_AFTER, GROW_AGAIN_AFTER, SHRINK_AFTER = 2, 32, 3

@@ -65,8 +65,9 @@ describe ("trickle", function ()
     local sizes = fetch (ready (), 100, function (bytes) return 0.02 + bytes / 125e6 end)
     local count = {}
     for _, bytes in ipairs (sizes) do count[bytes] = (count[bytes] or 0) + 1 end
-    assert.is_true (count[MiB] > 75)
-    assert.is_true (count[2 * MiB] >= 3 and count[2 * MiB] <= 9)
+    assert.is_true (count[512 * KiB] > 75)
+    assert.is_true (count[MiB] >= 3 and count[MiB] <= 9)
+    assert.is_nil (count[2 * MiB])
   end)
 
   it ("does not mind one that takes longer", function ()
