@@ -30,7 +30,6 @@ DISK_BYTES = 1024 * 1024
 GATE = os.path.join (os.path.abspath (os.environ.get (
     "TEST_BUILD", os.path.join (TOP, "build/tests"))), "nbdkit-gate-plugin.so")
 
-
 # Makes decisions; see decisions.c.
 DECISIONS = os.path.join (TOP, "build/bench/decisions")
 
