@@ -270,21 +270,17 @@ return function (disk)
     done.add (stream.from, stream.ready)
   end
 
-  local function fill (from, stop)
-    local data = data_from (from)
-    done.add (from, math.max (data, stop))
-    if data < stop then disk:prefetch (data, stop - data) end
-  end
-
-  -- The same, a little beside the client's reads.
-  local function fill_a_little (from, stop)
+  -- A range of the rest; beside the client's reads, its time is taken.
+  local function fill (from, stop, beside_reads)
     local data = data_from (from)
     done.add (from, math.max (data, stop))
     if data >= stop then return end
     local began = disk:now ()
     disk:prefetch (data, stop - data)
-    disk:settle ()
-    little:fetched (disk:now () - began)
+    if beside_reads then
+      disk:settle ()
+      little:fetched (disk:now () - began)
+    end
   end
 
   local waited = false          -- in the last turn
@@ -317,10 +313,8 @@ return function (disk)
           if not retry.seconds () then break end
         end
       end
-      if from and bytes then
-        fill_a_little (from, stop)
-      elseif from then
-        fill (from, stop)
+      if from then
+        fill (from, stop, bytes)
       else
         local seconds = pause_seconds > 0 and pause_seconds or retry_seconds
         disk:wait (seconds and math.max (seconds, WAIT_SECONDS))
