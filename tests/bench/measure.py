@@ -139,6 +139,11 @@ def wait_for_end_of_scan (s):
     s.poll (lambda: s.threads () == s.idle_threads (), "the end of the scan")
 
 
+def callgrind_total (path):
+    with open (path) as f:
+        return int (re.search (r"^(?:summary|totals): (\d+)", f.read (), re.M)[1])
+
+
 def instructions (filters, args, reads, during):
     """All instructions of a server in which a client does so many reads: during a
     scan, which is held at its first prefetch, or after it."""
@@ -151,9 +156,7 @@ def instructions (filters, args, reads, during):
             wait_for_end_of_scan (s)
         read (h, reads)
         s.stop ()
-        with open (os.path.join (s.dir, "out")) as f:
-            return int (re.search (r"^(?:summary|totals): (\d+)", f.read (),
-                                   re.M)[1])
+        return callgrind_total (os.path.join (s.dir, "out"))
 
 
 def instructions_of_decisions (policy, decisions, args):
@@ -163,8 +166,7 @@ def instructions_of_decisions (policy, decisions, args):
                          "--callgrind-out-file=" + out.name,
                          DECISIONS, policy, str (decisions), "1", *args],
                         check=True, stdout=subprocess.DEVNULL)
-        return int (re.search (r"^(?:summary|totals): (\d+)", out.read ().decode (),
-                               re.M)[1])
+        return callgrind_total (out.name)
 
 
 def instructions_per_decision (policy, args=()):
