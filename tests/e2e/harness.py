@@ -255,7 +255,7 @@ class Server:
 
     def _take (self, line):
         self.lines.append (line)
-        m = BEGIN.search (line)     # another thread may be inside a line
+        m = BEGIN.match (line)
         if m:
             call = Call (int (m[1]), m[2], *map (int, m.groups ()[2:]))
             self.begun.append (call)

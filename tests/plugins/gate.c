@@ -104,7 +104,10 @@ static struct held *held_list;
 static uint64_t last_id;
 static unsigned last_connection;
 
-#define event(fs, ...) dprintf (STDERR_FILENO, "gate: " fs "\n", ##__VA_ARGS__)
+/* Through stdio, as nbdkit holds the lock of stderr over each of its messages: a
+ * line of ours written past it could come out in the middle of one.
+ */
+#define event(fs, ...) fprintf (stderr, "gate: " fs "\n", ##__VA_ARGS__)
 
 static enum op
 find_op (const char *name, size_t len)
