@@ -82,6 +82,7 @@ embedded_lua := \
 	lua/scan/args.lua \
 	lua/scan/blockmap.lua \
 	lua/scan/combinators.lua \
+	lua/scan/coverage.lua \
 	lua/scan/ext4.lua \
 	lua/scan/file.lua \
 	lua/scan/host.lua \

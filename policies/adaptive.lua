@@ -1,7 +1,7 @@
 -- adaptive: for when nothing is known about the client.
 --
--- What has been read or prefetched is kept in units of 64K (or a block, if that
--- is less), so that nothing is fetched twice, nor what the client has read.
+-- What has been read or prefetched is kept in mind, see lua/scan/coverage.lua, so
+-- that nothing is fetched twice, nor what the client has read.
 -- At each turn, the first of these that there is to do is done:
 --
 -- 1. Sequential readers are kept ahead of, at once, reading or not.  See
@@ -16,24 +16,27 @@
 --    b. the blocks in which the last 32 lone reads were, oldest first;
 --    c. upwards from where a sequential reader last was, to the end of the disk,
 --       then what was left out before.
---    Holes are skipped in b and c, and ahead of a reader that hasn't read in one.
+--    Holes are skipped in c; in b, unless lone reads often are in holes; and ahead
+--    of a reader that hasn't read in one.
 --    All connections of an export count as one client here, and what one has read
 --    or fetched is done for all, until the last has gone.
--- 3. While the client reads here and there without a pause: a little of that rest,
---    just after a read began, as long as it costs the reads nothing.  See
---    lua/scan/trickle.lua.
+-- 3. While the client reads here and there without a pause: some of that rest,
+--    just after a read began, as much as costs the reads nothing.  See
+--    lua/scan/trickle.lua.  It is several ranges at once, for threads, and none
+--    with a read in it: a layer below would fetch what is before and what is
+--    behind one after the other.
 -- 4. It waits.  It ends when the whole disk is read, fetched or hole.
 --
 -- So a read far away, like those of blkid at the end of a disk, is a hint and
--- not a new start.  Memory is bounded: 3 MB at most for what is done, less on all but
--- scattered reads over a huge disk, where it may forget and fetch twice.
+-- not a new start.  Memory is bounded: 5 MB at most for what is done, far less on all
+-- but scattered reads over a huge disk, where it may forget and fetch twice.
 --
 -- scan-arg-silence=SECONDS   silence period (0.1)
 -- scan-arg-window=SIZE       most bytes ahead of a sequential reader (32M)
 -- scan-arg-fill=BOOL         do 2b, 2c and 3 (true)
 
 local arguments = require "scan.args"
-local blockmap = require "scan.blockmap"
+local coverage = require "scan.coverage"
 local streams = require "scan.streams"
 local trickle = require "scan.trickle"
 local args = ...
@@ -42,44 +45,14 @@ local SILENCE = arguments.number (args, "silence", 0.1, 0, 3600)
 local WINDOW = arguments.size (args, "window", 32 << 20, 65536)
 local FILL = arguments.boolean (args, "fill", true)
 
-local UNIT_BYTES = 65536
 local HINTS = 32
+local HOLE_READS, HOLE_READS_MOST = 4, 8
+local BESIDE_RANGES, BLOCKED_SECONDS = 8, 0.001
 local GAPS = 16
 local BUSY_SECONDS = 10 -- a read that takes longer is taken for a pause
 -- A shorter wait may be no time at all, by rounding.
 local WAIT_SECONDS = 0.001
 local RETRIES, RETRY_SECONDS, RETRY_RANGES = 3, 1, 256
-
--- What is done: read, prefetched or known to be a hole.  Kept in units; the
--- functions take bytes.
-local function done_map (disk)
-  local unit = math.min (UNIT_BYTES, disk.block)
-  local units = (disk.size - 1) // unit + 1
-  local map = blockmap.new (units)
-  local done = { unit = unit, forgetful = false }
-
-  -- Only units that the range covers whole; the disk's last may be short.
-  function done.add (offset, stop)
-    local kept = map:add ((offset + unit - 1) // unit,
-                          stop >= disk.size and units or stop // unit)
-    if not kept then done.forgetful = true end
-  end
-
-  -- The first range at or after `offset` and before `stop` that is not done, as
-  -- far as it goes within its block; or nil.
-  function done.missing (offset, stop)
-    local at = map:next_missing (offset // unit)
-    if not at or at * unit >= stop then return nil end
-    local from = math.max (offset, at * unit)
-    local in_block = disk.block - from % disk.block
-    if stop - from > in_block then stop = from + in_block end
-    local last = (stop - 1) // unit + 1
-    local added = map:next_added (at, last)
-    return from, added < last and added * unit or stop
-  end
-
-  return done
-end
 
 -- Ranges that failed, and when to try them again.
 local function retry_list (disk)
@@ -137,7 +110,7 @@ local shared_done, shared_size, shared_trust
 -- A scan begins; returns its entry, what is done, and what is known of streams.
 local function join (disk)
   if next (scans) == nil or shared_size ~= disk.size then
-    shared_done, shared_size = done_map (disk), disk.size
+    shared_done, shared_size = coverage.new (disk), disk.size
     shared_trust = streams.trust ()
   end
   local now = disk:now ()
@@ -182,13 +155,29 @@ end
 -- The rest of the disk: where to go next.
 local function rest_of (disk, done)
   local hints = {}
+  local hole_reads = 0 -- up with each lone read in a hole, down with others
   local from, laps = 0, 0
-  local rest = {}
+  local rest = {
+    none_untouched = false, -- all that is left was read in part
+  }
+
+  -- A lone read was in a hole or not; returns whether to fetch what is around it.
+  function rest.judge (is_hole)
+    hole_reads = hole_reads + (is_hole and 1 or -1)
+    hole_reads = math.max (0, math.min (hole_reads, HOLE_READS_MOST))
+    return not is_hole or hole_reads >= HOLE_READS
+  end
 
   -- A read on its own: its block comes first.
   function rest.hint (offset)
     if #hints == HINTS then table.remove (hints, 1) end
-    hints[#hints + 1] = offset - offset % disk.block
+    local block = offset - offset % disk.block
+    hints[#hints + 1] = block
+    local is_hole = done:is_hole (offset)
+    if (is_hole or done:is_done (offset)) and rest.judge (is_hole) and is_hole then
+      done:want_holes (block, math.min (block + disk.block, disk.size))
+      rest.none_untouched = false
+    end
   end
 
   -- A sequential reader is here.
@@ -196,28 +185,30 @@ local function rest_of (disk, done)
     from = offset - offset % done.unit
   end
 
-  -- The next range not done, of so many bytes at most, or nil when all is.
-  function rest.next (most)
+  -- The next range not done, of so many bytes at most, or nil when all is; and
+  -- whether a lone read was in its block.  If `untouched`, nothing of the range
+  -- was read.
+  function rest.next (most, untouched)
     while hints[1] do
-      local offset, stop = done.missing (hints[1], hints[1] + math.min (
-                                           disk.block, disk.size - hints[1]))
-      if offset then return offset, math.min (stop, offset + most) end
+      local block_stop = math.min (hints[1] + disk.block, disk.size)
+      local offset, stop = done:missing (hints[1], block_stop, untouched)
+      if offset then return offset, math.min (stop, offset + most), true end
       table.remove (hints, 1)
     end
-    if from < disk.size then
-      local offset, stop = done.missing (from, disk.size)
-      if offset then
-        from = math.min (stop, offset + most)
-        return offset, from
+    local offset, stop
+    if from < disk.size then offset, stop = done:missing (from, disk.size, untouched) end
+    if not offset then
+      -- Where the map forgets, going round would not end.
+      if done.forgetful and laps > 0 then return nil end
+      offset, stop = done:missing (0, disk.size, untouched)
+      if not offset then
+        rest.none_untouched = true
+        return nil
       end
+      laps = laps + 1
     end
-    -- Where the map forgets, going round would not end.
-    laps = laps + 1
-    if done.forgetful and laps > 1 then return nil end
-    local offset, stop = done.missing (0, disk.size)
-    if not offset then return nil end
     from = math.min (stop, offset + most)
-    return offset, from
+    return offset, from, false
   end
 
   return rest
@@ -233,11 +224,16 @@ return function (disk)
   local rest = rest_of (disk, done)
 
   local function note (stream, offset, count)
-    done.add (offset, offset + count)
+    done:add_read (offset, offset + count)
     -- Small reads in a row cover units that none of them covers alone.
-    done.add (math.max (stream.from, stream.noted or 0), stream.position)
+    done:add (math.max (stream.from, stream.noted or 0), stream.position)
     stream.noted = stream.position - stream.position % done.unit
     little:read (stream.reads == 1)
+    if not stream.reads_holes and done:is_hole (offset) then
+      -- What was left out ahead of it is wanted after all.
+      stream.reads_holes = true
+      readers:rewind (stream)
+    end
     if stream.reads == 1 then
       rest.hint (offset)
     else
@@ -254,33 +250,55 @@ return function (disk)
   -- A reader that reads holes has them read ahead too: to read nothing from a
   -- source takes its time as well.
   local function reads_holes (stream)
-    local last = math.min (stream.position, disk.size) - 1
-    return disk:next_data (last) ~= last
+    if not stream.reads_holes then
+      local last = math.min (stream.position, disk.size) - 1
+      stream.reads_holes = disk:next_data (last) ~= last
+    end
+    return stream.reads_holes
   end
 
   -- The next piece ahead of a reader.
   local function read_ahead (stream, offset, count)
-    local from, stop = done.missing (offset, offset + count)
+    if stream.reads_holes then done:want_holes (offset, offset + count) end
+    local from, stop = done:missing (offset, offset + count)
     if not from then return readers:skip (stream, count) end
     local data = data_from (from)
     if data > from and reads_holes (stream) then data = from end
+    done:add_hole (from, data)
     data = math.min (data, stop)
     readers:skip (stream, data - offset)
     if data < stop then readers:prefetch (stream, stop - data) end
-    done.add (stream.from, stream.ready)
+    done:add (stream.from, stream.ready)
   end
 
-  -- A range of the rest; beside the client's reads, its time is taken.
-  local function fill (from, stop, beside_reads)
+  -- A range of the rest, or one in which a lone read was; returns the bytes that are
+  -- prefetched.
+  local function fill (from, stop, is_hint)
     local data = data_from (from)
-    done.add (from, math.max (data, stop))
-    if data >= stop then return end
-    local began = disk:now ()
+    if is_hint and rest.judge (data >= stop) then data = from end
+    done:add_hole (from, data)
+    done:add (from, stop)
+    if data >= stop then return 0 end
     disk:prefetch (data, stop - data)
-    if beside_reads then
-      disk:settle ()
-      little:fetched (disk:now () - began)
+    return stop - data
+  end
+
+  -- Some of the rest beside the client's reads.
+  local function fill_beside (bytes)
+    local began, count = disk:now (), 0
+    for _ = 1, BESIDE_RANGES do
+      local most = bytes - count
+      most = most - most % done.unit
+      if most <= 0 then break end
+      local from, stop, is_hint = rest.next (most, true)
+      if not from then break end
+      count = count + fill (from, stop, is_hint)
+      -- If no thread is free for the next one, that's enough.
+      if disk:now () - began > BLOCKED_SECONDS then break end
     end
+    if count == 0 then return end
+    disk:settle ()
+    little:fetched (disk:now () - began, count)
   end
 
   local waited = false          -- in the last turn
@@ -301,11 +319,11 @@ return function (disk)
       disk:prefetch (range.offset, range.count)
       disk:settle ()
     else
-      local from, stop
-      local bytes = read_began and pause_seconds > 0 and FILL and little:bytes ()
-      if bytes then from, stop = rest.next (bytes) end
+      local from, stop, is_hint
+      local bytes = read_began and pause_seconds > 0 and FILL
+                    and not rest.none_untouched and little:bytes ()
       if pause_seconds == 0 and FILL then
-        from, stop = rest.next (disk.block)
+        from, stop, is_hint = rest.next (disk.block)
         if not from and not retry_seconds then
           -- Whether the last ones failed is not known yet.
           disk:settle ()
@@ -314,7 +332,9 @@ return function (disk)
         end
       end
       if from then
-        fill (from, stop, bytes)
+        fill (from, stop, is_hint)
+      elseif bytes then
+        fill_beside (bytes)
       else
         local seconds = pause_seconds > 0 and pause_seconds or retry_seconds
         disk:wait (seconds and math.max (seconds, WAIT_SECONDS))

@@ -308,6 +308,12 @@ function Streams:skip (stream, count) -- luacheck: no self
   stream.ready = stream.ready + count
 end
 
+--- What was skipped ahead of a stream is to be fetched after all.
+-- @tparam table stream
+function Streams:rewind (stream) -- luacheck: no self
+  stream.ready = math.min (stream.ready, stream.position)
+end
+
 --- Prefetch what `next` gave, or the first part of it.
 -- @tparam table stream from `next`
 -- @tparam integer count in bytes

@@ -82,6 +82,58 @@ describe ("adaptive", function ()
     assert.is_true (result.finished)
   end)
 
+  it ("fetches what nobody has read, in one go, beside such a client", function ()
+    -- In each block, one read of 4K in the middle.
+    local events, read_at = {}, {}
+    for i = 1, 60 do
+      local block = i * 7 % 32
+      events[i] = { at = i * 0.05, seconds = 0.04,
+                    read = { block * BLOCK + MiB, 4 * KiB } }
+      read_at[block] = read_at[block] or i * 0.05
+    end
+    local result = run { events = events, prefetch_seconds = 0.04, threads = 8 }
+    local together = 0
+    for i, prefetch in ipairs (result.prefetches) do
+      local seconds = result.issued[i]
+      local from = prefetch[1] % BLOCK
+      local around_read = from <= MiB and from + prefetch[2] > MiB
+      if seconds < 60 * 0.05 then
+        assert.is_true (not around_read or seconds < read_at[prefetch[1] // BLOCK])
+        if seconds == result.issued[i - 1] then together = together + 1 end
+      end
+    end
+    assert.is_true (together > 10)
+    -- The rest when it has gone quiet: all of it once.
+    assert.is_true (result.finished)
+    local times = coverage (result)
+    for unit = 0, 64 * MiB // (64 * KiB) - 1 do assert.equal (1, times[unit]) end
+  end)
+
+  -- Lone reads in blocks of their own, those in `holes` and others in turn.
+  local function reads_around (holes_of_each_4)
+    local hole = 32 * MiB
+    local events = {}
+    for i = 1, 60 do
+      local at = i * 7 % 60
+      local in_hole = i % 4 < holes_of_each_4
+      events[i] = { at = i * 0.05, seconds = 0.04,
+                    read = { (in_hole and hole or 0) + at * 512 * KiB, 4 * KiB } }
+    end
+    local result = run { events = events, prefetch_seconds = 0.04, threads = 8,
+                         holes = { { hole, 32 * MiB } } }
+    local inside = 0
+    for _, prefetch in ipairs (result.prefetches) do
+      if prefetch[1] >= hole then inside = inside + prefetch[2] end
+    end
+    return inside
+  end
+
+  it ("fetches the blocks around lone reads in holes, if there are many", function ()
+    assert.equal (0, reads_around (0))
+    assert.equal (0, reads_around (1))
+    assert.is_true (reads_around (4) >= 24 * MiB)
+  end)
+
   it ("leaves such a client alone where a prefetch is no faster than it", function ()
     local result = run { events = scattered_reads (300, 0.04), prefetch_seconds = 0.08 }
     local during = 0
@@ -242,6 +294,27 @@ describe ("adaptive", function ()
       end
     end
     assert.is_true (inside > 0)
+  end)
+
+  it ("goes back for a hole that it left out, when the reader reads it", function ()
+    local hole, hole_stop = 10 * MiB, 11 * MiB
+    local events, issued = {}, {}
+    for i = 0, 99 do
+      events[i + 1] = { at = 1 + i * 0.02, read = { i * 256 * KiB, 256 * KiB },
+                        seconds = 0.02 }
+    end
+    local result = run { holes = { { hole, hole_stop - hole } }, events = events,
+                         args = { silence = "10" },
+                         threads = 8, prefetch_seconds = 0.06 }
+    for i, prefetch in ipairs (result.prefetches) do
+      if prefetch[1] >= hole_stop then issued.behind = issued.behind or i end
+      if prefetch[1] >= hole and prefetch[1] < hole_stop then
+        issued.inside = issued.inside or i
+      end
+    end
+    assert.is_true (issued.behind < issued.inside)
+    local reader = 10 * 4 -- which read is the first in the hole
+    assert.is_true (result.issued[issued.inside] < 1 + (reader + 2) * 0.02)
   end)
 
   it ("fetches nothing twice for several connections", function ()

@@ -222,4 +222,15 @@ describe ("streams", function ()
     for i = 0, 99 do read (readers, i << 30, 4096) end
     assert.equal (8, #readers.list)
   end)
+
+  it ("skips what it is told to, and goes back for it", function ()
+    local readers = new ()
+    for i = 0, 3 do read (readers, i * 256 * KiB, 256 * KiB) end
+    local stream, offset, count = readers:next ()
+    assert.equal (MiB, offset)
+    readers:skip (stream, count)
+    assert.equal (MiB + count, stream.ready)
+    readers:rewind (stream)
+    assert.same ({ stream, offset, count }, { readers:next () })
+  end)
 end)
