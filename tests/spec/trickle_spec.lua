@@ -15,7 +15,7 @@ end
 
 local function ready (options)
   local little = trickle.new (2 * MiB)
-  read (little, 16, options)
+  read (little, 8, options)
   return little
 end
 
@@ -25,7 +25,7 @@ local function fetch (little, count, seconds_of)
   for i = 1, count do
     sizes[i] = little:bytes ()
     if not sizes[i] then break end
-    little:fetched (seconds_of (sizes[i]))
+    little:fetched (seconds_of (sizes[i]), sizes[i])
   end
   return sizes
 end
@@ -33,7 +33,7 @@ end
 describe ("trickle", function ()
   it ("knows the client first", function ()
     local little = trickle.new (2 * MiB)
-    for _ = 1, 16 do
+    for _ = 1, 8 do
       assert.is_nil (little:bytes ())
       read (little, 1)
     end
@@ -43,9 +43,9 @@ describe ("trickle", function ()
   it ("is for lone reads", function ()
     local little = ready { in_a_row = true }
     assert.is_nil (little:bytes ())
-    read (little, 16)
+    read (little, 8)
     assert.is_truthy (little:bytes ())
-    read (little, 5, { in_a_row = true })
+    read (little, 3, { in_a_row = true })
     assert.is_nil (little:bytes ())
   end)
 
@@ -54,20 +54,41 @@ describe ("trickle", function ()
   end)
 
   it ("grows pieces as long as their time is latency, up to a block", function ()
-    local sizes = fetch (ready (), 20, function () return 0.02 end)
-    assert.equal (64 * KiB, sizes[1])
-    assert.equal (128 * KiB, sizes[3])
-    assert.equal (2 * MiB, sizes[20])
+    local sizes = fetch (ready (), 4, function () return 0.02 end)
+    assert.same ({ 64 * KiB, 256 * KiB, MiB, 2 * MiB }, sizes)
   end)
 
-  it ("takes smaller pieces where it is bandwidth, and tries again", function ()
-    -- 125 MB/s
-    local sizes = fetch (ready (), 100, function (bytes) return 0.02 + bytes / 125e6 end)
+  it ("keeps them no longer on the line than the latency is", function ()
+    for _, megabytes in ipairs { 1, 10, 50, 125, 1000 } do
+      local line = megabytes * 1e6
+      local sizes = fetch (ready (), 100, function (bytes) return 0.02 + bytes / line end)
+      for i, bytes in ipairs (sizes) do
+        -- What the smallest cost is not known.
+        assert.is_true (i <= 2 or bytes / line <= 0.02 + 64 * KiB / line)
+      end
+      local last = sizes[#sizes]
+      if megabytes == 1 then
+        assert.equal (64 * KiB, last)
+      elseif last < 2 * MiB then
+        assert.is_true (last / line > 0.008)
+      end
+    end
+  end)
+
+  it ("learns nothing from less than it gave", function ()
+    local little = ready ()
+    for _ = 1, 10 do little:fetched (0.02, 16 * KiB) end
+    assert.equal (64 * KiB, little:bytes ())
+  end)
+
+  it ("takes smaller pieces where they become slower, and tries again", function ()
+    local sizes = fetch (ready (), 80, function (bytes)
+      return bytes > MiB and 0.05 or 0.02
+    end)
     local count = {}
     for _, bytes in ipairs (sizes) do count[bytes] = (count[bytes] or 0) + 1 end
-    assert.is_true (count[512 * KiB] > 75)
-    assert.is_true (count[MiB] >= 3 and count[MiB] <= 9)
-    assert.is_nil (count[2 * MiB])
+    assert.is_true (count[MiB] > 60)
+    assert.is_true (count[2 * MiB] >= 6 and count[2 * MiB] <= 9)
   end)
 
   it ("does not mind one that takes longer", function ()
@@ -81,13 +102,13 @@ describe ("trickle", function ()
 
   it ("leaves the client alone if the first piece waits for a read", function ()
     local little = ready ()
-    little:fetched (0.04)
+    little:fetched (0.04, 64 * KiB)
     assert.is_nil (little:bytes ())
     read (little, 255)
     assert.is_nil (little:bytes ())
     read (little, 1)
     assert.equal (64 * KiB, little:bytes ())
-    little:fetched (0.04)
+    little:fetched (0.04, 64 * KiB)
     read (little, 511)
     assert.is_nil (little:bytes ())
   end)
@@ -112,7 +133,7 @@ describe ("trickle", function ()
 
   it ("does with small blocks", function ()
     local little = trickle.new (4096)
-    read (little, 16)
+    read (little, 8)
     assert.equal (4096, little:bytes ())
     fetch (little, 10, function () return 0.02 end)
     assert.equal (4096, little:bytes ())
