@@ -156,6 +156,12 @@ reads_wake (struct reads *reads)
   note_event (reads);
 }
 
+unsigned
+reads_in_flight (struct reads *reads)
+{
+  return atomic_load (&reads->in_flight);
+}
+
 uint64_t
 reads_idle_ns (struct reads *reads)
 {

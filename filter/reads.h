@@ -5,7 +5,8 @@
  * further, so that the furthest end is never lost.  Nothing here allocates
  * after reads_new, fails, or waits for anyone but reads_wait.
  *
- * Any thread may call reads_begin, reads_end, reads_wake and reads_idle_ns.
+ * Any thread may call reads_begin, reads_end, reads_wake, reads_in_flight and
+ * reads_idle_ns.
  * Only the scan's decider (one thread at a time) may call reads_take and
  * reads_wait.
  */
@@ -53,6 +54,11 @@ extern void reads_wait (struct reads *reads, uint64_t deadline_ns);
 
 /* End a reads_wait that is under way, or the next one. */
 extern void reads_wake (struct reads *reads);
+
+/* How many reads have begun and not ended.  Those are in it that the queue had no
+ * room for, not those after reads_stop.
+ */
+extern unsigned reads_in_flight (struct reads *reads);
 
 /* Nanoseconds since a read was last in flight, 0 while one is.  Times are kept
  * only from the first call on.

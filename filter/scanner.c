@@ -101,6 +101,14 @@ driver_failures (void *opaque, const struct vm_failure **out)
   return n;
 }
 
+static unsigned
+driver_reads_in_flight (void *opaque)
+{
+  struct scanner *s = opaque;
+
+  return reads_in_flight (s->reads);
+}
+
 static uint64_t
 driver_idle_ns (void *opaque)
 {
@@ -552,6 +560,7 @@ scanner_start (const struct scanner_config *config)
     .export = config->export_name,
     .reads = driver_reads,
     .failures = driver_failures,
+    .reads_in_flight = driver_reads_in_flight,
     .idle_ns = driver_idle_ns,
     .closed = driver_closed,
     .gone = driver_gone,

@@ -90,6 +90,16 @@ driver_failures (lua_State *L)
   return 1;
 }
 
+/* driver.reads_in_flight () */
+static int
+driver_reads_in_flight (lua_State *L)
+{
+  struct vm_scan *scan = check_scan (L);
+
+  lua_pushinteger (L, scan->driver->reads_in_flight (scan->driver->opaque));
+  return 1;
+}
+
 /* driver.idle () */
 static int
 driver_idle (lua_State *L)
@@ -174,7 +184,7 @@ driver_now (lua_State *L)
 void
 vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
 {
-  lua_createtable (L, 0, 9);                    /* driver */
+  lua_createtable (L, 0, 10);                   /* driver */
   lua_pushinteger (L, driver->size);
   lua_setfield (L, -2, "size");
   lua_pushinteger (L, driver->block);
@@ -193,6 +203,10 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
   lua_pushcclosure (L, next_failure, 1);
   lua_pushcclosure (L, driver_failures, 2);
   lua_setfield (L, -2, "failures");
+
+  lua_pushvalue (L, box);
+  lua_pushcclosure (L, driver_reads_in_flight, 1);
+  lua_setfield (L, -2, "reads_in_flight");
 
   lua_pushvalue (L, box);
   lua_pushcclosure (L, driver_idle, 1);

@@ -62,6 +62,7 @@ struct vm_driver {
    */
   size_t (*reads) (void *opaque, const struct range **out);
   size_t (*failures) (void *opaque, const struct vm_failure **out);
+  unsigned (*reads_in_flight) (void *opaque);
   uint64_t (*idle_ns) (void *opaque);
   /* What the policy is told in this turn: the client has gone. */
   bool (*closed) (void *opaque);

@@ -4,9 +4,10 @@
 -- one).  It runs in a coroutine; everything that may take time (`prefetch`,
 -- `wait`, `settle`, `next_data`, `pread`) is a *request* that is yielded to the
 -- runner, which does it and resumes the policy with the answer.  Everything
--- that is only a question (`reads`, `failures`, `idle`, `closed`, `now`) is
--- answered at once by the runner's *driver*.  The filter, the simulator and
--- the test kit are three runners; a policy can't tell them apart.
+-- that is only a question (`reads`, `failures`, `reads_in_flight`, `idle`,
+-- `closed`, `now`) is answered at once by the runner's *driver*.  The filter,
+-- the simulator and the test kit are three runners; a policy can't tell them
+-- apart.
 --
 -- Requests, as the runner sees them come out of `coroutine.resume`:
 --
@@ -22,6 +23,7 @@
 --     size, block, export   bytes, bytes, name
 --     reads ()              -> iterator over (offset, count), oldest first
 --     failures ()           -> iterator over (offset, count, errno name)
+--     reads_in_flight ()    -> number
 --     idle ()               -> seconds
 --     closed ()             -> boolean
 --     now ()                -> seconds
@@ -166,6 +168,11 @@ function M.disk (driver)
     -- @function disk:failures
     -- @treturn function iterator over offset, count (bytes), errno name ("EIO")
     failures = driver.failures,
+
+    --- How many of the client's reads are in flight.
+    -- @function disk:reads_in_flight
+    -- @treturn integer
+    reads_in_flight = driver.reads_in_flight,
 
     --- Seconds since the client last had a read in flight; 0 while one is.
     -- @function disk:idle

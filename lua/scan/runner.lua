@@ -58,6 +58,10 @@ local function make_driver (runner, options)
     return take_all (failures)
   end
 
+  function driver.reads_in_flight ()
+    return runner.reading
+  end
+
   -- Times are kept only from the first question on.
   function driver.idle ()
     runner.last_read_seconds = runner.last_read_seconds or options.now ()

@@ -69,6 +69,12 @@ no_failures (void *opaque, const struct vm_failure **out)
   return 0;
 }
 
+static unsigned
+no_reads_in_flight (void *opaque)
+{
+  return 0;
+}
+
 static uint64_t
 idle_ns (void *opaque)
 {
@@ -111,7 +117,8 @@ scan (struct vm *vm, uint64_t blocks)
 {
   const struct vm_driver driver = {
     .size = blocks * BLOCK, .block = BLOCK, .export = "",
-    .reads = no_reads, .failures = no_failures, .idle_ns = idle_ns,
+    .reads = no_reads, .failures = no_failures,
+    .reads_in_flight = no_reads_in_flight, .idle_ns = idle_ns,
     .closed = no, .gone = no,
   };
   struct vm_scan *s = vm_scan_new (vm, &driver);

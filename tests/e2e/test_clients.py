@@ -1,8 +1,9 @@
 """Real clients over the filter, as in the stock project's own two tests."""
 
+import nbd
 import pytest
 
-from harness import SCAN, nbdkit
+from harness import SCAN, gate, nbdkit
 
 
 @pytest.mark.parametrize ("size", ["1M", "1G"])
@@ -31,3 +32,38 @@ def test_info_of_another_export ():
         assert "1048576" in server.run ("nbdinfo", "{uri}", export="test")
         assert len (server.errors ()) >= 1
         assert all ("not the default export" in e for e in server.errors ())
+
+
+def test_reads_in_flight (tmp_path):
+    """A policy knows how many there are, at any time: of its own client only."""
+    policy = tmp_path / "counts.lua"
+    policy.write_text ("""
+        return function (disk)
+          local last
+          while not disk:closed () do
+            local now = disk:reads_in_flight ()
+            if now ~= last then print ("in flight: " .. now) end
+            last = now
+            disk:wait ()
+          end
+        end""")
+    with nbdkit ([SCAN], gate ("size=64K", "hold=read"), [f"scan-policy={policy}"],
+                 ["-v"]) as server:
+        def printed (number):
+            nonlocal cursor
+            _, cursor = server.wait_line (f"policy: in flight: {number}$", cursor)
+
+        cursor = 0
+        h = server.connect ()
+        printed (0)
+        for n in 1, 2, 3:
+            h.aio_pread (nbd.Buffer (512), n * 512)
+            printed (n)
+        other = server.connect ()
+        other.aio_pread (nbd.Buffer (512), 0)
+        printed (1)
+        for _ in range (4):
+            server.release (server.next_call ("read"))
+        server.poll (lambda: h.poll (0) == 0 and h.aio_in_flight () == 0, "the reads")
+        printed (0)
+        assert server.errors () == []

@@ -30,7 +30,8 @@ end
 
 local OPS = { "prefetch", "wait", "settle", "next_data", "pread", "", "close" }
 local METHODS = { "prefetch", "wait", "settle", "next_data", "pread",
-                  "reads", "failures", "idle", "closed", "now" }
+                  "reads", "failures", "reads_in_flight", "idle", "closed",
+                  "now" }
 
 local value
 

@@ -153,6 +153,13 @@ client_failures (void *opaque, const struct vm_failure **out)
   return n;
 }
 
+static unsigned
+client_reads_in_flight (void *opaque)
+{
+  (void) opaque;
+  return take_byte ();
+}
+
 static uint64_t
 client_idle_ns (void *opaque)
 {
@@ -187,6 +194,7 @@ client_init (struct client *client)
     .driver = {
       .opaque = client, .size = sizes[take_byte () % 8], .block = BLOCK,
       .export = "", .reads = client_reads, .failures = client_failures,
+      .reads_in_flight = client_reads_in_flight,
       .idle_ns = client_idle_ns, .closed = client_closed, .gone = client_gone,
     },
   };

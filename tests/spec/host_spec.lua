@@ -9,6 +9,7 @@ before_each (function ()
     size = 1000, block = 300, export = "e",
     reads = function () return "reads" end,
     failures = function () return "failures" end,
+    reads_in_flight = function () return 3 end,
     idle = function () return 0.5 end,
     closed = function () return true end,
     now = function () return 12 end,
@@ -132,9 +133,10 @@ describe ("scan.host", function ()
   it ("answers questions through the driver, without a yield", function ()
     local got
     host.main (function (disk)
-      got = { disk:reads (), disk:failures (), disk:idle (), disk:closed (), disk:now () }
+      got = { disk:reads (), disk:failures (), disk:reads_in_flight (), disk:idle (),
+              disk:closed (), disk:now () }
     end, driver)
-    assert.same ({ "reads", "failures", 0.5, true, 12 }, got)
+    assert.same ({ "reads", "failures", 3, 0.5, true, 12 }, got)
   end)
 
   it ("lets a policy spoil only its own disk", function ()

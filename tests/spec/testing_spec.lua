@@ -132,6 +132,18 @@ describe ("scan.testing", function ()
       assert.equal (3, result.waits)
     end)
 
+    it ("count the reads in flight", function ()
+      local seen = {}
+      run (function (disk)
+        for i = 1, 5 do
+          seen[i] = disk:reads_in_flight ()
+          disk:wait (1)
+        end
+      end, { events = { { at = 0.5, read = { 0, 1 }, seconds = 2 },
+                        { at = 0.5, read = { 1, 1 }, seconds = 1 } } })
+      assert.same ({ 0, 1, 2, 1, 0 }, seen)
+    end)
+
     it ("make the client busy while a read lasts, however long", function ()
       local seen = {}
       run (function (disk)

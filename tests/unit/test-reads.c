@@ -85,7 +85,9 @@ test_idle (void)
   reads_begin (reads, (struct range) { 0, 1 });
   check (reads_idle_ns (reads) == 0, "it is 0 while a read is in flight");
   reads_begin (reads, (struct range) { 0, 1 });
+  check (reads_in_flight (reads) == 2, "how many are in flight");
   reads_end (reads);
+  check (reads_in_flight (reads) == 1, "one less when one ends");
   check (reads_idle_ns (reads) == 0, "and while any is");
   b = clock_now_ns ();
   reads_end (reads);

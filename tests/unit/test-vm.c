@@ -41,6 +41,12 @@ fake_failures (void *opaque, const struct vm_failure **out)
   return 1;
 }
 
+static unsigned
+fake_reads_in_flight (void *opaque)
+{
+  return 3;
+}
+
 static uint64_t
 fake_idle_ns (void *opaque)
 {
@@ -65,7 +71,8 @@ static struct fake fake = {
 
 static struct vm_driver driver = {
   .opaque = &fake, .size = SIZE, .block = BLOCK, .export = "",
-  .reads = fake_reads, .failures = fake_failures, .idle_ns = fake_idle_ns,
+  .reads = fake_reads, .failures = fake_failures,
+  .reads_in_flight = fake_reads_in_flight, .idle_ns = fake_idle_ns,
   .closed = fake_closed, .gone = fake_gone,
 };
 
