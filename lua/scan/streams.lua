@@ -29,8 +29,11 @@
 -- The first two pieces are waited for, so that many threads can't do much harm
 -- before it shows.  Readers whose reads are more than half a block are not
 -- followed: there is no latency to save by larger requests.  Nor are those whose
--- reads take less than 0.8 ms each, one with another: the source is near, or the
--- reader has so many under way that it has no latency to wait for.
+-- reads take less than 0.8 ms each, one with another: the source is near.
+--
+-- A client with many reads in flight has no latency to wait for; what it waits for is
+-- the line, or the processor.  With more than two, in the mean over the last looks,
+-- they must take 3 ms each, one with another; with eight nobody is followed.
 --
 -- A stream let go, and one that ends with more than half as much ready as was read
 -- while it was followed, doubles the reads that new ones need before they are
@@ -54,8 +57,12 @@ local LOSS_READS = 2
 local HOLD_BYTES = 32 << 20
 local TRUST_BYTES = 8 << 20
 local TRIAL_PIECES = 2
--- Reads that take less gain nothing; up to the next, it takes so many to tell.
+-- Reads that take less gain nothing; up to the next, it takes so many to tell, and
+-- with more than a few in flight they must take that long.
 local FAST_SECONDS, UNSURE_SECONDS, SURE_READS = 0.0008, 0.003, 16
+-- Of the mean of reads in flight, how much is from before the last look, while there
+-- are more of them and less: quick to see, slow to forget.
+local FEW_READS, DEEP_READS, MEMORY_UP, MEMORY_DOWN = 2, 8, 0.5, 0.9
 local UNIT_BYTES = 65536
 local ROUND_TRIPS = 4
 -- A prefetch of so many reads' bytes should take less than this of their time.
@@ -88,6 +95,7 @@ function M.new (disk, options)
     read_time = now,        -- when it last saw reads
     busy = 0,               -- seconds since then that were not the client's pause
     was_busy = false,
+    depth = 0,              -- reads in flight, in the mean
   }, META)
 end
 
@@ -246,7 +254,12 @@ function Streams:look (each)
     end
     self.read_time, self.busy = now, 0
   end
-  self.was_busy = disk:idle () == 0
+  local in_flight = disk:reads_in_flight ()
+  self.was_busy = in_flight > 0
+  if self.was_busy then
+    local memory = in_flight > self.depth and MEMORY_UP or MEMORY_DOWN
+    self.depth = memory * self.depth + (1 - memory) * in_flight
+  end
   return any, busy
 end
 
@@ -265,6 +278,9 @@ end
 local function is_slow (streams, stream)
   local reads = streams.turn - stream.first_turn
   local each = stream.seconds / reads
+  if streams.depth > FEW_READS then
+    return each > UNSURE_SECONDS and reads >= SURE_READS
+  end
   return each > UNSURE_SECONDS or each > FAST_SECONDS and reads >= SURE_READS
 end
 
@@ -275,9 +291,12 @@ end
 function Streams:next ()
   local size, block, unit = self.disk.size, self.disk.block, self.unit
   local best, best_count
+  local deep = self.depth >= DEEP_READS
   for _, stream in ipairs (self.list) do
     if self.turn - stream.turn >= LIVE_READS then
       if stream.following then judge (self, stream) end
+    elseif deep then
+      if stream.following then give_up (self, stream) end
     elseif stream.ready < size then
       if not stream.following and stream.reads >= self.trust.needed and stream.bytes > 0
          and is_slow (self, stream)

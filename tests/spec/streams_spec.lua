@@ -11,7 +11,9 @@ local function new_disk (options)
     fetch_seconds = options and options.fetch_seconds or 0.02,
   }
   function disk.now () return disk.time end
-  function disk.idle () return disk.idle_seconds or 0 end
+  function disk.reads_in_flight ()
+    return (disk.idle_seconds or 0) > 0 and 0 or disk.depth or 1
+  end
   function disk.settle () end
   function disk.reads ()
     local list, i = disk.queue, 0
@@ -232,5 +234,54 @@ describe ("streams", function ()
     assert.equal (MiB + count, stream.ready)
     readers:rewind (stream)
     assert.same ({ stream, offset, count }, { readers:next () })
+  end)
+
+  describe ("and a client with many reads in flight", function ()
+    local function read_on (readers, reads, seconds)
+      local first = readers.last or 0
+      for i = first, first + reads - 1 do
+        read (readers, i * 256 * KiB, 256 * KiB, seconds)
+      end
+      readers.last = first + reads
+      return readers:next ()
+    end
+
+    it ("does not follow it", function ()
+      local readers = new ()
+      readers.disk.depth = 16
+      assert.is_nil (read_on (readers, 100, 0.05))
+    end)
+
+    it ("follows it when there are fewer", function ()
+      local readers = new ()
+      readers.disk.depth = 16
+      assert.is_nil (read_on (readers, 20, 0.05))
+      readers.disk.depth = 1
+      assert.is_nil (read_on (readers, 4, 0.05))
+      assert.is_truthy (read_on (readers, 12, 0.05))
+    end)
+
+    it ("follows it no longer when there are more", function ()
+      local readers = new ()
+      assert.is_truthy (read_on (readers, 10, 0.05))
+      readers.disk.depth = 16
+      assert.is_nil (read_on (readers, 1, 0.05))
+      readers.disk.depth = 1
+      assert.is_nil (read_on (readers, 40, 0.05))
+    end)
+
+    it ("is sure that a few of them are slow, first", function ()
+      for _, seconds in ipairs { 0.002, 0.004 } do
+        local slow = seconds > 0.003
+        local readers = new ()
+        assert.equal (slow, read_on (readers, 14, seconds) ~= nil)
+        assert.is_truthy (read_on (readers, 20, seconds))
+
+        readers = new ()
+        readers.disk.depth = 4
+        assert.is_nil (read_on (readers, 14, seconds))
+        assert.equal (slow, read_on (readers, 20, seconds) ~= nil)
+      end
+    end)
   end)
 end)
