@@ -15,8 +15,9 @@
 --   prefetch takes, but at least two reads: no more is needed to be there first;
 -- - the `window` given.
 --
--- It is fetched in pieces of half a window, at most a block.  A stream not read
--- for the last 16 reads is left alone until it is.
+-- It is fetched in pieces of half a window, at most a block; of a quarter if there
+-- are threads, so that less is read by the reader as well that is on its way.  A
+-- stream not read for the last 16 reads is left alone until it is.
 --
 -- Reading ahead must pay.  Before a stream is followed its pace is measured,
 -- thinking time and all, and while it is followed the time it takes is set
@@ -306,7 +307,8 @@ function Streams:next ()
       end
       if stream.following and (not best or stream.turn > best.turn) then
         local window = window_of (self, stream)
-        local count = math.min (math.max (window // 2, unit), block)
+        local share = self.threads and stream.pieces >= TRIAL_PIECES and 4 or 2
+        local count = math.min (math.max (window // share, unit), block)
         -- End on a multiple, so that what caches in units is asked for whole ones.
         local stop = stream.ready + count
         stop = math.max (stop - stop % unit, stream.ready - stream.ready % unit + unit)
@@ -347,8 +349,8 @@ function Streams:prefetch (stream, count)
   local returned = disk:now ()
   if stream.pieces <= TRIAL_PIECES then
     disk:settle ()
-    -- Time to settle means that there are threads, which come back early.
-    if disk:now () > returned then self.threads = true end
+    -- With threads it came back early, and the time passed now.
+    if disk:now () - returned > returned - began then self.threads = true end
   elseif self.threads then
     return
   end

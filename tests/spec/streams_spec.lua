@@ -9,12 +9,16 @@ local function new_disk (options)
   local disk = {
     size = 1 << 40, block = 2 * MiB, time = 0, queue = {}, fetched = {},
     fetch_seconds = options and options.fetch_seconds or 0.02,
+    threads = options and options.threads,
   }
   function disk.now () return disk.time end
   function disk.reads_in_flight ()
     return (disk.idle_seconds or 0) > 0 and 0 or disk.depth or 1
   end
-  function disk.settle () end
+  -- No clock stands still.
+  function disk.settle ()
+    disk.time = disk.time + (disk.threads and disk.fetch_seconds or 0.0001)
+  end
   function disk.reads ()
     local list, i = disk.queue, 0
     disk.queue = {}
@@ -24,7 +28,7 @@ local function new_disk (options)
     end
   end
   function disk.prefetch (_, offset, count)
-    disk.time = disk.time + disk.fetch_seconds
+    disk.time = disk.time + (disk.threads and 0.0001 or disk.fetch_seconds)
     table.insert (disk.fetched, { offset, count })
   end
   return disk
@@ -234,6 +238,19 @@ describe ("streams", function ()
     assert.equal (MiB + count, stream.ready)
     readers:rewind (stream)
     assert.same ({ stream, offset, count }, { readers:next () })
+  end)
+
+  it ("takes smaller pieces when threads fetch several at a time", function ()
+    local pieces = {}
+    for _, threads in ipairs { false, true } do
+      local readers, disk = new { threads = threads, fetch_seconds = 0.05 }
+      for i = 0, 39 do
+        read (readers, i * 256 * KiB, 256 * KiB)
+        fetch (readers)
+      end
+      table.insert (pieces, #disk.fetched)
+    end
+    assert.is_true (pieces[2] > 1.5 * pieces[1])
   end)
 
   describe ("and a client with many reads in flight", function ()
