@@ -243,8 +243,8 @@ return function (disk)
 
   -- Where the next data is, in whole units.
   local function data_from (offset)
-    local data = disk:next_data (offset) or disk.size
-    return math.max (offset, data - data % done.unit)
+    local data = disk:next_data (offset)
+    return data and math.max (offset, data - data % done.unit) or disk.size
   end
 
   -- A reader that reads holes has them read ahead too: to read nothing from a
@@ -275,7 +275,8 @@ return function (disk)
   -- prefetched.
   local function fill (from, stop, is_hint)
     local data = data_from (from)
-    if is_hint and rest.judge (data >= stop) then data = from end
+    local is_hole = data >= stop
+    if is_hint and rest.judge (is_hole) and is_hole then data = from end
     done:add_hole (from, data)
     done:add (from, stop)
     if data >= stop then return 0 end

@@ -296,6 +296,15 @@ describe ("adaptive", function ()
     assert.is_true (inside > 0)
   end)
 
+  it ("skips the part of a block that is a hole, around a lone read too", function ()
+    local result = run {
+      size = 8 * MiB + 5, holes = { { 2 * MiB, MiB }, { 8 * MiB, 5 } },
+      events = { { at = 0.01, read = { 3 * MiB + 4 * KiB, 4 * KiB } } },
+    }
+    assert.same ({ { 3 * MiB, MiB }, { 0, BLOCK }, { 4 * MiB, BLOCK },
+                   { 6 * MiB, BLOCK } }, result.prefetches)
+  end)
+
   it ("goes back for a hole that it left out, when the reader reads it", function ()
     local hole, hole_stop = 10 * MiB, 11 * MiB
     local events, issued = {}, {}
