@@ -21,10 +21,10 @@
 --    All connections of an export count as one client here, and what one has read
 --    or fetched is done for all, until the last has gone.
 -- 3. While the client reads here and there without a pause: some of that rest,
---    just after a read began, as much as costs the reads nothing.  See
---    lua/scan/trickle.lua.  It is several ranges at once, for threads, and none
---    with a read in it: a layer below would fetch what is before and what is
---    behind one after the other.
+--    just after a read began that takes its time, as much as costs the reads
+--    nothing.  See lua/scan/trickle.lua.  It may be several ranges at once, for
+--    threads, and none has a read in it: a layer below would fetch what is before
+--    and what is behind one after the other.
 -- 4. It waits.  It ends when the whole disk is read, fetched or hole.
 --
 -- So a read far away, like those of blkid at the end of a disk, is a hint and
@@ -47,7 +47,7 @@ local FILL = arguments.boolean (args, "fill", true)
 
 local HINTS = 32
 local HOLE_READS, HOLE_READS_MOST = 4, 8
-local BESIDE_RANGES, BLOCKED_SECONDS = 8, 0.001
+local BESIDE_BLOCKS, BLOCKED_SECONDS = 4, 0.001
 local GAPS = 16
 local BUSY_SECONDS = 10 -- a read that takes longer is taken for a pause
 -- A shorter wait may be no time at all, by rounding.
@@ -216,14 +216,16 @@ end
 
 return function (disk)
   if disk.size == 0 then return end
-  local little = trickle.new (disk.block)
+  local little = trickle.new (BESIDE_BLOCKS * disk.block)
   local scan, done, trust = join (disk)
   local readers = streams.new (disk, { window = WINDOW, trust = trust })
   local retry = retry_list (disk)
   local pause = pause_meter (disk, scan)
   local rest = rest_of (disk, done)
 
+  local missed                  -- a read that takes its time has begun
   local function note (stream, offset, count)
+    missed = missed or not done:is_near (offset)
     done:add_read (offset, offset + count)
     -- Small reads in a row cover units that none of them covers alone.
     done:add (math.max (stream.from, stream.noted or 0), stream.position)
@@ -285,30 +287,32 @@ return function (disk)
   end
 
   -- Some of the rest beside the client's reads.
-  local function fill_beside (bytes)
-    local began, count = disk:now (), 0
-    for _ = 1, BESIDE_RANGES do
+  local function fill_beside (bytes, most_ranges)
+    local began, count, ranges = disk:now (), 0, 0
+    for _ = 1, most_ranges do
       local most = bytes - count
       most = most - most % done.unit
       if most <= 0 then break end
       local from, stop, is_hint = rest.next (most, true)
       if not from then break end
-      count = count + fill (from, stop, is_hint)
+      local fetched = fill (from, stop, is_hint)
+      count, ranges = count + fetched, ranges + (fetched > 0 and 1 or 0)
       -- If no thread is free for the next one, that's enough.
       if disk:now () - began > BLOCKED_SECONDS then break end
     end
     if count == 0 then return end
     disk:settle ()
-    little:fetched (disk:now () - began, count)
+    little:fetched (disk:now () - began, count, ranges)
   end
 
   local waited = false          -- in the last turn
   while not disk:closed () do
+    missed = false
     local any, busy_seconds = readers:look (note)
     pause.look (any)
     if any then little:took (busy_seconds) end
     retry.note ()
-    local read_began = any and waited
+    local read_began = missed and waited
     waited = false
 
     local stream, offset, count = readers:next ()
@@ -321,8 +325,10 @@ return function (disk)
       disk:settle ()
     else
       local from, stop, is_hint
-      local bytes = read_began and pause_seconds > 0 and FILL
-                    and not rest.none_untouched and little:bytes ()
+      local bytes, ranges
+      if read_began and pause_seconds > 0 and FILL and not rest.none_untouched then
+        bytes, ranges = little:bytes ()
+      end
       if pause_seconds == 0 and FILL then
         from, stop, is_hint = rest.next (disk.block)
         if not from and not retry_seconds then
@@ -335,7 +341,7 @@ return function (disk)
       if from then
         fill (from, stop, is_hint)
       elseif bytes then
-        fill_beside (bytes)
+        fill_beside (bytes, ranges)
       else
         local seconds = pause_seconds > 0 and pause_seconds or retry_seconds
         disk:wait (seconds and math.max (seconds, WAIT_SECONDS))

@@ -97,6 +97,16 @@ function Coverage:is_done (offset)
   return self.done:has (offset // self.unit)
 end
 
+--- Is a read of this likely to be quick: is it in a unit that is touched, or done and
+-- no hole?
+-- @tparam integer offset
+-- @treturn boolean
+function Coverage:is_near (offset)
+  local unit = offset // self.unit
+  return self.touched:has (unit)
+         or self.done:has (unit) and not self.holes:has (unit)
+end
+
 -- The first unit from this one on that is neither done nor touched, or nil; any
 -- unit from `stop` on will do.
 local function next_untouched (coverage, unit, stop)

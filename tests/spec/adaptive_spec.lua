@@ -78,7 +78,7 @@ describe ("adaptive", function ()
       end
     end
     assert.is_true (during > 20)
-    assert.equal (BLOCK, most)
+    assert.is_true (most >= BLOCK - 64 * KiB)
     assert.is_true (result.finished)
   end)
 
@@ -466,6 +466,39 @@ describe ("adaptive, against no prefetch,", function ()
       end
     end)
   end
+
+  it ("keeps no random read waiting, but for one in a hundred", function ()
+    local reads = {}
+    for i = 1, 1000 do
+      place = (place * 1103515245 + 12345) % 2147483648
+      reads[i] = { offset = place // 8 % 131072 * 4096, count = 4096 }
+    end
+    local function slowest (options, policy)
+      options.policy = policy
+      local result = simulator.run (options)
+      assert.is_nil (result.error)
+      local seconds = {}
+      for i, read in ipairs (result.reads) do seconds[i] = read.done - read.seconds end
+      table.sort (seconds)
+      return seconds[#seconds * 99 // 100], result.seconds
+    end
+    for _, latency in ipairs { 0.005, 0.02, 0.05 } do
+      for _, megabytes in ipairs { 10, 30, 125, 1000 } do
+        for _, slots in ipairs { 4, 16 } do
+          local options = {
+            traces = { reads }, size = 512 * MiB, threads = 8, keep_reads = true,
+            think_seconds = 0, record = true,
+            source = { latency_seconds = latency, bandwidth = megabytes * 1e6,
+                       slots = slots },
+          }
+          local without, without_seconds = slowest (options)
+          local with, with_seconds = slowest (options, "adaptive")
+          assert.is_true (with <= 1.001 * without)
+          assert.is_true (with_seconds <= 1.005 * without_seconds)
+        end
+      end
+    end
+  end)
 
   it ("is faster for random reads, given time", function ()
     for _, latency in ipairs { 0.005, 0.02, 0.05 } do

@@ -57,6 +57,9 @@ describe ("coverage", function ()
     done:add_read (1024 * KiB, 1152 * KiB)    -- two whole ones
     assert.equal ("0-1024 1152-2048", missing (done))
     assert.equal ("0-64 128-576 704-1024 1152-2048", missing (done, true))
+    assert.is_true (done:is_near (64 * KiB))
+    assert.is_true (done:is_near (1024 * KiB))
+    assert.is_false (done:is_near (128 * KiB))
   end)
 
   it ("gives nothing untouched where all that is missing was read in part", function ()
@@ -86,6 +89,7 @@ describe ("coverage", function ()
     assert.is_true (done:is_hole (2 * MiB))
     assert.is_true (done:is_done (2 * MiB))
     assert.is_false (done:is_hole (0))
+    assert.is_false (done:is_near (2 * MiB))
     done:want_holes (0, 2 * MiB)
     assert.is_false (done:is_hole (MiB))
     assert.is_true (done:is_done (0))         -- no hole

@@ -15,7 +15,9 @@ end
 
 local function ready (options)
   local little = trickle.new (2 * MiB)
-  read (little, 8, options)
+  -- Nothing is known of the first read's time when it is seen.
+  read (little, 1, { in_a_row = options and options.in_a_row, seconds = 0 })
+  read (little, 7, options)
   return little
 end
 
@@ -25,7 +27,7 @@ local function fetch (little, count, seconds_of)
   for i = 1, count do
     sizes[i] = little:bytes ()
     if not sizes[i] then break end
-    little:fetched (seconds_of (sizes[i]), sizes[i])
+    little:fetched (seconds_of (sizes[i]), sizes[i], 1)
   end
   return sizes
 end
@@ -63,8 +65,8 @@ describe ("trickle", function ()
       local line = megabytes * 1e6
       local sizes = fetch (ready (), 100, function (bytes) return 0.02 + bytes / line end)
       for i, bytes in ipairs (sizes) do
-        -- What the smallest cost is not known.
-        assert.is_true (i <= 2 or bytes / line <= 0.02 + 64 * KiB / line)
+        -- The first is to find out.
+        assert.is_true (i == 1 or bytes / line <= 0.0181)
       end
       local last = sizes[#sizes]
       if megabytes == 1 then
@@ -75,9 +77,34 @@ describe ("trickle", function ()
     end
   end)
 
+  it ("takes more ranges at a time as long as they take no longer", function ()
+    -- A source that does three things at a time.
+    local little = ready ()
+    local count = {}
+    for _ = 1, 200 do
+      local bytes, ranges = little:bytes ()
+      count[ranges] = (count[ranges] or 0) + 1
+      little:fetched (ranges > 3 and 0.04 or 0.02, bytes, ranges)
+    end
+    assert.is_true (count[3] > 150)
+    assert.is_true (count[4] >= 4 and count[4] <= 7)
+    assert.is_nil (count[5])
+    -- One that does many.
+    little = ready ()
+    for _ = 1, 20 do
+      local bytes, ranges = little:bytes ()
+      little:fetched (0.02, bytes, ranges)
+    end
+    assert.same ({ 2 * MiB, 8 }, { little:bytes () })
+    -- Fewer than it gave say nothing about more.
+    little = ready ()
+    for _ = 1, 20 do little:fetched (0.02, little:bytes (), 0) end
+    assert.equal (1, select (2, little:bytes ()))
+  end)
+
   it ("learns nothing from less than it gave", function ()
     local little = ready ()
-    for _ = 1, 10 do little:fetched (0.02, 16 * KiB) end
+    for _ = 1, 10 do little:fetched (0.02, 16 * KiB, 1) end
     assert.equal (64 * KiB, little:bytes ())
   end)
 
@@ -102,13 +129,13 @@ describe ("trickle", function ()
 
   it ("leaves the client alone if the first piece waits for a read", function ()
     local little = ready ()
-    little:fetched (0.04, 64 * KiB)
+    little:fetched (0.04, 64 * KiB, 1)
     assert.is_nil (little:bytes ())
     read (little, 255)
     assert.is_nil (little:bytes ())
     read (little, 1)
     assert.equal (64 * KiB, little:bytes ())
-    little:fetched (0.04, 64 * KiB)
+    little:fetched (0.04, 64 * KiB, 1)
     read (little, 511)
     assert.is_nil (little:bytes ())
   end)
