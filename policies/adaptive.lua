@@ -158,7 +158,7 @@ local function rest_of (disk, done)
   local hole_reads = 0 -- up with each lone read in a hole, down with others
   local from, laps = 0, 0
   local rest = {
-    none_untouched = false, -- all that is left was read in part
+    none_untouched = false, -- all that is left was read in part, so far as is known
   }
 
   -- A lone read was in a hole or not; returns whether to fetch what is around it.
@@ -199,8 +199,9 @@ local function rest_of (disk, done)
     if from < disk.size then offset, stop = done:missing (from, disk.size, untouched) end
     if not offset then
       -- Where the map forgets, going round would not end.
-      if done.forgetful and laps > 0 then return nil end
-      offset, stop = done:missing (0, disk.size, untouched)
+      if not (done.forgetful and laps > 0) then
+        offset, stop = done:missing (0, disk.size, untouched)
+      end
       if not offset then
         rest.none_untouched = true
         return nil
