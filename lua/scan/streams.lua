@@ -30,7 +30,9 @@
 -- The first two pieces are waited for, so that many threads can't do much harm
 -- before it shows.  Readers whose reads are more than half a block are not
 -- followed: there is no latency to save by larger requests.  Nor are those whose
--- reads take less than 0.8 ms each, one with another: the source is near.
+-- reads take less than 0.8 ms each, one with another: the source is near.  Three of the
+-- first few, or eight of more, must have taken that long by themselves: one that
+-- takes long among others that don't is the processor's fault.
 --
 -- A client with many reads in flight has no latency to wait for; what it waits for is
 -- the line, or the processor.  With more than two, in the mean over the last looks,
@@ -61,6 +63,7 @@ local TRIAL_PIECES = 2
 -- Reads that take less gain nothing; up to the next, it takes so many to tell, and
 -- with more than a few in flight they must take that long.
 local FAST_SECONDS, UNSURE_SECONDS, SURE_READS = 0.0008, 0.003, 16
+local SLOW_FEW, SLOW_SURE = 3, 8 -- of these, so many slow by themselves
 -- Of the mean of reads in flight, how much is from before the last look, while there
 -- are more of them and less: quick to see, slow to forget.
 local FEW_READS, DEEP_READS, MEMORY_UP, MEMORY_DOWN = 2, 8, 0.5, 0.9
@@ -110,6 +113,7 @@ local function let_go (streams, stream)
   stream.following = false
   stream.first_turn = streams.turn
   stream.reads, stream.seconds, stream.bytes = 1, 0, 0
+  stream.slow, stream.accounted = 0, streams.turn
 end
 
 local function follow (stream)
@@ -202,7 +206,13 @@ end
 local function account (streams, stream, seconds)
   stream.seconds = stream.seconds + seconds
   stream.bytes = stream.bytes + stream.pending
-  if not stream.following then return end
+  if not stream.following then
+    if seconds > FAST_SECONDS * (streams.turn - stream.accounted) then
+      stream.slow = stream.slow + 1
+    end
+    stream.accounted = streams.turn
+    return
+  end
 
   stream.recent_seconds = stream.recent_seconds * PACE_MEMORY + seconds
   stream.recent_bytes = stream.recent_bytes * PACE_MEMORY + stream.pending
@@ -281,8 +291,10 @@ local function is_slow (streams, stream)
   local each = stream.seconds / reads
   if streams.depth > FEW_READS then
     return each > UNSURE_SECONDS and reads >= SURE_READS
+           and stream.slow >= SLOW_SURE
   end
-  return each > UNSURE_SECONDS or each > FAST_SECONDS and reads >= SURE_READS
+  return each > UNSURE_SECONDS and stream.slow >= SLOW_FEW
+         or each > FAST_SECONDS and reads >= SURE_READS and stream.slow >= SLOW_SURE
 end
 
 --- What to prefetch next.

@@ -240,6 +240,20 @@ describe ("streams", function ()
     assert.same ({ stream, offset, count }, { readers:next () })
   end)
 
+  it ("does not take one read that takes long for a source that is slow", function ()
+    local readers = new ()
+    for i = 0, 40 do
+      read (readers, i * 256 * KiB, 256 * KiB, i == 1 and 0.05 or 0.0001)
+      assert.same ({}, fetch (readers))
+    end
+    -- One in four is another matter.
+    readers = new ()
+    for i = 0, 40 do
+      read (readers, i * 256 * KiB, 256 * KiB, i % 4 == 1 and 0.05 or 0.0001)
+    end
+    assert.is_true (#fetch (readers) > 0)
+  end)
+
   it ("takes smaller pieces when threads fetch several at a time", function ()
     local pieces = {}
     for _, threads in ipairs { false, true } do
