@@ -16,8 +16,8 @@
 -- - the `window` given.
 --
 -- It is fetched in pieces of half a window, at most a block; of a quarter if there
--- are threads, so that less is read by the reader as well that is on its way.  A
--- stream not read for the last 16 reads is left alone until it is.
+-- are threads, as a reader that comes to a piece on its way may have to read it as
+-- well.  A stream not read for the last 16 reads is left alone until it is.
 --
 -- Reading ahead must pay.  Before a stream is followed its pace is measured,
 -- thinking time and all, and while it is followed the time it takes is set
