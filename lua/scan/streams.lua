@@ -289,12 +289,10 @@ end
 local function is_slow (streams, stream)
   local reads = streams.turn - stream.first_turn
   local each = stream.seconds / reads
-  if streams.depth > FEW_READS then
-    return each > UNSURE_SECONDS and reads >= SURE_READS
-           and stream.slow >= SLOW_SURE
-  end
-  return each > UNSURE_SECONDS and stream.slow >= SLOW_FEW
-         or each > FAST_SECONDS and reads >= SURE_READS and stream.slow >= SLOW_SURE
+  local sure = reads >= SURE_READS and stream.slow >= SLOW_SURE
+  if streams.depth > FEW_READS then return sure and each > UNSURE_SECONDS end
+  return sure and each > FAST_SECONDS
+         or stream.slow >= SLOW_FEW and each > UNSURE_SECONDS
 end
 
 --- What to prefetch next.
