@@ -45,6 +45,7 @@ LUA_LIBS      = $(shell $(PKG_CONFIG) --libs lua5.4)
 FILTERDIR     = $(shell $(PKG_CONFIG) --variable=filterdir nbdkit)
 BINDIR        = $(PREFIX)/bin
 LUADIR        = $(PREFIX)/share/lua/5.4
+DATADIR       = $(PREFIX)/share/nbdkit-scan-filter-lua
 MANDIR        = $(PREFIX)/share/man
 DOCDIR        = $(PREFIX)/share/doc/nbdkit-scan-filter-lua
 COMPLETIONDIR = $(PREFIX)/share/bash-completion/completions
@@ -54,76 +55,59 @@ Q := @
 SAY = @printf '  %-7s %s\n' '$(1)' '$(2)'
 endif
 
-# -- what the filter is made of ------------------------------------------------
+# -- what the filters are made of ----------------------------------------------
 
-filter_sources := \
-	filter/budget.c \
-	filter/exports.c \
-	filter/guard.c \
-	filter/layers.c \
-	filter/library.c \
-	filter/metrics.c \
-	filter/options.c \
-	filter/reads.c \
-	filter/report.c \
-	filter/scan.c \
-	filter/scanner.c \
-	filter/source.c \
-	filter/stats.c \
-	filter/vm-driver.c \
-	filter/vm-errors.c \
-	filter/vm-limits.c \
-	filter/vm-native.c \
-	filter/vm.c
+# A folder is a unit: what lies in it is built, embedded or installed with it.
+scan_sources  := $(sort $(wildcard filter/scan/*.c filter/policy/*.c \
+	filter/report/*.c))
+clone_sources := $(sort $(wildcard filter/clone/*.c))
 
-# What policies need; the rest of lua/ is for their authors.
-embedded_lua := \
-	filter/boot.lua \
-	lua/scan/args.lua \
-	lua/scan/blockmap.lua \
-	lua/scan/combinators.lua \
-	lua/scan/coverage.lua \
-	lua/scan/ext4.lua \
-	lua/scan/file.lua \
-	lua/scan/host.lua \
-	lua/scan/partitions.lua \
-	lua/scan/sandbox.lua \
-	lua/scan/sequential.lua \
-	lua/scan/streams.lua \
-	lua/scan/trace.lua \
-	lua/scan/trickle.lua \
-	lua/scan/xfs.lua \
-	$(sort $(wildcard policies/*.lua))
+# Texts that are compiled into the scan filter; lua/kit/ is for authors only.
+embedded_lua := filter/policy/boot.lua \
+	$(sort $(wildcard lua/runtime/scan/*.lua lua/library/scan/*.lua policies/*.lua))
 
-filter_objects := $(filter_sources:%.c=$(B)/%.o) $(B)/embedded.o
+scan_objects  := $(scan_sources:%.c=$(B)/%.o) $(B)/embedded.o
+clone_objects := $(clone_sources:%.c=$(B)/%.o)
 
 # What runs policies: programs that test or measure that link only these.
-vm_objects := $(filter $(B)/filter/vm%,$(filter_objects)) \
-	$(B)/filter/library.o $(B)/embedded.o
+vm_objects := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard filter/policy/*.c))) \
+	$(B)/embedded.o
+
+INCLUDES := $(addprefix -Ifilter/,common scan policy report clone)
 
 # -- the filter ----------------------------------------------------------------
 
-filter: $(B)/nbdkit-scan-filter.so
+filters := $(B)/nbdkit-scan-filter.so \
+	$(if $(clone_sources),$(B)/nbdkit-clone-filter.so)
 
-$(B)/nbdkit-scan-filter.so: $(filter_objects) filter/scan.syms
+filter: $(filters)
+
+define link_filter
 	$(call SAY,LINK,$@)
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(LDFLAGS) -shared \
-	  -Wl,--version-script=filter/scan.syms \
-	  $(filter_objects) $(LUA_LIBS) -o $@
+	  -Wl,--version-script=filter/common/filter.syms \
+	  $(filter %.o,$^) $(1) -o $@
+endef
+
+$(B)/nbdkit-scan-filter.so: $(scan_objects) filter/common/filter.syms
+	$(call link_filter,$(LUA_LIBS))
+
+$(B)/nbdkit-clone-filter.so: $(clone_objects) filter/common/filter.syms
+	$(call link_filter)
 
 $(B)/filter/%.o: filter/%.c $(B)/have-packages
 	$(call SAY,CC,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) \
-	  $(LUA_CFLAGS) -MMD -MP -c $< -o $@
+	  $(LUA_CFLAGS) $(INCLUDES) -MMD -MP -c $< -o $@
 
 $(B)/embedded.o: $(B)/embedded.c
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter -c $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(INCLUDES) -c $< -o $@
 
-$(B)/embedded.c: filter/embed.lua $(embedded_lua)
+$(B)/embedded.c: filter/policy/embed.lua $(embedded_lua)
 	$(call SAY,EMBED,$@)
 	@mkdir -p $(@D)
-	$(Q)$(LUA) filter/embed.lua $(embedded_lua) > $@.tmp
+	$(Q)$(LUA) filter/policy/embed.lua $(embedded_lua) > $@.tmp
 	$(Q)mv $@.tmp $@
 
 # Say plainly what is missing, once.
@@ -156,20 +140,20 @@ build/tests/keep.so: tests/plugins/keep.c
 
 # C programs, each from tests/unit/test-NAME.c and what it tests.  STUB_WRAP lets
 # stubs.c make allocations and threads fail.
-unit_names := budget guard library reads scanner stats vm
+unit_names := $(patsubst tests/unit/test-%.c,%,$(wildcard tests/unit/test-*.c))
 unit_tests := $(unit_names:%=$(B)/tests/unit-%)
 
 unit_objects = $(1:%=$(B)/filter/%.o) $(B)/tests/unit/stubs.o
 STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
-$(B)/tests/unit-budget: $(call unit_objects,budget)
-$(B)/tests/unit-guard: $(call unit_objects,guard)
-$(B)/tests/unit-library: $(call unit_objects,library) $(B)/embedded.o
-$(B)/tests/unit-reads: $(call unit_objects,reads)
-$(B)/tests/unit-scanner: $(call unit_objects,scanner budget guard reads \
-	source stats) $(vm_objects)
-$(B)/tests/unit-stats: $(call unit_objects,stats)
+$(B)/tests/unit-budget: $(call unit_objects,scan/budget)
+$(B)/tests/unit-guard: $(call unit_objects,scan/guard)
+$(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
+$(B)/tests/unit-reads: $(call unit_objects,scan/reads)
+$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/budget scan/guard \
+	scan/reads scan/source report/stats) $(vm_objects)
+$(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
 
 $(unit_tests): $(B)/tests/unit-%: $(B)/tests/unit/test-%.o
@@ -182,7 +166,7 @@ $(B)/tests/unit/%.o: tests/unit/%.c $(B)/have-packages
 	$(call SAY,CC,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) \
-	  $(LUA_CFLAGS) -Ifilter -MMD -MP -c $< -o $@
+	  $(LUA_CFLAGS) $(INCLUDES) -MMD -MP -c $< -o $@
 
 -include $(wildcard $(B)/tests/unit/*.d)
 
@@ -236,7 +220,7 @@ build/fuzz/fuzz-%: tests/fuzz/fuzz-%.c tests/fuzz/fuzz.c tests/fuzz/fuzz.h \
                    $(vm_objects)
 	$(call SAY,CC,$<)
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
-	  -Ifilter tests/fuzz/fuzz.c $< $(vm_objects) $(LUA_LIBS) -o $@
+	  $(INCLUDES) tests/fuzz/fuzz.c $< $(vm_objects) $(LUA_LIBS) -o $@
 
 build/fuzz/have-fuzzer:
 	@mkdir -p $(@D)
@@ -275,19 +259,21 @@ STAGE = build/stage
 run-stage: filter $(man_pages)
 	$(Q)rm -rf '$(STAGE)'
 	$(Q)install -d '$(STAGE)$(FILTERDIR)' '$(STAGE)$(BINDIR)' \
-	  '$(STAGE)$(LUADIR)/scan/policies' '$(STAGE)$(MANDIR)/man1' \
+	  '$(STAGE)$(LUADIR)/scan' '$(STAGE)$(DATADIR)' '$(STAGE)$(MANDIR)/man1' \
 	  '$(STAGE)$(MANDIR)/man3' '$(STAGE)$(DOCDIR)' '$(STAGE)$(COMPLETIONDIR)'
-	$(Q)install -m 644 $(B)/nbdkit-scan-filter.so '$(STAGE)$(FILTERDIR)/'
+	$(Q)install -m 644 $(filters) '$(STAGE)$(FILTERDIR)/'
 	$(Q)install -m 755 lua/bin/scan-policy '$(STAGE)$(BINDIR)/'
-	$(Q)install -m 644 lua/scan/*.lua '$(STAGE)$(LUADIR)/scan/'
-	$(Q)install -m 644 policies/*.lua '$(STAGE)$(LUADIR)/scan/policies/'
+	$(Q)for file in lua/*/scan/*.lua policies/*.lua; do \
+	  install -D -m 644 $$file '$(STAGE)$(DATADIR)'/$$file || exit; done
+	$(Q)cd '$(STAGE)$(LUADIR)/scan' && \
+	  ln -s ../../../nbdkit-scan-filter-lua/lua/*/scan/*.lua .
 	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
 	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
 	$(Q)install -m 644 $(wildcard README.md docs/*.md) LICENSE '$(STAGE)$(DOCDIR)/'
 	$(Q)install -m 644 completion/* '$(STAGE)$(COMPLETIONDIR)/'
 
 # What is there already is kept, and brought back; see packaging/place.
-manifest = $(PREFIX)/share/nbdkit-scan-filter-lua/installed
+manifest = $(DATADIR)/installed
 
 run-install: run-stage
 	$(Q)packaging/place install '$(STAGE)' '$(manifest)' '$(DESTDIR)'
@@ -333,7 +319,7 @@ $(B)/bench/client: tests/bench/client.c
 $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 	$(call SAY,CC,$<)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) -Ifilter $< $(vm_objects) $(LUA_LIBS) -o $@
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(INCLUDES) $< $(vm_objects) $(LUA_LIBS) -o $@
 
 # -- lint ----------------------------------------------------------------------
 
@@ -342,7 +328,7 @@ run-lint:
 	$(Q)shellcheck -x .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place completion/* docs/policies/draw
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
--include $(wildcard $(B)/filter/*.d)
+-include $(wildcard $(B)/filter/*/*.d)
 
 # -- each Debian ---------------------------------------------------------------
 

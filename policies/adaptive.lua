@@ -1,11 +1,11 @@
 -- adaptive: for when nothing is known about the client.
 --
--- What has been read or prefetched is kept in mind, see lua/scan/coverage.lua, so
+-- What has been read or prefetched is kept in mind, see lua/library/scan/coverage.lua, so
 -- that nothing is fetched twice, nor what the client has read.
 -- At each turn, the first of these that there is to do is done:
 --
 -- 1. Sequential readers are kept ahead of, at once, reading or not.  See
---    lua/scan/streams.lua: several streams, windows that grow with use, given
+--    lua/library/scan/streams.lua: several streams, windows that grow with use, given
 --    up where the reader is no faster for it.
 -- 2. While the client pauses, the rest of the disk, a block at a time.  A pause
 --    is no read in flight for the silence period, or for twice the longest gap
@@ -22,7 +22,7 @@
 --    or fetched is done for all, until the last has gone.
 -- 3. While the client reads here and there without a pause: some of that rest,
 --    just after a read began that takes its time, as much as costs the reads
---    nothing.  See lua/scan/trickle.lua.  It may be several ranges at once, for
+--    nothing.  See lua/library/scan/trickle.lua.  It may be several ranges at once, for
 --    threads, and none has a read in it: a layer below would fetch what is before
 --    and what is behind one after the other.
 -- 4. It waits.  It ends when the whole disk is read, fetched or hole.

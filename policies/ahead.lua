@@ -2,7 +2,7 @@
 --
 -- Each connection scans on its own.  It loses when a client reads near the end
 -- of the disk first: the scan then skips all that lies before.
--- The algorithm is in lua/scan/sequential.lua.
+-- The algorithm is in lua/library/scan/sequential.lua.
 
 local sequential = require "scan.sequential"
 require "scan.args".check_known (..., {})

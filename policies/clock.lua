@@ -2,7 +2,7 @@
 --
 -- Client reads do not move it.  A connection after the first full scan fetches
 -- nothing, which loses if the layer below has dropped the data meanwhile.
--- The algorithm is in lua/scan/sequential.lua.
+-- The algorithm is in lua/library/scan/sequential.lua.
 
 local sequential = require "scan.sequential"
 require "scan.args".check_known (..., {})

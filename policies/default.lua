@@ -1,7 +1,7 @@
 -- default: what the stock scan filter does, with its three switches.
 --
 -- scan-ahead (true), scan-clock (true) and scan-forever (false) are handed to
--- this policy as arguments.  The algorithm is in lua/scan/sequential.lua.
+-- this policy as arguments.  The algorithm is in lua/library/scan/sequential.lua.
 -- It costs a few words of memory and fetches the whole disk, holes too.  It
 -- loses when a client reads near the end of the disk first: the scan then
 -- skips all that lies before.

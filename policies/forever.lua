@@ -2,7 +2,7 @@
 --
 -- Client reads do not move it.  It never ends by itself: use it over a layer that
 -- drops data, and expect the source to be read without pause.
--- The algorithm is in lua/scan/sequential.lua.
+-- The algorithm is in lua/library/scan/sequential.lua.
 
 local sequential = require "scan.sequential"
 require "scan.args".check_known (..., {})

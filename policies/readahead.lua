@@ -1,6 +1,6 @@
 -- readahead: stays ahead of sequential readers, and fetches nothing else.
 --
--- lua/scan/streams.lua says what a sequential stream is, how far ahead of it is
+-- lua/library/scan/streams.lua says what a sequential stream is, how far ahead of it is
 -- fetched and when that is given up.  Of several streams the one read last goes
 -- first.  Nothing is fetched before a stream shows; between reads it waits.
 --

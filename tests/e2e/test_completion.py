@@ -24,7 +24,7 @@ def installed (directory):
     """The completions and the policies where `make install` has them."""
     completions = directory / "share/bash-completion/completions"
     shutil.copytree (os.path.join (TOP, "completion"), completions)
-    lua = directory / "share/lua/5.4/scan"
+    lua = directory / "share/nbdkit-scan-filter-lua"
     lua.mkdir (parents=True)
     (lua / "policies").symlink_to (os.path.join (TOP, "policies"))
     return completions

@@ -51,7 +51,7 @@ def test_same_as_stock ():
             pool.shutdown (cancel_futures=True)
 
 
-# Mistakes in lua/scan/sequential.lua that the schedules above have to find: what
+# Mistakes in lua/library/scan/sequential.lua that the schedules above have to find: what
 # is replaced, and by what.
 MUTATIONS = {
     "the same": ("", ""),
@@ -78,7 +78,7 @@ MUTATIONS = {
 
 def mutate (name, directory):
     """A policy file in which one thing is wrong."""
-    with open (os.path.join (TOP, "lua/scan/sequential.lua")) as f:
+    with open (os.path.join (TOP, "lua/library/scan/sequential.lua")) as f:
         text = f.read ()
     old, new = MUTATIONS[name]
     assert old in text, "sequential.lua has changed: adapt this mutation"

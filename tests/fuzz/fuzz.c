@@ -234,8 +234,8 @@ count_message (const char *message)
   /* The policy can put what it likes into the message: no more than this. */
   count_line (message, length < 80 ? length : 80);
   /* Of the traceback, only what is ours is known to be of a few kinds. */
-  for (p = strstr (message, "\n\tlua/scan/"); p != NULL;
-       p = strstr (p, "\n\tlua/scan/")) {
+  for (p = strstr (message, "\n\tlua/"); p != NULL;
+       p = strstr (p, "\n\tlua/")) {
     p += 2;
     count_line (p, strcspn (p, "\n"));
   }

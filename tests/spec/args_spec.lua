@@ -1,4 +1,4 @@
--- lua/scan/args.lua: reading scan-arg-NAME=VALUE.
+-- lua/library/scan/args.lua: reading scan-arg-NAME=VALUE.
 
 local arguments = require "scan.args"
 

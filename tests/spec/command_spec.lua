@@ -1,5 +1,6 @@
 -- lua/bin/scan-policy, run as a user runs it.
 
+local LUA_PATH = require "scan.world".LUA_PATH
 local LUA = "lua5.4"
 local TRACE = "tests/traces/fsck.log"
 
@@ -208,9 +209,9 @@ describe ("scan-policy", function ()
       assert.matches ("wrote .*/fresh.lua and .*/fresh_spec.lua", out)
       succeed ("check " .. name .. ".lua")
       assert.equal (0, select (2, read (name .. "_spec.lua"):gsub ("@%u+@", "")))
-      local ok = os.execute (("busted --lua=%s -m '%s/lua/?.lua' "
+      local ok = os.execute (("LUA_PATH='%s;;' busted --lua=%s "
                               .. "%s_spec.lua >%s/busted 2>&1")
-                               :format (LUA, here, name, directory))
+                               :format (LUA_PATH, LUA, name, directory))
       assert.is_true (ok, read (directory .. "/busted"))
     end)
 
@@ -264,10 +265,9 @@ describe ("scan-policy", function ()
 
     local prefix = directory .. "/usr"
     assert (os.execute (([[
-      mkdir -p P/bin P/share/lua/5.4
+      mkdir -p P/bin P/share/nbdkit-scan-filter-lua
       cp H/lua/bin/scan-policy P/bin
-      cp -r H/lua/scan P/share/lua/5.4
-      cp -r H/policies P/share/lua/5.4/scan]]):gsub ("%f[%w][PH]%f[/]",
+      cp -r H/lua H/policies P/share/nbdkit-scan-filter-lua]]):gsub ("%f[%w][PH]%f[/]",
                                                      { P = prefix, H = here })))
     assert (os.execute (("cd / && %s %s/bin/scan-policy check default >%s/out")
                           :format (LUA, prefix, directory)))

@@ -1,7 +1,9 @@
--- lua/scan/contract.lua: policies with one fault each do not pass it.
+-- lua/kit/scan/contract.lua: policies with one fault each do not pass it.
 
 -- These do for what is not about memory.
 local FEW_READS = "{ reads = 1000 }"
+
+local LUA_PATH = require "scan.world".LUA_PATH
 
 local directory
 
@@ -24,8 +26,8 @@ local function failures (code, options)
   local policy, spec = directory .. "/policy.lua", directory .. "/policy_spec.lua"
   write (policy, code)
   write (spec, ("require 'scan.contract' (%q, %s)"):format (policy, options or FEW_READS))
-  local handle = io.popen ("busted --lua=lua5.4 -m 'lua/?.lua' -o TAP " .. spec
-                           .. " 2>&1")
+  local handle = io.popen ("LUA_PATH='" .. LUA_PATH .. ";;' busted --lua=lua5.4 -o TAP "
+                           .. spec .. " 2>&1")
   local names, number = {}, 0
   for line in handle:lines () do
     if line:match ("^n?o?t? ?ok ") then number = number + 1 end

@@ -1,4 +1,4 @@
--- lua/scan/coverage.lua: what of a disk is done.
+-- lua/library/scan/coverage.lua: what of a disk is done.
 
 local coverage = require "scan.coverage"
 

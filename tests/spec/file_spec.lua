@@ -1,4 +1,4 @@
--- lua/scan/file.lua: what scan.open gives to a policy.
+-- lua/runtime/scan/file.lua: what scan.open gives to a policy.
 
 local file = require "scan.file"
 

@@ -1,4 +1,4 @@
--- lua/scan/host.lua: the disk that a policy sees, and the requests it yields.
+-- lua/runtime/scan/host.lua: the disk that a policy sees, and the requests it yields.
 
 local host = require "scan.host"
 

@@ -1,4 +1,4 @@
--- lua/scan/plot.lua and units.lua: the picture, and numbers as people read them.
+-- lua/kit/scan/plot.lua and units.lua: the picture, and numbers as people read them.
 
 local plot = require "scan.plot"
 local simulator = require "scan.simulator"

@@ -1,4 +1,4 @@
--- lua/scan/sandbox.lua: the world that policies live in.
+-- lua/runtime/scan/sandbox.lua: the world that policies live in.
 
 local sandbox = require "scan.sandbox"
 
@@ -237,13 +237,6 @@ describe ("scan.sandbox", function ()
     it ("gives our modules, by name", function ()
       native.find_module = function (name) return "", "@" .. name, name == "scan.args" end
       assert.equal (require "scan.args", run ("return require 'scan.args'"))
-    end)
-
-    it ("does not give the modules that worlds are built with", function ()
-      native.find_module = function (name) return "", "@" .. name, true end
-      for _, name in ipairs { "scan.sandbox", "scan.host", "scan.file" } do
-        assert.matches ("is not for policies", failure ("require '" .. name .. "'"))
-      end
     end)
 
     it ("runs a file beside the policy once, in its world", function ()

@@ -1,4 +1,4 @@
--- lua/scan/sequential.lua: the stock scan, for all eight settings.
+-- lua/library/scan/sequential.lua: the stock scan, for all eight settings.
 
 local sequential = require "scan.sequential"
 local testing = require "scan.testing"

@@ -1,4 +1,4 @@
--- lua/scan/simulator.lua (with ranges.lua and events.lua): times worked out by hand.
+-- lua/kit/scan/simulator.lua (with ranges.lua and events.lua): times worked out by hand.
 
 local simulator = require "scan.simulator"
 local testing = require "scan.testing"

@@ -1,4 +1,4 @@
--- lua/scan/streams.lua: what is a stream, how far it is followed, and when not.
+-- lua/library/scan/streams.lua: what is a stream, how far it is followed, and when not.
 
 local streams = require "scan.streams"
 

@@ -1,4 +1,4 @@
--- lua/scan/testing.lua and runner.lua: a policy is treated as the filter treats it.
+-- lua/kit/scan/testing.lua and runner.lua: a policy is treated as the filter treats it.
 
 local runner = require "scan.runner"
 local testing = require "scan.testing"

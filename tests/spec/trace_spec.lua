@@ -1,4 +1,4 @@
--- lua/scan/trace.lua: logs of the log filter and plain lists.
+-- lua/library/scan/trace.lua: logs of the log filter and plain lists.
 
 local file = require "scan.file"
 local trace = require "scan.trace"

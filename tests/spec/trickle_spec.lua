@@ -1,4 +1,4 @@
--- lua/scan/trickle.lua: how much is fetched beside a client's reads, and when not.
+-- lua/library/scan/trickle.lua: how much is fetched beside a client, and when not.
 
 local trickle = require "scan.trickle"
 

@@ -1,5 +1,7 @@
 -- docs/tutorial.md: following it to the letter gives what it shows.
 
+local world = require "scan.world"
+
 local directory, here
 
 local function read (path)
@@ -17,8 +19,9 @@ end
 
 -- What a command prints, in the directory of the tutorial.
 local function output_of (command)
-  local handle = assert (io.popen (("cd %s && LUA_PATH='%s/lua/?.lua;;' %s 2>&1")
-                                     :format (directory, here, command)))
+  local lua_path = world.LUA_PATH:gsub ("%f[%w]lua/", here .. "/lua/")
+  local handle = assert (io.popen (("cd %s && LUA_PATH='%s;;' %s 2>&1")
+                                     :format (directory, lua_path, command)))
   local text = handle:read ("a")
   handle:close ()
   return text

@@ -154,7 +154,7 @@ main (void)
   test_modules ();
   test_neighbours ();
   test_files ();
-  check (library_builtin ("filter/boot.lua") != NULL, "texts of our own");
+  check (library_builtin ("filter/policy/boot.lua") != NULL, "texts of our own");
   library_free ();
   check (library_file ("trace") == NULL, "nothing is kept after the end");
 

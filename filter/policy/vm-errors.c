@@ -131,7 +131,7 @@ with_name (const struct vm *vm, const char *message)
   const char *end = strchrnul (message, '\n'), *p;
   char *result;
 
-  if (strncmp (message, "lua/scan/", strlen ("lua/scan/")) == 0) {
+  if (library_is_ours (message)) {
     p = strstr (message, ": ");
     if (p != NULL && p < end)
       message = p + 2;

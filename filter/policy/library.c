@@ -17,6 +17,12 @@
 /* More than this is not a policy or a trace: stop before memory does. */
 #define TEXT_MAX_BYTES (256 * 1024 * 1024)
 
+/* Where our own modules are in the source tree: those that policies may require,
+ * and those that run policies.
+ */
+#define LIBRARY_MODULES "lua/library/"
+#define RUNTIME_MODULES "lua/runtime/"
+
 /* In errno, from open_file. */
 #define NOT_REGULAR ENODEV
 
@@ -270,6 +276,24 @@ module_path (const char *name, char *path, size_t size)
 }
 
 const struct text *
+library_runtime (const char *name)
+{
+  char relative[128], path[PATH_MAX];
+
+  if (!module_path (name, relative, sizeof relative))
+    return NULL;
+  snprintf (path, sizeof path, RUNTIME_MODULES "%s", relative);
+  return find_builtin (path);
+}
+
+bool
+library_is_ours (const char *place)
+{
+  return strncmp (place, LIBRARY_MODULES, strlen (LIBRARY_MODULES)) == 0 ||
+    strncmp (place, RUNTIME_MODULES, strlen (RUNTIME_MODULES)) == 0;
+}
+
+const struct text *
 library_module (const char *name, char error[LIBRARY_ERROR_MAX])
 {
   const struct text *text;
@@ -281,10 +305,14 @@ library_module (const char *name, char error[LIBRARY_ERROR_MAX])
               "a module's name should be words joined by dots");
     return NULL;
   }
-  n = snprintf (path, sizeof path, "lua/%s", relative);
+  snprintf (path, sizeof path, LIBRARY_MODULES "%s", relative);
   text = find_builtin (path);
   if (text != NULL)
     return text;
+  if (library_runtime (name) != NULL) {
+    snprintf (error, LIBRARY_ERROR_MAX, "it is not for policies");
+    return NULL;
+  }
   if (policy_dir == NULL) {
     snprintf (error, LIBRARY_ERROR_MAX, "not a built-in module");
     return NULL;

@@ -439,10 +439,11 @@ function COMMANDS.new (options)
   print (("wrote %s and %s; next:"):format (policy_path, spec_path))
   print ("  scan-policy check " .. policy_path)
   -- Where Lua would not find the kit by itself, busted must be told.
-  local found = world.MODULE_DIR:match ("^/usr/share/") or
-    world.MODULE_DIR:match ("^/usr/local/share/")
-  local where = found and "" or ("-m '%s/?.lua' "):format (world.MODULE_DIR)
-  print (("  busted --lua=/usr/bin/lua5.4 %s%s"):format (where, spec_path))
+  local path = os.getenv ("LUA_PATH") or
+    "/usr/share/lua/5.4/?.lua;/usr/local/share/lua/5.4/?.lua"
+  local found = package.searchpath ("scan.testing", path)
+  local where = found and "" or ("LUA_PATH='%s;;' "):format (world.LUA_PATH)
+  print (("  %sbusted --lua=/usr/bin/lua5.4 %s"):format (where, spec_path))
   return 0
 end
 

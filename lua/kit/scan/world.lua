@@ -20,19 +20,18 @@ M.LIMIT_INSTRUCTIONS = 100 * 1000 * 1000
 
 local STEP_INSTRUCTIONS = 1000 * 1000
 
---- The modules for the author of a policy, which the filter does not have; all
--- others are embedded in it.
-M.KIT_ONLY = {
-  command = true, contract = true, dry_run = true, events = true, plot = true,
-  ranges = true, runner = true, simulator = true, template = true, testing = true,
-  units = true, world = true,
-}
-
+-- Modules lie in a folder each for what runs policies, for what policies may
+-- require, and for the kit, which the filter does not have.  An installed tree is
+-- laid out as the source is, and has links to all of them where Lua looks.
 local here = debug.getinfo (1, "S").source:sub (2)
-local module_dir = here:match ("^(.*)/scan/[^/]*$") or "."
+local lua_dir = here:match ("^(.*)/kit/scan/[^/]*$")
+if not lua_dir then
+  local share = here:match ("^(.*)/lua/5%.4/scan/[^/]*$")
+  lua_dir = share and share .. "/nbdkit-scan-filter-lua/lua" or "lua"
+end
 
---- Where the modules are, for `package.path`.
-M.MODULE_DIR = module_dir
+--- The path for Lua to find all modules of ours, as in LUA_PATH.
+M.LUA_PATH = ("D/library/?.lua;D/runtime/?.lua;D/kit/?.lua"):gsub ("D", lua_dir)
 
 local function read_file (path)
   local handle, message = io.open (path, "rb")
@@ -53,37 +52,29 @@ local function without_interpreter (text)
   return text and (text:gsub ("^#[^\n]*", ""))
 end
 
--- In the source tree the built-in policies are in policies/ at the top; installed
--- they are beside the modules.
-local function policy_dirs ()
-  local top = module_dir == "lua" and "." or module_dir:match ("^(.*)/lua$")
-  return { module_dir .. "/scan/policies", top and top .. "/policies" }
-end
+local POLICY_DIR = lua_dir:sub (1, -#"lua" - 1) .. "policies"
 
 --- The built-in policies.
 -- @treturn table sorted list of { name =, path =, about = } where about is
 -- the first sentence of the file's opening comment
 function M.list ()
   local list = {}
-  for _, dir in ipairs (policy_dirs ()) do
-    -- Lua has no directories; the shell has.  The path is ours, quoted anyway.
-    local quoted = "'" .. dir:gsub ("'", "'\\''") .. "'"
-    local handle = io.popen ("ls " .. quoted .. " 2>/dev/null")
-    for file in handle:lines () do
-      local name = file:match ("^([%w_-]+)%.lua$")
-      if name then
-        local path = dir .. "/" .. file
-        local text = read_file (path) or ""
-        local opening = text:match ("^%-%-+%s*(.-)\n[^-]") or ""
-        opening = opening:gsub ("\n%-%-", " "):gsub ("%s+", " ")
-        local about = (opening .. " "):match ("^[%w_-]+:%s*(.-%.)%s")
-          or opening:match ("^[%w_-]+:%s*(.*)$") or opening
-        list[#list + 1] = { name = name, path = path, about = about }
-      end
+  -- Lua has no directories; the shell has.  The path is ours, quoted anyway.
+  local quoted = "'" .. POLICY_DIR:gsub ("'", "'\\''") .. "'"
+  local handle = io.popen ("ls " .. quoted .. " 2>/dev/null")
+  for file in handle:lines () do
+    local name = file:match ("^([%w_-]+)%.lua$")
+    if name then
+      local path = POLICY_DIR .. "/" .. file
+      local text = read_file (path) or ""
+      local opening = text:match ("^%-%-+%s*(.-)\n[^-]") or ""
+      opening = opening:gsub ("\n%-%-", " "):gsub ("%s+", " ")
+      local about = (opening .. " "):match ("^[%w_-]+:%s*(.-%.)%s")
+        or opening:match ("^[%w_-]+:%s*(.*)$") or opening
+      list[#list + 1] = { name = name, path = path, about = about }
     end
-    handle:close ()
-    if #list > 0 then break end
   end
+  handle:close ()
   table.sort (list, function (a, b) return a.name < b.name end)
   return list
 end
@@ -107,11 +98,9 @@ function M.find (name)
     return nil, read_message
   end
   if name:find ("/", 1, true) or code ~= 2 then return nil, message end
-  for _, dir in ipairs (policy_dirs ()) do
-    local path = ("%s/%s.lua"):format (dir, (name:gsub ("%.lua$", "")))
-    local text = read_file (path)
-    if text then return text, path end
-  end
+  local path = ("%s/%s.lua"):format (POLICY_DIR, (name:gsub ("%.lua$", "")))
+  local text = read_file (path)
+  if text then return text, path end
   return nil, ("%s: neither a file nor a built-in policy; the built-in ones are: %s")
     :format (name, built_in_names ())
 end
@@ -190,13 +179,16 @@ local function find_module (dir, name)
     return nil, "a module's name should be words joined by dots"
   end
   local own = name:match ("^scan%.([%w_]+)$")
-  if own and M.KIT_ONLY[own] then
-    return nil, "the filter does not have it; it is for tests of policies"
-  end
   if own then
-    local path = ("%s/scan/%s.lua"):format (module_dir, own)
-    local text = read_file (path)
-    if text then return text, "@" .. path, true end
+    local function ours (folder)
+      local path = ("%s/%s/scan/%s.lua"):format (lua_dir, folder, own)
+      return read_file (path), "@" .. path, true
+    end
+    if ours ("library") then return ours ("library") end
+    if ours ("runtime") then return nil, "it is not for policies" end
+    if ours ("kit") then
+      return nil, "the filter does not have it; it is for tests of policies"
+    end
   end
   local path = ("%s/%s.lua"):format (dir, (name:gsub ("%.", "/")))
   local text, message = read_file (path)

@@ -1,7 +1,7 @@
 --- What of a disk has been read or fetched, and where its holes are.
 --
 -- Kept in units of 64K (or a block, if that is less), in a few sets of units, see
--- lua/scan/blockmap.lua.  A unit is *done* if it was read or fetched whole, or is
+-- lua/library/scan/blockmap.lua.  A unit is *done* if it was read or fetched whole, or is
 -- known to be a hole; a unit of which a part was read is not done, but it is
 -- *touched*: a layer that keeps what is read in units may have it.
 --

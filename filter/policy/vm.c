@@ -28,8 +28,11 @@ static int
 search_module (lua_State *L)
 {
   char error[LIBRARY_ERROR_MAX] = "";
-  const struct text *text = library_module (luaL_checkstring (L, 1), error);
+  const char *name = luaL_checkstring (L, 1);
+  const struct text *text = library_runtime (name);
 
+  if (text == NULL)
+    text = library_module (name, error);
   if (text == NULL || !text->builtin)
     return 0;
   lua_pushfstring (L, "@%s", text->name);
@@ -81,8 +84,8 @@ boot (lua_State *L)
   lua_setfield (L, -2, "searchers");            /* package */
   lua_settop (L, 0);
 
-  text = library_builtin ("filter/boot.lua");
-  if (luaL_loadbufferx (L, text->data, text->length, "@filter/boot.lua", "t")
+  text = library_builtin ("filter/policy/boot.lua");
+  if (luaL_loadbufferx (L, text->data, text->length, "@filter/policy/boot.lua", "t")
       != LUA_OK)
     return lua_error (L);                       /* boot */
   vm_push_native (L);                      /* boot native */

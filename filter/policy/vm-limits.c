@@ -74,7 +74,7 @@ vm_find_place (lua_State *co, lua_Debug *ar)
   for (level = 0; lua_getstack (co, level, ar); ++level) {
     lua_getinfo (co, "Sl", ar);
     if (ar->currentline > 0) {
-      if (strncmp (ar->source, "@lua/scan/", strlen ("@lua/scan/")) != 0)
+      if (ar->source[0] != '@' || !library_is_ours (ar->source + 1))
         return true;
       if (ours == -1)
         ours = level;

@@ -44,6 +44,12 @@ extern const struct text *library_neighbour (const char *name,
 extern const struct text *library_module (const char *name,
                                           char error[LIBRARY_ERROR_MAX]);
 
+/* The module of this name that policies are run by and may not require, or NULL. */
+extern const struct text *library_runtime (const char *name);
+
+/* True if a place in a message, "FILE:LINE: ...", is in a module of ours. */
+extern bool library_is_ours (const char *place);
+
 /* A text of our own by its path in the source tree; it must exist. */
 extern const struct text *library_builtin (const char *path);
 

@@ -53,11 +53,6 @@ M.LIBRARIES = {
   utf8 = { "char", "charpattern", "codepoint", "codes", "len", "offset" },
 }
 
--- Our own, which the filter does not hand to policies.
-local PRIVATE = {
-  ["scan.file"] = true, ["scan.host"] = true, ["scan.sandbox"] = true,
-}
-
 -- The most that `load` compiles: the compiler can't be stopped.
 local LOAD_MAX_BYTES = 1024 * 1024
 
@@ -249,9 +244,6 @@ local function requirer (env, native)
     if loaded[name] ~= nil then return loaded[name] end
     if loading[name] then
       error ("require: '" .. name .. "' requires itself", 2)
-    end
-    if PRIVATE[name] then
-      error ("require: module '" .. name .. "' is not for policies", 2)
     end
     local text, chunk_name, ours = native.find_module (name)
     if not text then
