@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+#
 # The targets that a person types; how they are done is in build.mk.
 #
 #   make V=1             show the commands

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- adaptive: for when nothing is known about the client.
 --
 -- What has been read or prefetched is kept in mind, see lua/library/scan/coverage.lua, so

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- ahead: from the start of the disk upwards, skipping over what the client has read.
 --
 -- Each connection scans on its own.  It loses when a client reads near the end

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- clock: upwards from the furthest place that any earlier scan has reached.
 --
 -- Client reads do not move it.  A connection after the first full scan fetches

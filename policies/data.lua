@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- data: what is not a hole, from the start of the disk upwards.
 --
 -- At each step it asks for the first offset that is not in a hole, prefetches

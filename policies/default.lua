@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- default: what the stock scan filter does, with its three switches.
 --
 -- scan-ahead (true), scan-clock (true) and scan-forever (false) are handed to

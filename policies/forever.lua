@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- forever: round and round the disk while the client stays.
 --
 -- Client reads do not move it.  It never ends by itself: use it over a layer that

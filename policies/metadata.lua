@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- metadata: partition tables and file systems' metadata first, then the rest.
 --
 -- 1. The first and the last 64K of the disk, where partition tables are.

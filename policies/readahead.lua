@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- readahead: stays ahead of sequential readers, and fetches nothing else.
 --
 -- lua/library/scan/streams.lua says what a sequential stream is, how far ahead of it is

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- regions: the ranges that a file lists, the highest priority first.
 --
 -- The file is named with scan-file-regions=FILE.  Each line is

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- replay: what an earlier run read, in the order in which it did.
 --
 -- The file named with scan-file-trace=FILE is a log of nbdkit's log filter

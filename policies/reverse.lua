@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- reverse: from the end of the disk to its beginning, a block at a time.
 --
 -- Every block once, the last first.  Client reads do not matter to it.  Costs

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- shuffle: every block once, in an order that looks random.
 --
 -- The block numbers 0 to n-1 are put through a permutation of the smallest

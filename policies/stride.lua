@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- stride: goes on with the step that most of the last reads took.
 --
 -- The deltas between the offsets of successive reads go into a history of the

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* The one clock of this filter: monotonic nanoseconds, and a condition
  * variable that waits by it.
  */

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- Run by the filter in every new Lua state, with full libraries, before any
 -- code of a policy.  Gets the functions that C offers (see sandbox.lua for
 -- `native`); gives C what it calls later.

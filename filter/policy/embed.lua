@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- Turn Lua files into a C source: lua5.4 embed.lua FILE... > embedded.c
 --
 -- Each file becomes an array of bytes.  They stay readable text until they are

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* The texts that policies are made of: built-in policies and modules, policy
  * files and what they require, and the files named with scan-file-NAME.
  *

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* What the units of the Lua state share: vm.c and its vm-*.c.  Nothing else may
  * include this, or lua.h.
  *

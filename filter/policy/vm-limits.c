@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* What keeps a policy within its limits; see vm-internal.h.
  *
  * The allocator counts bytes.  The count hook looks at the clock; it is set

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* What the sandbox's own code calls: sandbox.lua's table native.  A policy gets
  * none of these as they are.
  */

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* The Lua state of one export: runs a policy within limits and hands out what
  * it asks for, one request at a time.  The only unit that knows lua.h.
  *

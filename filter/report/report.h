@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* What an operator sees while the server runs: scan-progress and scan-stats.
  * A thread of its own looks at the counters of all exports every second.
  *

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* Counters of one export, and a map of what has been prefetched.
  *
  * All functions but stats_new and stats_free only touch atomics: no lock, no

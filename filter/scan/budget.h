@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* What all scans of the server together may fetch: scan-rate and scan-limit.
  *
  * A scan takes room for a block before it asks its policy, so that what the

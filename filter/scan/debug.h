@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* nbdkit's debug flags of this filter: nbdkit -D scan.decisions=1 and so on.
  * The server finds them by name and sets them before anything is served.
  */

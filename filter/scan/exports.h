@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* The exports that are scanned, by name: each has a policy state and counters
  * of its own, shared by its connections.
  *

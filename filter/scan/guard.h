@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* Keeps client writes and prefetches apart.
  *
  * The cow filter reads a block from the source and then stores it in its

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* The client's reads, on their way from the read path to the policy.
  *
  * The read path adds to a queue of fixed size; the scan takes all of it at

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* nbdkit scan filter with scriptable policies: the server's callbacks.
  *
  * While clients are connected, a background scan walks the disk and asks the

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* A scan: its threads, and the loop that asks the policy and prefetches.
  *
  * One thread at a time is the decider: it asks the policy, answers what the

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* What a scan prefetches from: everything that calls the layer below.
  *
  * A source is either the connection's own context, which all scan threads use

@@ -1,4 +1,7 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """Is prefetching any use?  Runs every stack of matrix.py, and says.
 
     make bench                 the quick form, under 5 minutes

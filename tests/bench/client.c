@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* A client for the benchmark: does requests one after the other on each of its
  * connections, and prints how long they took as a line of JSON.
  *

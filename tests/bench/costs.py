@@ -1,4 +1,7 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """What the filter costs: instructions for each client read, time of a decision,
 memory and threads.  Prints tables, and writes them to build/bench/costs.md.
 

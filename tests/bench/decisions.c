@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* Nanoseconds of a policy's decision: from the answer to one request to the
  * next request, with the filter's own Lua host around it.
  *

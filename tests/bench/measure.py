@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """Counts that tell what a filter costs: instructions, memory, threads.
 
 These are counts and not times, so tests/e2e/test_costs.py asserts some of them.

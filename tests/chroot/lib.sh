@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+#
 # What the tests in this directory share.  They install and remove things, so they
 # only run where tests/matrix runs them: in a chroot that is thrown away.
 # shellcheck shell=sh

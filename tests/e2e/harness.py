@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """Start a real nbdkit, talk to it with libnbd, and look at what it did.
 
     with nbdkit (filters=[SCAN], plugin=["memory", "64M"]) as server:

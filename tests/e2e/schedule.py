@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """Random schedules of connections, reads and disconnects, made exact.
 
 A schedule is made from a seed and run against a filter; what comes out is the

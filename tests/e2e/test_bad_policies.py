@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """Whatever a policy does, clients are served, the server ends when told to, and
 the operator is told once what is wrong.
 

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """bash completion, in an interactive bash on a terminal of its own.
 
 The completions are laid out as `make install` does it.  Readline's M-* puts all

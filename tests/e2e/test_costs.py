@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """What the filter costs, as far as that can be counted; times are for `make bench`."""
 
 import os

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """The built-in policies prefetch exactly what the stock filter prefetches.
 
 SEED=N runs the one schedule of that seed, and shows it.  SCHEDULES=N changes how

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """scan-exports: each export name has a policy state of its own, within bounds."""
 
 import pytest

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """disk:next_data and disk:pread, which the filter answers for a policy."""
 
 import pytest

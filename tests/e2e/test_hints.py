@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """Warnings at start-up of settings that can't help over the layers below; and
 none over sensible ones."""
 

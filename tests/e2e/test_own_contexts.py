@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """Plugins that take one request at a time on each handle: every scan thread has a
 context of its own.
 

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """What an operator sees: scan-stats, scan-progress, and nbdkit's debug flags."""
 
 import os

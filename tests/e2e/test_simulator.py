@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """The kit's runner prefetches what the real filter prefetches.
 
 For the same schedule, exact on both sides: each read comes while a certain

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """The filters and the ways to run nbdkit that the filter works with.
 
 Each is tried with a file of random data: a client reads what is in the file, the

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """What the stock filter gets wrong, each fault verified on nbdkit 1.32.5, and
 what it warns of."""
 

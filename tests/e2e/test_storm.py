@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """Clients that leave, and servers that are stopped, at any moment of a scan."""
 
 import concurrent.futures

@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """scan-threads and scan-method: many prefetches at once, each offset once."""
 
 import pytest

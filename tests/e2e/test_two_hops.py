@@ -1,3 +1,6 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 """An edge server with the filter, in front of an origin server over a network.
 
     client -- edge: scan, cow, nbd plugin -- network -- origin: log, delay, file

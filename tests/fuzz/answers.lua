@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- A policy that does what a file says, for fuzz-answers.c.
 --
 -- A byte or two name an action, and those after them are what the action needs.  Whatever

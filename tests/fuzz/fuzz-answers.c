@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* Fuzz target: the policy is answers.lua, which does what the input says, byte by
  * byte from its beginning; what it is told comes from the end.
  */

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* Fuzz target: the input is the text of a policy. */
 
 #include "fuzz.h"

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* What the fuzz targets share: a policy is loaded and two scans of it are run, with
  * a driver and answers that are made up from bytes.
  *

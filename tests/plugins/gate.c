@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* A plugin for tests that holds requests until the test lets them go.
  *
  * It writes one line to stderr for each request that begins and ends, and takes

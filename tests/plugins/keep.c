@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* Preloaded into nbdkit beside a sanitizer, to get around what would spoil its
  * report.
  */

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* A plugin for the benchmark: a far disk with a .cache of its own.
  *
  *   nbdkit nbdkit-native-plugin.so file=IMAGE latency=MS

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- The set of blocks: against a plain table, and its bounds.
 
 local blockmap = require "scan.blockmap"

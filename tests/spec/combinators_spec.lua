@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- The combinators, with both policy forms, alone and nested.
 
 local combine = require "scan.combinators"

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/bin/scan-policy, run as a user runs it.
 
 local LUA_PATH = require "scan.world".LUA_PATH

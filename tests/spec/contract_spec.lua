@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/kit/scan/contract.lua: policies with one fault each do not pass it.
 
 -- These do for what is not about memory.

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/library/scan/coverage.lua: what of a disk is done.
 
 local coverage = require "scan.coverage"

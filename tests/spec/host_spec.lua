@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/runtime/scan/host.lua: the disk that a policy sees, and the requests it yields.
 
 local host = require "scan.host"

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- policies/metadata.lua, lua/scan/{partitions,ext4,xfs}.lua: on real images, and
 -- on garbage.
 

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/kit/scan/plot.lua and units.lua: the picture, and numbers as people read them.
 
 local plot = require "scan.plot"

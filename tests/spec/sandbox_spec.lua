@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/runtime/scan/sandbox.lua: the world that policies live in.
 
 local sandbox = require "scan.sandbox"

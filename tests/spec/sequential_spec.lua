@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/library/scan/sequential.lua: the stock scan, for all eight settings.
 
 local sequential = require "scan.sequential"

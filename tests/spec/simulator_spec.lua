@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/kit/scan/simulator.lua (with ranges.lua and events.lua): times worked out by hand.
 
 local simulator = require "scan.simulator"

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/library/scan/streams.lua: what is a stream, how far it is followed, and when not.
 
 local streams = require "scan.streams"

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/kit/scan/testing.lua and runner.lua: a policy is treated as the filter treats it.
 
 local runner = require "scan.runner"

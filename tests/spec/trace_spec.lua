@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/library/scan/trace.lua: logs of the log filter and plain lists.
 
 local file = require "scan.file"

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/library/scan/trickle.lua: how much is fetched beside a client, and when not.
 
 local trickle = require "scan.trickle"

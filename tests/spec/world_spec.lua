@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 -- lua/kit/scan/world.lua: policies loaded outside the filter live by its rules.
 
 local testing = require "scan.testing"

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* What every unit test is written with: it prints one TAP line a check, and its
  * exit status says whether all were ok.
  */

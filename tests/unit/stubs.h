@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* Stand-ins for the server's functions, and for the means that can run out, so
  * that units of the filter run in a test program.
  */

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* guard: no write is in progress together with a prefetch near it. */
 
 #include <stdatomic.h>

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* reads: the queue is bounded and never loses the furthest end, whatever two
  * threads do at once; waiting and waking; idle times.
  */

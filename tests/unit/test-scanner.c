@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* scanner: whatever can't be had, a scan doesn't start or goes on with less, says
  * so once, gives all back and ends.
  */

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* stats: counters, and the map at the edges of disks of odd sizes. */
 
 #include <stdlib.h>

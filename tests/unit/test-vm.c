@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
 /* vm: every allocation fails once, and then all that follow; what a driver and a
  * policy say to each other.
  */

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- The command scan-policy: reads its arguments and calls the rest of the kit.
 --
 -- Results go to standard output, progress and errors to standard error.  Exit

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- What every policy should do, as a busted spec.
 --
 --     require "scan.contract" ("my-policy.lua")

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Trying a policy on several clients and disks, and saying what is wrong.
 --
 -- The contract (scan.contract) is stricter and is for tests; this is for a person

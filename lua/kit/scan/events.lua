@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Things that will happen, taken out in order of time.
 --
 -- A binary heap.  Of two events at the same time the one put in first comes out

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- A picture of a simulation: offset against time, as SVG.
 --
 -- Prefetches are grey boxes, from when each was issued to when it was done and

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- A set of bytes, kept as ranges that do not touch.
 --
 -- Ranges are half open: [first, after).  What the simulator's cache holds.

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- One scan outside the filter: a policy's coroutine, and what the filter keeps
 -- for it.
 --

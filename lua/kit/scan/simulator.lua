@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- What a policy would do for a client: a simulation of discrete events.
 --
 -- Three things are modelled, and nothing else:

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- What `scan-policy new` writes: a policy to start from, and its spec.
 --
 -- @module scan.template

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Tests of policies: a made-up disk, a made-up clock, and the exact prefetches.
 --
 --     local testing = require "scan.testing"

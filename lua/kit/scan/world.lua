@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Loading a policy outside the filter.
 --
 -- The policy lives in the same world that the filter builds (scan.sandbox) and
@@ -66,7 +69,7 @@ function M.list ()
     local name = file:match ("^([%w_-]+)%.lua$")
     if name then
       local path = POLICY_DIR .. "/" .. file
-      local text = read_file (path) or ""
+      local text = (read_file (path) or ""):gsub ("^%-%- SPDX.-\n\n", "")
       local opening = text:match ("^%-%-+%s*(.-)\n[^-]") or ""
       opening = opening:gsub ("\n%-%-", " "):gsub ("%s+", " ")
       local about = (opening .. " "):match ("^[%w_-]+:%s*(.-%.)%s")

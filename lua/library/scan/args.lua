@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Reading the `scan-arg-NAME=VALUE` strings of a policy.
 --
 -- Each function raises an error that names the parameter, the value and what

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- A set of units of a disk, small whatever the disk's size.
 --
 -- One bit a unit, 64 to an integer, in a tree: once all 64 bits of a word are

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Policies made from policies.
 --
 -- Each function takes one or more policies (functions of the disk, or tables

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- What of a disk has been read or fetched, and where its holes are.
 --
 -- Kept in units of 64K (or a block, if that is less), in a few sets of units, see

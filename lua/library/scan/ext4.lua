@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Where the metadata of an ext2, ext3 or ext4 file system is.
 --
 -- Every number is checked, and nothing here raises an error because of what is

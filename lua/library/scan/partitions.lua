@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Where the partitions of a disk are: MBR with logical partitions, and GPT.
 --
 -- Robust against garbage: every number is checked, chains are bounded, nothing

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- The stock scan: upwards through the disk, a block at a time.
 --
 -- 1. The offset starts at the clock if there is one, else at 0.

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Sequential streams among a client's reads, and how far to read ahead of them.
 --
 -- A read that begins where a stream has come to continues that stream, the

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Fetching a little at a time while a client reads here and there.
 --
 -- A client that reads at random and never pauses leaves no time in which nothing

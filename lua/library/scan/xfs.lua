@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- Where the metadata of an XFS file system is.
 --
 -- Every number is checked, trees are walked a bounded number of steps, and

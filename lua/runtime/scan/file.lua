@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- A read-only file handle over "give me these bytes".
 --
 -- This is what `scan.open "NAME"` returns to a policy.  The bytes come from the

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- What stands between a policy and whoever runs it.
 --
 -- A policy is a function of the disk (or a table that `to_function` turns into

@@ -1,3 +1,6 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
 --- The world that a policy's code lives in.
 --
 -- An allow-list: what is not named here does not exist for a policy.  The same
