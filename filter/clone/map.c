@@ -601,6 +601,7 @@ load_identity (int fd, struct map_identity *identity, char *error)
 struct records {
   struct record_page last;
   uint64_t generation;          /* of it */
+  uint64_t known;               /* of the last that is known of */
   unsigned slot;
   bool settled;                 /* it is durable, with all that it lists */
   bool whole;                   /* there was no later one that got lost */
@@ -634,6 +635,7 @@ load_records (int fd, struct records *records, char *error)
     return -1;
   }
   records->whole = true;
+  records->known = records->generation;
   records->written = records->last.written != 0;
   if (!read_page (fd, &page, SETTLED, error))
     return -1;
@@ -641,6 +643,8 @@ load_records (int fd, struct records *records, char *error)
     generation = le64toh (page.head.generation);
     records->settled = generation >= records->generation;
     records->whole = generation <= records->generation;
+    if (generation > records->known)
+      records->known = generation;
     records->written |= page.record.written != 0;
   }
   return 0;
@@ -708,7 +712,7 @@ load_page (struct map *map, uint64_t number, const struct records *records,
     if (generation <= records->generation && generation > recorded)
       recorded = generation;
   }
-  if (newest > records->generation)
+  if (newest > records->known)
     findings->newer = true;
   if (!is_listed (&records->last, number))
     findings->digest += digest_of (number, recorded);
@@ -774,7 +778,7 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
     return NULL;
   }
   map->fd = fd;
-  map->generation = records.generation;
+  map->generation = records.known;
   map->record_slot = records.slot;
   if (fstat (fd, &st) == -1 || (uint64_t) st.st_size != file_size (map)) {
     snprintf (error, MAP_ERROR_MAX, "is %" PRIi64 " bytes and should be %"

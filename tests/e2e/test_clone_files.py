@@ -125,9 +125,7 @@ def test_a_complete_clone_needs_no_source (disk):
         h.pwrite (b"w" * 100, 1000)
     expected = pattern (0, 1000) + b"w" * 100 + pattern (1100, M - 1100)
     assert disk.read_bytes () == expected
-    with nbdkit ([CLONE], ["eval", "open=echo EIO gone >&2; exit 1",
-                           "get_size=exit 1", "pread=exit 1"],
-                 [f"clone-file={disk}"]) as server:
+    with clone (disk, plugin=["fail=open:all"]) as server:
         h = server.connect ()
         assert h.get_size () == M
         assert h.pread (M, 0) == expected
