@@ -159,6 +159,7 @@ test_bits (void)
 static void
 test_file (void)
 {
+  static unsigned char image[FILE_BYTES];
   const int fd = new_file ();
   struct map *map, *again;
   struct map_identity found;
@@ -169,6 +170,18 @@ test_file (void)
   check (map_file_is_unborn (fd) == 1, "an empty file is unborn");
   map = create (fd);
   check (map_file_is_unborn (fd) == 0, "one with a map is not");
+  get_image (fd, image);
+  memset (image, 0, PAGE);
+  put_image (fd, image);
+  check (map_file_is_unborn (fd) == 0, "nor one that was about to be done");
+  again = load (fd, &repaired, error);
+  check (again != NULL, "which can be read");
+  map_free (again);
+  memset (image + PAGE + 100, 0, SECTOR);
+  put_image (fd, image);
+  check (map_file_is_unborn (fd) == 1, "before that it is");
+  map_free (map);
+  map = create (fd);
   fstat (fd, &st);
   check (st.st_size == FILE_BYTES, "it is as large as it will ever be");
   check (!map_dirty (map), "nothing to commit");
@@ -243,7 +256,7 @@ test_late_bits (void)
 
 /* -- crashes --------------------------------------------------------------- */
 
-#define COMMITS 60
+#define COMMITS 40
 #define CRASHES 30
 
 /* What a crash leaves of a page: the old, the new, or some sectors of each. */
@@ -352,7 +365,7 @@ test_damage (bool write)
   }
   commit (map);
   get_image (fd, image);
-  for (i = 0; i < 2000; ++i) {
+  for (i = 0; i < 1000; ++i) {
     memcpy (damaged, image, sizeof damaged);
     at = random_below (FILE_BYTES);
     if (i % 4 == 0)             /* a sector, a page, or a bit */
