@@ -292,8 +292,10 @@ test_crashes (bool write)
       p = random_below (BLOCKS - 10);
       map_set (map, p, p + 1 + random_below (10));
     }
-    if (write && round == COMMITS / 3)
+    if (write && round == COMMITS / 3) {
       map_note_write (map);
+      map_set (map, BLOCKS - 1, BLOCKS); /* nothing else has this one */
+    }
     commit (map);
     get_image (fd, after);
     for (crash = 0; crash < CRASHES; ++crash) {
