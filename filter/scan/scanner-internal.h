@@ -106,6 +106,11 @@ extern int worker_start (struct scanner *s);
 
 /* -- steps.c --------------------------------------------------------------- */
 
+/* See that there is room for a block.  Returns false if the scan has ended.
+ * The caller is the decider.
+ */
+extern bool steps_take_room (struct scanner *s);
+
 /* Ask the policy, and do what it asks for, until it wants a prefetch; leave
  * that in pending.  Returns false if the scan has ended.  The caller is the
  * decider.

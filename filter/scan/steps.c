@@ -133,6 +133,16 @@ end (struct scanner *s, enum vm_request_type why)
 }
 
 bool
+steps_take_room (struct scanner *s)
+{
+  if (ticket_take (s))
+    return true;
+  nbdkit_debug ("scan: scan-limit has been reached");
+  scan_end (s, STATS_FINISHED);
+  return false;
+}
+
+bool
 steps_ask_policy (struct scanner *s, struct worker *w)
 {
   struct vm_answer answer = { .type = VM_NOTHING };
@@ -155,7 +165,11 @@ steps_ask_policy (struct scanner *s, struct worker *w)
       return false;
     }
     answer.type = VM_NOTHING;
+    if (step->waits)
+      ticket_give (s);
     step->run (s, w, &request, &answer);
+    if (step->waits && !steps_take_room (s))
+      return false;
   } while (request.type != VM_PREFETCH);
   return true;
 }

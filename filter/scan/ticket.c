@@ -15,7 +15,7 @@ ticket_take (struct scanner *s)
 {
   uint64_t until_ns;
 
-  if (s->ticket.bytes > 0)
+  if (s->ticket.bytes > 0 || scan_phase (s) != SCAN_GOES_ON)
     return true;
   s->ticket.bytes = budget_take (s->config.budget, s->config.block, &until_ns);
   if (s->ticket.bytes == 0)

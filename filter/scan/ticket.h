@@ -23,8 +23,8 @@ struct ticket {
   uint32_t bytes;               /* taken and not yet used */
 };
 
-/* See that there is room for some bytes, a block at most; waits for it, but
- * not for long once the scan stops.  Returns false if there never will be.
+/* See that there is room for some bytes, a block at most; waits for it until
+ * the scan stops, which needs none.  Returns false if there never will be.
  */
 extern bool ticket_take (struct scanner *s);
 

@@ -164,11 +164,8 @@ leave_role (struct scanner *s, bool in_hand)
 static bool
 decide (struct scanner *s, struct worker *w, struct range *range)
 {
-  if (!ticket_take (s)) {
-    nbdkit_debug ("scan: scan-limit has been reached");
-    scan_end (s, STATS_FINISHED);
+  if (!steps_take_room (s))
     return false;
-  }
   if (scan_phase (s) != SCAN_GOES_ON)
     s->pending.count = 0;
   if (s->pending.count == 0 && !steps_ask_policy (s, w)) {
