@@ -46,6 +46,7 @@ PLUGINS = os.path.abspath (os.environ.get ("TEST_BUILD",
 GATE = os.path.join (PLUGINS, "nbdkit-gate-plugin.so")
 SCAN = os.path.abspath (os.environ.get (
     "SCAN_FILTER", os.path.join (TOP, "build/nbdkit-scan-filter.so")))
+CLONE = os.path.join (os.path.dirname (SCAN), "nbdkit-clone-filter.so")
 
 # Only how long to wait for what should happen before calling it a failure; no
 # test measures time with it.
@@ -492,7 +493,8 @@ def nbdkit (filters, plugin, args=(), options=()):
     test runs under CHECK_WITH.  If the block raises, that is what the test shows,
     and with it what the server printed.
     """
-    server = Server (filters, plugin, args, options, SCAN in filters)
+    server = Server (filters, plugin, args, options,
+                     SCAN in filters or CLONE in filters)
     try:
         yield server
     except BaseException:
