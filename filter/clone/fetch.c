@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "debug.h"
 #include "disk.h"
 #include "fetch.h"
 #include "options.h"
@@ -30,6 +31,8 @@
  * no more than this, rather than asking twice: at 100 Mbit/s that is 5 ms.
  */
 #define GAP_BYTES (64 * 1024)
+
+int clone_debug_joins;
 
 struct walk {
   const struct request *req;
@@ -253,6 +256,10 @@ walk_blocks (struct walk *w, uint64_t first, uint64_t end)
   if (err != 0 || w->joined_first == w->joined_end)
     return err;
   count (&store->counters, COUNT_JOINS, 1);
+  if (clone_debug_joins)
+    nbdkit_debug ("clone: blocks %llu to %llu: waiting for a fetch in flight",
+                  (unsigned long long) w->joined_first,
+                  (unsigned long long) w->joined_end);
   /* Only for those that there were: who tries again after a failure is not
    * waited for in turn.
    */
