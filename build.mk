@@ -159,6 +159,9 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
+$(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
+	clone/crc32c clone/disk)
+$(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads)

@@ -86,13 +86,16 @@ static uint64_t
 end_of_run (const struct walk *w, uint64_t first, uint64_t end)
 {
   const struct store *store = w->req->store;
-  const uint32_t most = w->req->source->maximum < options.fetch_size
-    ? w->req->source->maximum : options.fetch_size;
-  const uint64_t blocks = max64 (most / store->block_size, 1);
+  const struct source *const source = w->req->source;
+  const uint32_t most = min64 (source->maximum, options.fetch_size)
+    / source->minimum * source->minimum;
+  /* Where it may end, as it is widened to what the plugin wants. */
+  const uint64_t limit = store_offset (store, first)
+    / source->minimum * source->minimum + max64 (most, source->minimum);
   const uint64_t gap = GAP_BYTES / store->block_size;
   uint64_t stop = first, next;
 
-  end = min64 (end, first + blocks);
+  end = min64 (end, max64 (store_block (store, limit), first + 1));
   do {
     stop = map_find (store->map, stop, end, true);
     next = map_find (store->map, stop, end, false);
@@ -123,19 +126,28 @@ overlay_present (const struct store *store, char *data, uint64_t first,
   return 0;
 }
 
-/* Read the plugin, and nothing else.  Returns an errno. */
+/* Read the plugin, and nothing else: at once, unless one block is more than the
+ * plugin gives at a time.  Returns an errno.
+ */
 static int
-read_source (const struct walk *w, void *data, uint64_t offset, uint64_t count_)
+read_source (const struct walk *w, char *data, uint64_t offset, uint64_t bytes)
 {
   struct store *store = w->req->store;
-  int err = EIO;
+  const struct source *const source = w->req->source;
+  const uint32_t most = source->maximum / source->minimum * source->minimum;
+  uint32_t n;
+  int err;
 
-  if (w->req->next->pread (w->req->next, data, count_, offset, 0, &err) == -1) {
-    count (&store->counters, COUNT_FETCH_FAILURES, 1);
-    return err != 0 ? err : EIO;
+  for (; bytes > 0; bytes -= n, offset += n, data += n) {
+    n = min64 (bytes, most);
+    err = 0;
+    if (w->req->next->pread (w->req->next, data, n, offset, 0, &err) == -1) {
+      count (&store->counters, COUNT_FETCH_FAILURES, 1);
+      return err != 0 ? err : EIO;
+    }
+    count (&store->counters, COUNT_FETCHES, 1);
+    count (&store->counters, COUNT_FETCHED_BYTES, n);
   }
-  count (&store->counters, COUNT_FETCHES, 1);
-  count (&store->counters, COUNT_FETCHED_BYTES, count_);
   return 0;
 }
 

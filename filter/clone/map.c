@@ -464,11 +464,11 @@ map_commit (struct map *map, int (*sync_data) (void *), void *opaque,
 
 /* -- create ---------------------------------------------------------------- */
 
+/* The first page is the last to be written; the second is durable before it. */
 int
 map_file_is_unborn (int fd)
 {
-  union page page;
-  unsigned i;
+  union page pages[2];
   struct stat st;
   int err;
 
@@ -476,16 +476,12 @@ map_file_is_unborn (int fd)
     return -1;
   if (st.st_size < BITS * PAGE)
     return st.st_size == 0;
-  for (i = 0; i < BITS; ++i) {
-    err = disk_read (fd, &page, sizeof page, (uint64_t) i * PAGE);
-    if (err != 0) {
-      errno = err;
-      return -1;
-    }
-    if (!is_zero (&page))
-      return false;
+  err = disk_read (fd, pages, sizeof pages, IDENTITY * PAGE);
+  if (err != 0) {
+    errno = err;
+    return -1;
   }
-  return true;
+  return is_zero (&pages[0]) && !is_sealed (&pages[1], KIND_IDENTITY, 0);
 }
 
 int
@@ -508,6 +504,8 @@ map_create (struct map *map, int fd, const struct map_identity *identity,
   what = "cannot be written";
   make_record (page, KIND_RECORD, 0, 0, false, NULL, 0);
   err = write_page (map, page, RECORD);
+  if (err == 0)
+    err = disk_sync (fd);
   if (err != 0)
     goto error;
   memset (page, 0, sizeof *page);
@@ -517,11 +515,13 @@ map_create (struct map *map, int fd, const struct map_identity *identity,
   memcpy (page->identity.export_name, identity->export_name,
           sizeof identity->export_name);
   seal (page, KIND_IDENTITY, 0, 0);
-  err = write_page (map, page, IDENTITY);
+  err = write_page (map, page, IDENTITY + 1);
   if (err == 0)
-    err = write_page (map, page, IDENTITY + 1);
-  if (err == 0 && fsync (fd) == -1)
-    err = errno;
+    err = disk_sync (fd);
+  if (err == 0)
+    err = write_page (map, page, IDENTITY);
+  if (err == 0)
+    err = disk_sync (fd);
   if (err == 0)
     return 0;
 
@@ -601,6 +601,7 @@ load_identity (int fd, struct map_identity *identity, char *error)
 struct records {
   struct record_page last;
   uint64_t generation;          /* of it */
+  uint64_t known;               /* of the last that is known of */
   unsigned slot;
   bool settled;                 /* it is durable, with all that it lists */
   bool whole;                   /* there was no later one that got lost */
@@ -634,6 +635,7 @@ load_records (int fd, struct records *records, char *error)
     return -1;
   }
   records->whole = true;
+  records->known = records->generation;
   records->written = records->last.written != 0;
   if (!read_page (fd, &page, SETTLED, error))
     return -1;
@@ -641,6 +643,8 @@ load_records (int fd, struct records *records, char *error)
     generation = le64toh (page.head.generation);
     records->settled = generation >= records->generation;
     records->whole = generation <= records->generation;
+    if (generation > records->known)
+      records->known = generation;
     records->written |= page.record.written != 0;
   }
   return 0;
@@ -708,7 +712,7 @@ load_page (struct map *map, uint64_t number, const struct records *records,
     if (generation <= records->generation && generation > recorded)
       recorded = generation;
   }
-  if (newest > records->generation)
+  if (newest > records->known)
     findings->newer = true;
   if (!is_listed (&records->last, number))
     findings->digest += digest_of (number, recorded);
@@ -774,7 +778,7 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
     return NULL;
   }
   map->fd = fd;
-  map->generation = records.generation;
+  map->generation = records.known;
   map->record_slot = records.slot;
   if (fstat (fd, &st) == -1 || (uint64_t) st.st_size != file_size (map)) {
     snprintf (error, MAP_ERROR_MAX, "is %" PRIi64 " bytes and should be %"

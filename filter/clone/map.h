@@ -78,8 +78,8 @@ map_complete (const struct map *map)
  * colon.
  */
 
-/* Has nothing been written to this file yet?  It may have been made just before
- * the machine stopped.  Returns -1 with errno set if it can't be read.
+/* Has this file not become a map yet?  The machine may have stopped while it was
+ * made.  Returns -1 with errno set if it can't be read.
  */
 extern int map_file_is_unborn (int fd);
 

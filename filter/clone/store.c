@@ -110,6 +110,7 @@ static int
 is_unborn (struct store *store)
 {
   struct stat st;
+  bool is_hole = true;
   int r = 1;
 
   if (fstat (store->fd, &st) == -1) {
@@ -118,9 +119,13 @@ is_unborn (struct store *store)
   }
   if (store->map_fd != -1)
     r = map_file_is_unborn (store->map_fd);
+  /* Not by its blocks: a small file may have none. */
+  if (st.st_size > 0 &&
+      disk_extent (store->fd, 0, st.st_size, &is_hole) < (uint64_t) st.st_size)
+    is_hole = false;
   if (r == -1)
     nbdkit_error ("clone: %s: %m", store->map_path);
-  else if (r == 1 && st.st_blocks > 0) {
+  else if (r == 1 && !is_hole) {
     nbdkit_error ("clone: %s is there and holds data, but %s, which says what "
                   "of it is a clone, is %s; name another file, or move this "
                   "one away", store->path, store->map_path,

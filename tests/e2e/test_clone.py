@@ -474,19 +474,27 @@ def test_trims_give_space_back (tmp_path):
 # -- with others -----------------------------------------------------------------
 
 def test_what_the_plugin_asks_for_is_kept_to ():
-    """A plugin that takes aligned requests of at least 64K and at most 128K."""
-    script = ["eval", "get_size=echo 1M", "block_size=echo 65536 65536 131072",
-              "pread=echo read $3 $4 >&2; "
-              "dd if=/dev/zero count=$3 iflag=count_bytes 2>/dev/null"]
-    with nbdkit ([CLONE], script) as server:
+    size = M + 1000
+    with clone (f"size={size}", f"blocks={64 * K}-{128 * K}") as server:
         h = server.connect ()
-        assert h.pread (100, 70000) == bytes (100)
-        assert h.pread (512 * K, 0) == bytes (512 * K)
-        asked = [line for line in server.log if line.startswith ("read ")]
-        for line in asked:
-            _, count, offset = map (str, line.split ())
-            assert int (count) % 65536 == 0 and int (count) <= 131072
-            assert int (offset) % 65536 == 0
+        assert h.pread (100, 70000) == pattern (70000, 100)
+        h.pwrite (b"w" * 100, 200 * K)
+        assert h.pread (512 * K, 0) == (pattern (0, 200 * K) + b"w" * 100
+                                        + pattern (200 * K + 100, 312 * K - 100))
+        assert h.pread (10, size - 10) == pattern (size - 10, 10)
+        h.pwrite (b"v" * BLOCK, 640 * K)        # what is absent is not aligned
+        assert h.pread (256 * K, 640 * K) == (
+            b"v" * BLOCK + pattern (644 * K, 252 * K))
+        h.cache (size, 0)
+        assert reads (server)[:3] == [(64 * K, 64 * K), (192 * K, 64 * K),
+                                      (0, 64 * K)]
+
+
+def test_a_block_may_be_larger_than_what_the_plugin_gives ():
+    with clone ("blocks=4096-65536", args=["clone-block-size=256K"]) as server:
+        h = server.connect ()
+        assert h.pread (100, 300 * K) == pattern (300 * K, 100)
+        assert reads (server) == [(n * 64 * K, 64 * K) for n in range (4, 8)]
 
 
 def test_a_serial_plugin ():

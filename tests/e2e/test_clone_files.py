@@ -125,9 +125,7 @@ def test_a_complete_clone_needs_no_source (disk):
         h.pwrite (b"w" * 100, 1000)
     expected = pattern (0, 1000) + b"w" * 100 + pattern (1100, M - 1100)
     assert disk.read_bytes () == expected
-    with nbdkit ([CLONE], ["eval", "open=echo EIO gone >&2; exit 1",
-                           "get_size=exit 1", "pread=exit 1"],
-                 [f"clone-file={disk}"]) as server:
+    with clone (disk, plugin=["fail=open:all"]) as server:
         h = server.connect ()
         assert h.get_size () == M
         assert h.pread (M, 0) == expected
@@ -210,16 +208,29 @@ def test_a_second_server_is_refused (disk):
             f"clone: {disk} is in use by another server; give each its own file"]
 
 
-def test_a_file_that_is_no_clone_is_left_alone (disk):
-    disk.write_bytes (b"precious" * 1000)
+@pytest.mark.parametrize ("data", [b"x", b"precious" * 1000])
+def test_a_file_that_is_no_clone_is_left_alone (disk, data):
+    disk.write_bytes (data)
+    for _ in range (2):
+        errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+        assert len (errors) == 1 and "is there and holds data, but" in errors[0]
+        assert disk.read_bytes () == data
+        assert not map_of (disk).exists ()
+    map_of (disk).touch ()                      # as good as none
     errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
-    assert len (errors) == 1 and "is there and holds data, but" in errors[0]
-    assert disk.read_bytes () == b"precious" * 1000
-    assert not map_of (disk).exists ()
+    assert len (errors) == 1 and "is empty" in errors[0]
+    assert disk.read_bytes () == data
 
 
-def test_an_empty_file_is_taken (disk):
-    disk.touch ()
+@pytest.mark.parametrize ("what", ["file", "map", "both", "sparse"])
+def test_an_empty_file_is_taken (disk, what):
+    """The machine may have stopped while they were made."""
+    if what != "map":
+        disk.touch ()
+    if what in ("map", "both"):
+        map_of (disk).touch ()
+    if what == "sparse":
+        os.truncate (disk, 4 * M)
     with clone (disk) as server:
         assert server.connect ().pread (100, 0) == pattern (0, 100)
     assert disk.stat ().st_size == M
