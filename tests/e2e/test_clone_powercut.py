@@ -39,6 +39,8 @@ CELL = 16                       # sectors that belong to one client
 # Where clients work: in each page of the map.
 BASES = [0, 33000, 66000]
 
+NEVER = float ("inf")
+
 ENTRY = struct.Struct ("=BB2xIQQ")
 WRITE, ZERO, TRUNCATE, SYNC, END = 1, 2, 3, 4, 5
 
@@ -180,6 +182,15 @@ def source (sector):
     return pattern (sector * SECTOR, SECTOR)
 
 
+class Write:
+    """Of one sector: the position before it, the time when it was answered, and the
+    position from which on it is durable by itself."""
+
+    def __init__ (self, value, before, done=NEVER, durable=NEVER):
+        self.value, self.before = value, before
+        self.done, self.durable = done, durable
+
+
 class Work:
     """What clients do, and when it was durable, in positions of the log."""
 
@@ -219,19 +230,21 @@ class Work:
             self.flushes.append ((begun, self.position ()))
         else:
             fua = nbd.CMD_FLAG_FUA if name == "fua" else 0
-            values = [rng.randbytes (SECTOR) for _ in range (count)]
-            before = self.position ()
+            values = [rng.randbytes (SECTOR) if name in ("write", "fua")
+                      else bytes (SECTOR) for _ in range (count)]
+            writes = [Write (value, self.position ()) for value in values]
+            for i, write in enumerate (writes):
+                self.writes[first + i].append (write)
             if name == "zero":
-                values = [bytes (SECTOR)] * count
                 h.zero (length, offset)
             elif name == "trim":
-                values = [bytes (SECTOR)] * count
                 h.trim (length, offset)
             else:
                 h.pwrite (b"".join (values), offset, flags=fua)
-            done, durable = self.tick (), self.position () if fua else None
-            for i, value in enumerate (values):
-                self.writes[first + i].append ((value, before, done, durable))
+            done, after = self.tick (), self.position ()
+            for write in writes:
+                write.done = done
+                write.durable = after if fua else NEVER
 
     def client (self, server, number):
         rng = random.Random (self.seed * 10 + number)
@@ -245,15 +258,14 @@ class Work:
     def allowed (self, sector, position):
         """What may be read of it after a cut at this position."""
         values = [source (sector)]
-        for value, before, done, durable in self.writes[sector]:
-            if before > position:
+        for w in self.writes[sector]:
+            if w.before > position:
                 break
-            is_durable = durable is not None and durable <= position or any (
-                begun > done and after <= position
-                for begun, after in self.flushes)
-            if is_durable:
+            if w.durable <= position or any (
+                    begun > w.done and after <= position
+                    for begun, after in self.flushes):
                 values = []
-            values.append (value)
+            values.append (w.value)
         return values
 
 
