@@ -20,6 +20,11 @@ from harness import CHECK_WITH, CLONE, Server, gate, nbdkit
 from test_clone_powercut import BASES, CELL, CLIENTS, SECTOR, SIZE, Work, Write, source
 
 KILLS = int (os.environ.get ("KILLS", 5 if CHECK_WITH else 30))
+# Sectors that clients work on from each base on, and how many places of that size
+# there are.
+WIDTH = 3 * CLIENTS * CELL
+ROUNDS = 100
+
 # A position that all that has been answered lies before.
 NOW = 1
 
@@ -31,7 +36,9 @@ class KilledWork (Work):
     def position (self):
         return 0
 
-    def restart (self):
+    def restart (self, number):
+        """Somewhere else than before, as all that was looked at is there to stay."""
+        self.bases = [base + number % ROUNDS * WIDTH for base in BASES]
         self.answers = self.time = 0
         self.flushes.clear ()
 
@@ -54,10 +61,9 @@ class KilledWork (Work):
 def look (server, work, where):
     """Compare all that clients work on with what they have written."""
     h = server.connect ()
-    count = 3 * CLIENTS * CELL
-    for base in BASES:
-        data = h.pread (count * SECTOR, base * SECTOR)
-        for i in range (count):
+    for base in work.bases:
+        data = h.pread (WIDTH * SECTOR, base * SECTOR)
+        for i in range (WIDTH):
             got = bytes (data[i * SECTOR:(i + 1) * SECTOR])
             assert got in work.allowed (base + i, NOW), (
                 f"{where}: sector {base + i} holds {got[:8].hex ()}, may hold "
@@ -69,7 +75,6 @@ def look (server, work, where):
 
 def run_and_kill (server, work, answers):
     """Kill the server once it has answered that many requests of all clients."""
-    work.restart ()
     threads = [threading.Thread (target=work.client, args=(server, n))
                for n in range (CLIENTS)]
     for thread in threads:
@@ -84,15 +89,18 @@ def test_kill_and_start_again ():
     directory = tempfile.mkdtemp (prefix="clone-kill-", dir=(
         "/dev/shm" if os.access ("/dev/shm", os.W_OK) else None))
     args = [f"clone-file={directory}/disk", "clone-block-size=512",
-            "clone-commit=0.1", "clone-reserve=0"]
+            "clone-reserve=0"]
     rng = random.Random (1)
     work = KilledWork (None, 0)
     try:
         for kill in range (KILLS):
             work.seed = kill
-            server = Server ([CLONE], gate (f"size={SIZE}"), args, (), True)
+            # Where only a flush commits, it is seen whether it does.
+            commit = rng.choice (["clone-commit=0.1", "clone-commit=3600"])
+            server = Server ([CLONE], gate (f"size={SIZE}"), [*args, commit], (), True)
             try:
                 look (server, work, f"after kill {kill}")
+                work.restart (kill)
                 run_and_kill (server, work, rng.randrange (1, 150))
             finally:
                 server.kill ()

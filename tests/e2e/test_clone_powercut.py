@@ -197,6 +197,7 @@ class Work:
     def __init__ (self, log, seed):
         self.log = log
         self.seed = seed
+        self.bases = BASES
         self.lock = threading.Lock ()
         self.time = 0
         self.writes = collections.defaultdict (list)    # by sector
@@ -215,7 +216,7 @@ class Work:
         name = rng.choice (["read", "cache", "write", "write", "write", "zero",
                             "trim", "flush", "fua"])
         # Clients never share a sector.
-        cell = rng.choice (BASES) + (rng.randrange (3) * CLIENTS + client) * CELL
+        cell = rng.choice (self.bases) + (rng.randrange (3) * CLIENTS + client) * CELL
         first = rng.randrange (CELL)
         count = rng.randrange (1, CELL - first + 1)
         first += cell
