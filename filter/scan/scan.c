@@ -20,6 +20,7 @@
 #include <nbdkit-filter.h>
 
 #include "budget.h"
+#include "contexts.h"
 #include "debug.h"
 #include "exports.h"
 #include "guard.h"
@@ -61,7 +62,9 @@ struct handle {
 };
 
 /* One warning per server for each thing that can't work. */
-enum warning { NOT_THIS_EXPORT, THREAD_MODEL, NO_CACHE, NR_WARNINGS };
+enum warning {
+  NOT_THIS_EXPORT, THREAD_MODEL, NO_CACHE, NO_CONTEXTS, NR_WARNINGS
+};
 static atomic_bool warned[NR_WARNINGS];
 
 static bool
@@ -76,9 +79,10 @@ scan_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 {
   const int r = options_set (key, value);
 
-  if (r == 0)
-    return next (nxdata, key, value);
-  return r == -1 ? -1 : 0;
+  if (r != 0)
+    return r == -1 ? -1 : 0;
+  contexts_note (key);
+  return next (nxdata, key, value);
 }
 
 static int
@@ -128,6 +132,7 @@ scan_get_ready (int final_thread_model)
   };
 
   thread_model = final_thread_model;
+  contexts_init ();
   return report_init (&config);
 }
 
@@ -142,6 +147,27 @@ thread_model_allows_scan (void)
                   "PARALLEL or SERIALIZE_REQUESTS thread model, not scanning; "
                   "a scan would hold up the clients' requests, so use another "
                   "plugin or filter below, or leave out --filter=scan");
+  return false;
+}
+
+/* May a scan open this export for itself?  Warns if not. */
+static bool
+may_open (const char *export_name)
+{
+  const char *why = contexts_why_not (export_name);
+
+  if (why == NULL)
+    return true;
+  if (!first_warning (NO_CONTEXTS))
+    return false;
+  if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
+    nbdkit_error ("scan: warning: %s; there is no scan in the background, each "
+                  "client's connection is scanned as without "
+                  "scan-background=true", why);
+  else
+    nbdkit_error ("scan: warning: %s, not scanning; use parameters that name "
+                  "one disk, or leave out what makes nbdkit serialize requests, "
+                  "such as the retry and noparallel filters", why);
   return false;
 }
 
@@ -178,7 +204,7 @@ scan_after_fork (nbdkit_backend *backend)
   struct export *export;
 
   report_start ();
-  if (!options.background || !thread_model_allows_scan ())
+  if (!options.background || !thread_model_allows_scan () || !may_open (""))
     return 0;
   export = exports_get ("");
   if (export != NULL)
@@ -271,6 +297,9 @@ can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
     return false;
   }
   if (!thread_model_allows_scan ())
+    return false;
+  if (thread_model != NBDKIT_THREAD_MODEL_PARALLEL &&
+      !may_open (h->export_name))
     return false;
   if (source_ask (next, info) == -1)
     return false;               /* the server will find that out for itself */
