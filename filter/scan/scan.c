@@ -34,6 +34,7 @@ int scan_debug_decisions;
 int scan_debug_reads;
 
 /* Written before the server serves, and by nobody after. */
+static unsigned times_loaded;   /* all share these variables */
 static int thread_model = -1;
 static struct budget *budget;
 static bool count_reads;        /* somebody wants to know */
@@ -43,11 +44,11 @@ static bool count_reads;        /* somebody wants to know */
  */
 static struct scanner *background;
 
-/* What the layer below calls its default export, or NULL if it has not been
- * asked yet.  Protected by the lock, a leaf.
+/* What the layer below has told this connection, in its handshake, to be the
+ * name of the default export; NULL if the client has not asked.  The server
+ * keeps it for as long.
  */
-static pthread_mutex_t default_name_lock = PTHREAD_MUTEX_INITIALIZER;
-static char *default_name;
+static __thread const char *default_name;
 
 /* Per connection. */
 struct handle {
@@ -71,6 +72,12 @@ static bool
 first_warning (enum warning warning)
 {
   return !atomic_exchange (&warned[warning], true);
+}
+
+static void
+scan_load (void)
+{
+  times_loaded++;
 }
 
 static int
@@ -98,6 +105,11 @@ scan_config_complete (nbdkit_next_config_complete *next,
   };
   char error[LIBRARY_ERROR_MAX] = "";
 
+  if (times_loaded > 1) {
+    nbdkit_error ("--filter=scan is given %u times; it can be used once",
+                  times_loaded);
+    return -1;
+  }
   if (options_complete () == -1)
     return -1;
   config.policy = library_policy (options.policy, error);
@@ -224,39 +236,38 @@ static void
 scan_unload (void)
 {
   exports_free ();
-  free (default_name);
   budget_free (budget);
   library_free ();
   options_free ();
 }
 
+/* A new connection, on a thread that may have had another. */
+static int
+scan_preconnect (nbdkit_next_preconnect *next, nbdkit_backend *nxdata,
+                 int readonly)
+{
+  default_name = NULL;
+  return next (nxdata, readonly);
+}
+
 /* A client that asks for the default export is given its real name, if it has
- * one, before .open.  Take note of it.
+ * one, before .open.  Take note of it, for this client only: nbdkit tells
+ * nobody that name without being asked, so a client that asks for it right away
+ * would else be scanned or not by what others have asked before.
  */
 static const char *
 scan_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
                      int readonly, int is_tls)
 {
-  const char *name = next (nxdata, readonly);
-  char *copy = name ? strdup (name) : NULL;
-
-  pthread_mutex_lock (&default_name_lock);
-  free (default_name);
-  default_name = copy;
-  pthread_mutex_unlock (&default_name_lock);
-  return name;
+  default_name = next (nxdata, readonly);
+  return default_name;
 }
 
 static bool
 is_default_export (const char *name)
 {
-  bool r;
-
-  pthread_mutex_lock (&default_name_lock);
-  r = strcmp (name, "") == 0 ||
+  return *name == '\0' ||
     (default_name != NULL && strcmp (name, default_name) == 0);
-  pthread_mutex_unlock (&default_name_lock);
-  return r;
 }
 
 static void *
@@ -433,6 +444,7 @@ scan_trim (nbdkit_next *next, void *handle,
 static struct nbdkit_filter filter = {
   .name              = "scan",
   .longname          = "nbdkit scan filter with scriptable policies",
+  .load              = scan_load,
   .unload            = scan_unload,
   .config            = scan_config,
   .config_complete   = scan_config_complete,
@@ -440,6 +452,7 @@ static struct nbdkit_filter filter = {
   .get_ready         = scan_get_ready,
   .after_fork        = scan_after_fork,
   .cleanup           = scan_cleanup,
+  .preconnect        = scan_preconnect,
   .default_export    = scan_default_export,
   .open              = scan_open,
   .prepare           = scan_prepare,
