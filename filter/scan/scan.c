@@ -28,7 +28,7 @@
 #include "library.h"
 #include "options.h"
 #include "report.h"
-#include "scanner.h"
+#include "scans.h"
 
 int scan_debug_decisions;
 int scan_debug_reads;
@@ -40,9 +40,9 @@ static struct budget *budget;
 static bool count_reads;        /* somebody wants to know */
 
 /* scan-background: the one scan of the default export; NULL if there is none.
- * Written in .after_fork and .cleanup, when there are no connections.
+ * Written in .after_fork, when there are no connections.
  */
-static struct scanner *background;
+static struct scan *background;
 
 /* What the layer below has told this connection, in its handshake, to be the
  * name of the default export; NULL if the client has not asked.  The server
@@ -57,8 +57,8 @@ struct handle {
   bool is_default;
 
   /* From .prepare on; NULL if this connection is not scanned. */
-  struct export *export;
-  struct scanner *scanner;      /* NULL too if the scan is the shared one */
+  struct export *export;        /* the scan's, or if there is none, ours */
+  struct scan *scan;            /* NULL too if the scan is the shared one */
   struct reads *reads;          /* of the one or of the other */
 };
 
@@ -186,7 +186,7 @@ may_open (const char *export_name)
 /* Start a scan of this export, over the connection's context if the thread
  * model lets all scan threads use that, else over contexts of its own.
  */
-static struct scanner *
+static struct scan *
 start_scan (struct export *export, const char *name, nbdkit_next *next,
             const struct source_info *info, nbdkit_backend *backend)
 {
@@ -207,7 +207,7 @@ start_scan (struct export *export, const char *name, nbdkit_next *next,
     if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
       config.next = next;
   }
-  return scanner_start (&config);
+  return scans_start (&config, export);
 }
 
 static int
@@ -227,14 +227,14 @@ scan_after_fork (nbdkit_backend *backend)
 static void
 scan_cleanup (nbdkit_backend *backend)
 {
-  scanner_free (background);
-  background = NULL;
+  scans_stop_all ();
   report_stop ();
 }
 
 static void
 scan_unload (void)
 {
+  scans_leave (background);
   exports_free ();
   budget_free (budget);
   library_free ();
@@ -334,23 +334,25 @@ scan_prepare (nbdkit_next *next, void *handle, int readonly)
   struct handle *h = handle;
   const char *key = h->is_default ? "" : h->export_name;
   struct source_info info;
+  struct export *export;
 
   if (background != NULL && h->is_default) {
     h->export = exports_get (key);
-    h->reads = scanner_get_reads (background);
+    h->reads = scanner_get_reads (scans_get_scanner (background));
     return 0;
   }
   if (!can_scan (next, h, &info))
     return 0;
-  h->export = exports_get (key);
-  if (h->export == NULL) {
+  export = exports_get (key);
+  if (export == NULL) {
     nbdkit_error ("scan: warning: malloc: %m, not scanning");
     return 0;
   }
-  h->scanner = start_scan (h->export, h->export_name, next, &info,
-                           h->backend);
-  if (h->scanner != NULL)
-    h->reads = scanner_get_reads (h->scanner);
+  h->scan = start_scan (export, h->export_name, next, &info, h->backend);
+  if (h->scan != NULL) {
+    h->export = export;
+    h->reads = scanner_get_reads (scans_get_scanner (h->scan));
+  }
   return 0;
 }
 
@@ -360,8 +362,8 @@ scan_finalize (nbdkit_next *next, void *handle)
 {
   struct handle *h = handle;
 
-  if (h->scanner != NULL)
-    scanner_stop (h->scanner);
+  if (h->scan != NULL)
+    scans_stop (h->scan);
   return 0;
 }
 
@@ -371,8 +373,10 @@ scan_close (void *handle)
 {
   struct handle *h = handle;
 
-  scanner_free (h->scanner);
-  exports_put (h->export);
+  if (h->scan != NULL)
+    scans_leave (h->scan);      /* the export is its own */
+  else
+    exports_put (h->export);
   free (h->export_name);
   free (h);
 }
