@@ -7,9 +7,10 @@
  * of the source.  Nothing else may include this.
  *
  * Locks of this filter, outermost first: a vm's policy lock, then a scanner's
- * lock, then the leaf locks (read queue, failures, budget, guard, exports),
- * under which nothing is called.  None is held across a call to the layer
- * below, and the client's read path takes the read queue's alone.
+ * lock, then that of the exports, then the leaf locks (map, read queue, failures,
+ * budget, guard), under which nothing is called.  None is held across a call to
+ * the layer below.  The client's read path takes the read queue's, and the map's
+ * where that is needed (see map.h).
  */
 
 #ifndef SCAN_SCANNER_INTERNAL_H
@@ -74,7 +75,7 @@ struct scanner {
   /* Decider only. */
   struct range pending;         /* asked for and not yet issued */
   struct ticket ticket;
-  struct range read_batch[READS_MAX];
+  struct met_read read_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];
   struct source_extents extents; /* for disk:next_data */
   void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */
