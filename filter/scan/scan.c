@@ -39,10 +39,11 @@ static int thread_model = -1;
 static struct budget *budget;
 static bool count_reads;        /* somebody wants to know */
 
-/* scan-background: the one scan of the default export; NULL if there is none.
- * Written in .after_fork, when there are no connections.
+/* scan-background: the one scan of the default export, and what it is a scan of;
+ * NULL if there is none.  Written in .after_fork, when there are no connections.
  */
 static struct scan *background;
+static struct generation *background_generation;
 
 /* What the layer below has told this connection, in its handshake, to be the
  * name of the default export; NULL if the client has not asked.  The server
@@ -57,7 +58,8 @@ struct handle {
   bool is_default;
 
   /* From .prepare on; NULL if this connection is not scanned. */
-  struct export *export;        /* the scan's, or if there is none, ours */
+  struct generation *generation; /* the scan's, or if there is none, ours */
+  struct map *map;              /* the generation's */
   struct scan *scan;            /* NULL too if the scan is the shared one */
   struct reads *reads;          /* of the one or of the other */
 };
@@ -119,7 +121,7 @@ scan_config_complete (nbdkit_next_config_complete *next,
   }
   library_set_policy (config.policy);
   count_reads = options.stats_file != NULL || options.progress;
-  if (exports_init (&config, count_reads) == -1)
+  if (exports_init (&config) == -1)
     return -1;
 
   budget = budget_new (options.rate, options.limit);
@@ -183,21 +185,23 @@ may_open (const char *export_name)
   return false;
 }
 
-/* Start a scan of this export, over the connection's context if the thread
- * model lets all scan threads use that, else over contexts of its own.
+/* Start a scan of this disk, over the connection's context if the thread model
+ * lets all scan threads use that, else over contexts of its own.  Takes over the
+ * caller's use of the generation.
  */
 static struct scan *
-start_scan (struct export *export, const char *name, nbdkit_next *next,
+start_scan (struct generation *generation, const char *name, nbdkit_next *next,
             const struct source_info *info, nbdkit_backend *backend)
 {
   struct scanner_config config = {
-    .vm = export->vm,
+    .vm = generation->vm,
     .export_name = name,
     .block = options.size,
     .threads = options.threads,
     .method = options.method,
     .budget = budget,
-    .stats = export->stats,
+    .stats = generation->export->stats,
+    .map = generation->map,
     .background = next == NULL,
     .backend = backend,
   };
@@ -207,20 +211,18 @@ start_scan (struct export *export, const char *name, nbdkit_next *next,
     if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
       config.next = next;
   }
-  return scans_start (&config, export);
+  return scans_start (&config, generation);
 }
 
 static int
 scan_after_fork (nbdkit_backend *backend)
 {
-  struct export *export;
-
   report_start ();
   if (!options.background || !thread_model_allows_scan () || !may_open (""))
     return 0;
-  export = exports_get ("");
-  if (export != NULL)
-    background = start_scan (export, "", NULL, NULL, backend);
+  background_generation = exports_get_newest ("");
+  if (background_generation != NULL)
+    background = start_scan (background_generation, "", NULL, NULL, backend);
   return 0;
 }
 
@@ -325,6 +327,28 @@ can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
   return true;
 }
 
+/* Join the scan in the background if it is one of this disk. */
+static bool
+join_background (nbdkit_next *next, struct handle *h)
+{
+  int64_t size;
+
+  if (background == NULL || !h->is_default)
+    return false;
+  size = next->get_size (next);
+  if (size == -1)
+    return false;
+  h->generation = exports_get ("", size);
+  if (h->generation == background_generation) {
+    h->map = h->generation->map;
+    h->reads = scanner_get_reads (scans_get_scanner (background));
+    return true;
+  }
+  exports_put (h->generation);
+  h->generation = NULL;
+  return false;
+}
+
 /* Start scanning, or join the scan there is.  A connection never fails because
  * it can't be scanned.
  */
@@ -332,25 +356,20 @@ static int
 scan_prepare (nbdkit_next *next, void *handle, int readonly)
 {
   struct handle *h = handle;
-  const char *key = h->is_default ? "" : h->export_name;
+  struct generation *generation;
   struct source_info info;
-  struct export *export;
 
-  if (background != NULL && h->is_default) {
-    h->export = exports_get (key);
-    h->reads = scanner_get_reads (scans_get_scanner (background));
+  if (join_background (next, h) || !can_scan (next, h, &info))
     return 0;
-  }
-  if (!can_scan (next, h, &info))
-    return 0;
-  export = exports_get (key);
-  if (export == NULL) {
+  generation = exports_get (h->is_default ? "" : h->export_name, info.size);
+  if (generation == NULL) {
     nbdkit_error ("scan: warning: malloc: %m, not scanning");
     return 0;
   }
-  h->scan = start_scan (export, h->export_name, next, &info, h->backend);
+  h->scan = start_scan (generation, h->export_name, next, &info, h->backend);
   if (h->scan != NULL) {
-    h->export = export;
+    h->generation = generation;
+    h->map = generation->map;
     h->reads = scanner_get_reads (scans_get_scanner (h->scan));
   }
   return 0;
@@ -374,11 +393,18 @@ scan_close (void *handle)
   struct handle *h = handle;
 
   if (h->scan != NULL)
-    scans_leave (h->scan);      /* the export is its own */
+    scans_leave (h->scan);      /* the generation is its own */
   else
-    exports_put (h->export);
+    exports_put (h->generation);
   free (h->export_name);
   free (h);
+}
+
+/* Not inlined, for it is rare, and registers are not. */
+static void __attribute__ ((noinline))
+count_read (struct handle *h, uint32_t count, uint8_t met)
+{
+  stats_read (h->generation->export->stats, count, map_met (met));
 }
 
 static int
@@ -387,19 +413,20 @@ scan_pread (nbdkit_next *next, void *handle,
             uint32_t flags, int *err)
 {
   struct handle *h = handle;
-  const struct range range = { offset, count };
-  bool noted;
+  uint8_t met;
   int r;
 
-  if (h->reads == NULL)
+  if (h->reads == NULL || !reads_are_wanted (h->reads)) {
+    if (h->reads != NULL && count_reads)
+      count_read (h, count, map_meet (h->map, offset, count));
     return next->pread (next, buf, count, offset, flags, err);
+  }
 
+  met = reads_begin (h->reads, h->map, offset, count);
   if (count_reads)
-    stats_read (h->export->stats, range);
-  noted = reads_begin (h->reads, range);
+    count_read (h, count, met);
   r = next->pread (next, buf, count, offset, flags, err);
-  if (noted)
-    reads_end (h->reads);
+  reads_end (h->reads);
   return r;
 }
 

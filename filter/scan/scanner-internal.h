@@ -6,10 +6,11 @@
  * its threads, steps.c what its policy asks for, and fetch.c all that it reads
  * of the source.  Nothing else may include this.
  *
- * Locks of this filter, outermost first: a vm's policy lock or the list of
- * scans', then a scanner's joining, then its lock, then the leaf locks (read queue, failures, budget, guard, exports),
- * under which nothing is called.  None is held across a call to the layer
- * below, and the client's read path takes the read queue's alone.
+ * Locks of this filter, outermost first: a vm's policy lock or that of the list of
+ * scans, then a scanner's joining, then a scanner's lock, then that of the exports,
+ * then the leaf locks (map, read queue, failures, budget, guard), under which
+ * nothing is called.  None is held across a call to the layer below.  The client's
+ * read path takes the read queue's, and the map's where that is needed (see map.h).
  */
 
 #ifndef SCAN_SCANNER_INTERNAL_H
@@ -84,7 +85,7 @@ struct scanner {
   /* Decider only. */
   struct range pending;         /* asked for and not yet issued */
   struct ticket ticket;
-  struct range read_batch[READS_MAX];
+  struct met_read read_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];
   struct source_extents extents; /* for disk:next_data */
   void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */

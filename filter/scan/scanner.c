@@ -20,16 +20,20 @@
 /* -- what the policy may ask about ----------------------------------------- */
 
 static size_t
-driver_reads (void *opaque, const struct range **out)
+driver_reads (void *opaque, const struct met_read **out)
 {
   struct scanner *s = opaque;
   const size_t n = reads_take (s->reads, s->read_batch);
+  struct range range;
   size_t i;
 
-  if (scan_debug_reads)
-    for (i = 0; i < n; ++i)
+  for (i = 0; i < n; ++i) {
+    range = s->read_batch[i].range;
+    map_read (s->config.map, range);
+    if (scan_debug_reads)
       nbdkit_debug ("scan: read offset=0x%" PRIx64 " count=0x%" PRIx64,
-                    s->read_batch[i].offset, s->read_batch[i].count);
+                    range.offset, range.count);
+  }
   *out = s->read_batch;
   return n;
 }

@@ -19,6 +19,7 @@
 #include <nbdkit-filter.h>
 
 #include "budget.h"
+#include "map.h"
 #include "reads.h"
 #include "source.h"
 #include "stats.h"
@@ -35,6 +36,7 @@ struct scanner_config {
   enum source_method method;
   struct budget *budget;        /* shared by all scans */
   struct stats *stats;          /* the export's */
+  struct map *map;              /* of this disk at this size */
   bool background;              /* for no connection: info is not known yet */
 
   /* Either the connection's context and what is known of it, or a backend to

@@ -18,7 +18,7 @@
 struct scan {
   /* Immutable. */
   struct scanner *scanner;
-  struct export *export;
+  struct generation *generation;
   char *export_name;
 
   /* Protected by the lock. */
@@ -39,7 +39,7 @@ free_scan (struct scan *scan)
   if (scan == NULL)
     return;
   scanner_free (scan->scanner);
-  exports_put (scan->export);
+  exports_put (scan->generation);
   free (scan->export_name);
   free (scan);
 }
@@ -96,7 +96,7 @@ add (struct scan *scan)
 }
 
 struct scan *
-scans_start (struct scanner_config *config, struct export *export)
+scans_start (struct scanner_config *config, struct generation *generation)
 {
   struct scan *scan = calloc (1, sizeof *scan);
   char *name = strdup (config->export_name);
@@ -104,12 +104,12 @@ scans_start (struct scanner_config *config, struct export *export)
   free_ended ();
   if (scan == NULL || name == NULL) {
     nbdkit_error ("scan: warning: could not start a scan: %m, not scanning");
-    exports_put (export);
+    exports_put (generation);
     free (name);
     free (scan);
     return NULL;
   }
-  scan->export = export;
+  scan->generation = generation;
   scan->export_name = name;
   config->export_name = name;
   scan->scanner = scanner_start (config);

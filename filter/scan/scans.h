@@ -26,12 +26,12 @@
 
 struct scan;
 
-/* Start a scan of this export; the name is copied.  Takes over the caller's use
- * of the export, whatever comes of it.  Returns NULL after a warning if there are
+/* Start a scan of this disk; the name is copied.  Takes over the caller's use of
+ * the generation, whatever comes of it.  Returns NULL after a warning if there are
  * no means for it, and with none after scans_stop_all.
  */
 extern struct scan *scans_start (struct scanner_config *config,
-                                 struct export *export);
+                                 struct generation *generation);
 
 /* What scanner_start and scanner_get_reads are about. */
 extern struct scanner *scans_get_scanner (struct scan *scan);

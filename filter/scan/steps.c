@@ -55,7 +55,7 @@ step_next_data (struct scanner *s, struct worker *w,
                                             &s->phase);
 
   if (offset > from)
-    stats_hole (s->config.stats, (struct range) { from, offset - from });
+    map_hole (s->config.map, (struct range) { from, offset - from });
   if (offset < s->driver.size) {
     answer->type = VM_OFFSET;
     answer->offset = offset;

@@ -154,7 +154,11 @@ look_at_disk (struct scanner *s, struct worker *w)
 {
   s->config.info = *source_get_info (w->source);
   s->driver.size = s->config.info.size;
-  stats_set_size (s->config.stats, s->driver.size);
+  if (!map_set_size (s->config.map, s->driver.size)) {
+    nbdkit_error ("scan: warning: the disk has another size than a client was "
+                  "told, not scanning");
+    return false;
+  }
   if (s->config.method != SOURCE_CACHE || s->config.info.can_cache)
     return true;
   nbdkit_error ("scan: warning: underlying plugin does not support "

@@ -30,6 +30,7 @@ struct setting {
   struct vm *vm;
   struct budget *budget;
   struct stats *stats;
+  struct map *map;
   struct scanner_config config;
 };
 
@@ -44,12 +45,14 @@ set_up (unsigned threads, bool own_contexts)
   stub_reset ();
   t.vm = vm_new (&vm_config);
   t.budget = budget_new (BUDGET_NONE, BUDGET_NONE);
-  t.stats = stats_new (false);
-  if (t.vm == NULL || t.budget == NULL || t.stats == NULL)
+  t.stats = stats_new ();
+  t.map = map_new ();
+  if (t.vm == NULL || t.budget == NULL || t.stats == NULL || t.map == NULL)
     abort ();
   t.config = (struct scanner_config) {
     .vm = t.vm, .export_name = "", .block = BLOCK, .threads = threads,
     .method = SOURCE_CACHE, .budget = t.budget, .stats = t.stats,
+    .map = t.map,
     .next = own_contexts ? NULL : stub_next (),
     .info = { BLOCK * BLOCKS, true, false },
   };
@@ -75,6 +78,7 @@ tear_down (struct setting *t)
   vm_free (t->vm);
   budget_free (t->budget);
   stats_free (t->stats);
+  map_free (t->map);
 }
 
 static void
