@@ -157,7 +157,7 @@ $(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
-	scan/fetch scan/failures scan/ticket scan/budget scan/guard scan/reads \
+	scan/fetch scan/failures scan/opening scan/ticket scan/budget scan/guard scan/reads \
 	scan/source scan/map report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)

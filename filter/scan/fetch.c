@@ -20,8 +20,9 @@ note_failure (struct scanner *s, struct range range, int err)
   reads_wake (s->reads);
 }
 
-void
-fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
+/* Returns 0 or an errno. */
+static int
+prefetch_once (struct scanner *s, struct worker *w, struct range range)
 {
   struct guard_op op;
   uint64_t started_ns;
@@ -29,8 +30,7 @@ fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
 
   if (!guard_begin_prefetch (&op, range)) {
     stats_prefetch_skipped (s->config.stats);
-    note_failure (s, range, EBUSY);
-    return;
+    return EBUSY;
   }
   stats_prefetch_begins (s->config.stats);
   map_prefetch_begins (s->config.map, range);
@@ -40,12 +40,23 @@ fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
   stats_prefetch_ends (s->config.stats, range, clock_now_ns () - started_ns,
                        err == 0);
   guard_end (&op);
+  return err;
+}
+
+void
+fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
+{
+  int err = prefetch_once (s, w, range);
+
+  if (opening_again (w, err))
+    err = prefetch_once (s, w, range);
   if (err != 0)
     note_failure (s, range, err);
 }
 
-int
-fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
+/* Returns 0 or an errno. */
+static int
+read_once (struct scanner *s, struct worker *w, struct range range, void *buf)
 {
   struct guard_op op;
   int err;
@@ -56,4 +67,12 @@ fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
   err = source_pread (w->source, range, buf);
   guard_end (&op);
   return err;
+}
+
+int
+fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
+{
+  const int err = read_once (s, w, range, buf);
+
+  return opening_again (w, err) ? read_once (s, w, range, buf) : err;
 }
