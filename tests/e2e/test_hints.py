@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
-"""Warnings at start-up of settings that can't help over the layers below; and
-none over sensible ones."""
+"""Warnings at start-up of settings that can't help over the layers below, as far
+as these have parameters that pass by; and none over sensible ones."""
 
 import pytest
 
@@ -13,27 +13,32 @@ pytestmark = pytest.mark.skipif (
 
 # Filters from the outside in, parameters, and the warnings, each by words that it
 # must have.
+MIN_BLOCK = "cache-min-block-size=64K"
+READ_TWICE = ["scan-method=read", "--filter=scan first", "cow-on-read=true"]
 CASES = {
     "the stock way": ([SCAN, "cache"], [], []),
     "threads over cache":
-        ([SCAN, "cache"], ["scan-threads=2"],
+        ([SCAN, "cache"], ["scan-threads=2", MIN_BLOCK],
          [["scan-threads=2", "--filter=cow", "cow-on-read=true", "scan-method=read"]]),
     "threads over a cache further down":
-        ([SCAN, "delay", "cache"], ["scan-threads=64"], [["scan-threads=64"]]),
-    "threads below cache": (["cache", SCAN], ["scan-threads=2"], []),
+        ([SCAN, "delay", "cache"], ["scan-threads=64", MIN_BLOCK],
+         [["scan-threads=64"]]),
+    "threads below cache": (["cache", SCAN], ["scan-threads=2", MIN_BLOCK], []),
     "threads over cow's .cache":
         ([SCAN, "cow"], ["scan-threads=2", "cow-on-cache=true"],
          [["scan-threads=2", "cow-on-read=true", "scan-method=read"]]),
     "threads over the plugin": ([SCAN], ["scan-threads=2"], []),
-    "reading over the plugin": ([SCAN], ["scan-threads=2", "scan-method=read"], []),
+    "reading over the plugin":
+        ([SCAN], ["scan-threads=2", "scan-method=read"], [READ_TWICE]),
     "reading over a cow that forgets":
-        ([SCAN, "cow"], ["scan-method=read"], [["cow-on-read=true"]]),
+        ([SCAN, "cow"], ["scan-method=read"], [READ_TWICE]),
     "reading over a cow told to forget":
-        ([SCAN, "cow"], ["scan-method=read", "cow-on-read=no"],
-         [["cow-on-read=true"]]),
+        ([SCAN, "cow"], ["scan-method=read", "cow-on-read=no"], [READ_TWICE]),
     "reading over a cache that forgets":
         ([SCAN, "cache"], ["scan-method=read"], [["cache-on-read=true"]]),
-    "reading below a cow": (["cow", SCAN], ["scan-method=read"], []),
+    "reading below a cow": (["cow", SCAN], ["scan-method=read"], [READ_TWICE]),
+    "reading below a cow that keeps":
+        (["cow", SCAN], ["scan-method=read", "cow-on-read=true"], [READ_TWICE]),
     "reading over a cow that keeps":
         ([SCAN, "cow"], ["scan-method=read", "cow-on-read=true", "scan-threads=8"], []),
     "reading over a cow that keeps while a file exists":
@@ -64,8 +69,8 @@ def test_the_stock_filter_over_cache_is_silent_too ():
 
 
 @pytest.mark.parametrize ("args, piece", [
-    ([], 65536), (["cache-min-block-size=1M"], 1048576),
-    (["cache-min-block-size=2M"], None), (["scan-size=64K"], None)])
+    (["cache-on-read=true"], 65536), (["cache-min-block-size=1M"], 1048576),
+    (["cache-min-block-size=2M"], None), (["scan-size=64K", MIN_BLOCK], None)])
 def test_pieces_of_a_block_are_a_debug_message (args, piece):
     with nbdkit ([SCAN, "cache"], ["memory", "1M"], args, ["-v"]) as server:
         server.wait_line ("scan: after_fork")       # it would have come by now
