@@ -48,7 +48,7 @@ struct vm {
   /* Protected by lock. */
   lua_State *L;                 /* NULL before loading and after a failure */
   size_t used_bytes, limit_bytes;
-  int main_ref, run_ref;
+  int main_ref, run_ref, prefetch_range_ref;
   bool loaded;
   char *error;                  /* set once */
   /* The decision in progress. */

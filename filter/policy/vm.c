@@ -8,8 +8,8 @@
  * runs in a protected call; outside of those, only functions of the Lua API
  * that neither raise nor allocate are used.
  *
- * On the registry of the state: MAIN, the function that boot.lua returned, and
- * RUN, the policy as a function of the disk.  Each scan holds one reference, to
+ * On the registry of the state: MAIN and PREFETCH_RANGE, functions that boot.lua
+ * returned, and RUN, the policy as a function of the disk.  Each scan holds one reference, to
  * a userdata (struct box) whose user value is its coroutine.  A policy may keep
  * the disk of a scan that has ended; its functions find the box empty then.
  */
@@ -92,7 +92,8 @@ boot (lua_State *L)
       != LUA_OK)
     return lua_error (L);                       /* boot */
   vm_push_native (L);                      /* boot native */
-  lua_call (L, 1, 2);                           /* load main */
+  lua_call (L, 1, 3);                           /* load main prefetch_range */
+  vm->prefetch_range_ref = luaL_ref (L, LUA_REGISTRYINDEX); /* load main */
   vm->main_ref = luaL_ref (L, LUA_REGISTRYINDEX); /* load */
 
   vm_push_text (L, vm->config.policy, NULL);    /* load text chunk_name ours */
