@@ -5,6 +5,11 @@
 /* What the units of the Lua state share: vm.c and its vm-*.c.  Nothing else may
  * include this, or lua.h.
  *
+ * The units in order, as below: vm-limits.c, vm-errors.c, vm-native.c, vm-driver.c,
+ * and vm.c, whose functions are in vm.h.  Each calls only those before it.
+ *
+ * What all this guards against is mistakes, not malice: see docs/design.md.
+ *
  * Unless it says otherwise, a function here is called with the policy lock
  * held, and one that takes an L may raise a Lua error.
  */
@@ -54,7 +59,6 @@ struct vm {
   /* The decision in progress. */
   const struct vm_driver *driver;
   lua_State *running;           /* the innermost coroutine, or NULL */
-  unsigned closing;             /* coroutines that are being closed */
   int look_instructions;        /* between two looks at the clock */
   size_t look_bytes;            /* look at once when more memory is used */
   bool refused;                 /* for the limit's sake, in this decision */
@@ -136,28 +140,6 @@ extern int vm_raise_killed (lua_State *L);
  */
 extern bool vm_find_place (lua_State *co, lua_Debug *ar);
 
-/* -- vm-native.c ----------------------------------------------------------- */
-
-/* Push the table that sandbox.lua calls native. */
-extern void vm_push_native (lua_State *L);
-
-/* Push text, chunk name and whether it is ours; or nil and an error.  Returns
- * how many.
- */
-extern int vm_push_text (lua_State *L, const struct text *text,
-                         const char *error);
-
-/* -- vm-driver.c ----------------------------------------------------------- */
-
-/* Push the table that host.lua calls driver, for the scan in the box at this
- * index of the stack.
- */
-extern void vm_push_driver (lua_State *L, int box,
-                            const struct vm_driver *driver);
-
-/* "EIO" and so on. */
-extern const char *vm_errno_name (int err);
-
 /* -- vm-errors.c ----------------------------------------------------------- */
 
 extern const char VM_OUT_OF_MEMORY[];
@@ -182,5 +164,33 @@ extern void vm_fail (struct vm *vm, const char *message);
  */
 extern void vm_fail_scan (struct vm_scan *scan, int status,
                           const char *message);
+
+/* -- vm-native.c ----------------------------------------------------------- */
+
+/* Where lua_resume can't resume a coroutine it makes a string of one of these
+ * messages, with nobody to catch that there is no memory for it.  Short strings are
+ * made once and found again: so these are kept.
+ */
+extern void vm_keep_messages (lua_State *L);
+
+/* Push the table that sandbox.lua calls native. */
+extern void vm_push_native (lua_State *L);
+
+/* Push text, chunk name and whether it is ours; or nil and an error.  Returns
+ * how many.
+ */
+extern int vm_push_text (lua_State *L, const struct text *text,
+                         const char *error);
+
+/* -- vm-driver.c ----------------------------------------------------------- */
+
+/* Push the table that host.lua calls driver, for the scan in the box at this
+ * index of the stack.
+ */
+extern void vm_push_driver (lua_State *L, int box,
+                            const struct vm_driver *driver);
+
+/* "EIO" and so on. */
+extern const char *vm_errno_name (int err);
 
 #endif /* SCAN_VM_INTERNAL_H */

@@ -156,7 +156,6 @@ vm_begin_decision (struct vm *vm, const struct vm_driver *driver)
 {
   vm->driver = driver;
   vm->refused = false;
-  vm->closing = 0;
   vm->started_ns = vm->gone_ns = 0;
   vm->killed = ALIVE;
   vm->killed_at[0] = '\0';

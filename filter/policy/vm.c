@@ -79,6 +79,7 @@ boot (lua_State *L)
   lua_settop (L, 0);
   luaL_checkversion (L);
   luaL_openlibs (L);
+  vm_keep_messages (L);
 
   lua_getglobal (L, "package");                 /* package */
   lua_createtable (L, 1, 0);                    /* package searchers */
@@ -91,7 +92,7 @@ boot (lua_State *L)
   if (luaL_loadbufferx (L, text->data, text->length, "@filter/policy/boot.lua", "t")
       != LUA_OK)
     return lua_error (L);                       /* boot */
-  vm_push_native (L);                      /* boot native */
+  vm_push_native (L);                           /* boot native */
   lua_call (L, 1, 3);                           /* load main prefetch_range */
   vm->prefetch_range_ref = luaL_ref (L, LUA_REGISTRYINDEX); /* load main */
   vm->main_ref = luaL_ref (L, LUA_REGISTRYINDEX); /* load */
@@ -501,9 +502,6 @@ decide (struct vm_scan *scan, const struct vm_answer *answer)
     }
   }
 
-  /* This returns what goes wrong in the coroutine, which is alive; one that a
-   * policy resumes is native_resume's to look after.
-   */
   vm_enter (vm, scan->co);
   scan->asked = false;
   status = lua_resume (scan->co, vm->L, n, &n);

@@ -5,8 +5,8 @@
 --
 -- An allow-list: what is not named here does not exist for a policy.  The same
 -- world is built by the filter and by the kit, so what works under
--- `scan-policy check` works in the server.  The limits guard an operator
--- against mistakes; they are not meant for hostile code.
+-- `scan-policy check` works in the server.  It guards against mistakes, not
+-- malice: see docs/design.md.
 --
 -- Left out, and why: `io`, `os.execute` and their like, `package`, `debug`
 -- (reach outside); `string.find` with patterns, `match`, `gmatch` and `gsub`
@@ -24,8 +24,8 @@
 --     open_file (name)    -> read_at function; or nil
 --     print (string)      what `print` writes to
 --     alive ()            raises once the policy has run out of time
---     resume, close, find (may be left out) what to use for coroutine.resume,
---                         coroutine.close and a plain string.find
+--     resume, close       (may be left out) what to use for coroutine.resume and
+--                         coroutine.close
 --
 -- @module scan.sandbox
 
@@ -149,8 +149,8 @@ local function guarded_table (env)
 end
 
 -- Plain searching only: see above for what patterns can do.
-local function guarded_string (env, native)
-  local find = native.find or string.find
+local function guarded_string (env)
+  local find = string.find
 
   function env.find (s, text, init)
     return find (s, text, init, true)
@@ -306,7 +306,7 @@ function M.new (native)
     for _, name in ipairs (names) do env[library][name] = _G[library][name] end
   end
   guarded_table (env.table)
-  guarded_string (env.string, native)
+  guarded_string (env.string)
   guarded_coroutine (env.coroutine, native)
   env.setmetatable = guarded_setmetatable
   env.xpcall = guarded_xpcall
