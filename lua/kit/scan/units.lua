@@ -5,6 +5,8 @@
 --
 -- @module scan.units
 
+local size = require "scan.size"
+
 local M = {}
 
 local BINARY = { "bytes", "KiB", "MiB", "GiB", "TiB", "PiB" }
@@ -46,17 +48,15 @@ function M.seconds (seconds)
   return short (seconds / unit) .. " " .. name
 end
 
-local SUFFIXES = { b = 1, s = 512, k = 2^10, m = 2^20, g = 2^30, t = 2^40, p = 2^50 }
-
---- Bytes from what a person writes: 4096, 0x1000, 64K, 2M.
+--- Bytes from what a person writes: 4096, 0x1000, 64K, 1.5M.
 -- @tparam string word
 -- @treturn integer|nil nil if it is not a size
 function M.parse_bytes (word)
-  if word:match ("^0[xX]%x+$") then return math.tointeger (tonumber (word)) end
-  local digits, suffix = word:match ("^(%d+%.?%d*)(%a?)$")
-  if not digits then return nil end
-  local unit = suffix == "" and 1 or SUFFIXES[suffix:lower ()]
-  return unit and math.tointeger (tonumber (digits) * unit)
+  local bytes = size.parse (word)
+  if bytes then return bytes end
+  local number, suffix = word:match ("^(%d+%.%d+)(%a?)$")
+  local unit = number and size.parse ("1" .. suffix)
+  return unit and math.tointeger (tonumber (number) * unit)
 end
 
 local TIMES = { us = 1e-6, ms = 1e-3, s = 1 }

@@ -9,6 +9,8 @@
 --
 -- @module scan.args
 
+local size = require "scan.size"
+
 local M = {}
 
 local TRUE = { ["1"] = true, ["true"] = true, t = true, yes = true, y = true,
@@ -60,9 +62,7 @@ function M.integer (args, name, default, least, most)
   return n
 end
 
-local UNITS = { b = 1, s = 512, k = 2^10, m = 2^20, g = 2^30, t = 2^40, p = 2^50 }
-
---- A size in bytes; takes nbdkit's suffixes (K, M, G, T, P; s for sectors).
+--- A size in bytes; takes nbdkit's suffixes (K, M, G, T, P, E; s for sectors).
 -- @tparam table args of the policy
 -- @tparam string name
 -- @tparam integer default in bytes, if it is not given
@@ -70,11 +70,7 @@ local UNITS = { b = 1, s = 512, k = 2^10, m = 2^20, g = 2^30, t = 2^40, p = 2^50
 function M.size (args, name, default, least)
   local value = args[name]
   if value == nil then return default end
-  local number, unit = value, 1
-  local suffix = UNITS[value:sub (-1):lower ()]
-  if suffix then number, unit = value:sub (1, -2), suffix end
-  local n = tonumber (number)
-  n = n and math.tointeger (n * unit)
+  local n = size.parse (value)
   if n and n >= (least or 0) then return n end
   return fail (name, value, "a size like 64K or 2M"
                .. (least and " of at least " .. least .. " bytes" or ""))
