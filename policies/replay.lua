@@ -36,7 +36,7 @@ local UNIT_BYTES = 4096
 
 local offsets, counts, order = {}, {}, {}
 local touched = blockmap.new (math.maxinteger // UNIT_BYTES + 1)
-for offset, count in trace.each (scan.open ("trace")) do
+for offset, count in trace.ranges (scan.open ("trace")) do
   local first, last = offset // UNIT_BYTES, (offset + count - 1) // UNIT_BYTES
   local new = touched:next_missing (first)
   local n = #offsets

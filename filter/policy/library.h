@@ -71,6 +71,9 @@ extern int library_add_file (const char *name, const char *path,
 /* The file of this name, or NULL if none was given. */
 extern const struct text *library_file (const char *name);
 
+/* How many bytes all of these have. */
+extern size_t library_files_bytes (void);
+
 /* At unload. */
 extern void library_free (void);
 

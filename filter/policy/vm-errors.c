@@ -96,7 +96,7 @@ vm_limit_message (const struct vm *vm, int status, char *out, size_t size)
   if (vm->killed == TIMED_OUT)
     snprintf (out, size, "the policy took longer than %g seconds over one "
               "decision; see scan-policy-timeout",
-              (double) vm->config.timeout_ns / NS_PER_SECOND);
+              (double) vm->allowed_ns / NS_PER_SECOND);
   else if (status == LUA_ERRMEM && vm->refused)
     snprintf (out, size, "the policy needs more than %zu bytes of memory; "
               "see scan-policy-memory", vm->config.memory_bytes);

@@ -62,6 +62,7 @@ struct vm {
   int look_instructions;        /* between two looks at the clock */
   size_t look_bytes;            /* look at once when more memory is used */
   bool refused;                 /* for the limit's sake, in this decision */
+  uint64_t allowed_ns;          /* for all of it */
   uint64_t started_ns, gone_ns; /* 0: not looked at yet */
   enum kill_reason killed;
   char killed_at[LUA_IDSIZE + 16];
@@ -118,10 +119,11 @@ extern void vm_hook (lua_State *L, lua_Debug *ar);
 /* How often the hook runs depends on how much memory is used.  Doesn't raise. */
 extern void vm_set_look_interval (struct vm *vm);
 
-/* Begin a decision.  driver is NULL while a policy is loaded at start-up.
- * Doesn't raise.
+/* Begin a decision, or to load the policy, with so much time for it.  driver is
+ * NULL while it is loaded at start-up.  Doesn't raise.
  */
-extern void vm_begin_decision (struct vm *vm, const struct vm_driver *driver);
+extern void vm_begin_decision (struct vm *vm, const struct vm_driver *driver,
+                               uint64_t allowed_ns);
 
 /* This coroutine runs from now on.  Doesn't raise. */
 extern void vm_enter (struct vm *vm, lua_State *co);

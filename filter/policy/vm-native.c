@@ -11,6 +11,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "rows.h"
 #include "vm-internal.h"
 
 /* native.alive () */
@@ -161,6 +162,29 @@ file_read_at (lua_State *L)
   return 1;
 }
 
+/* read_rows (offset, columns, log): upvalue is the text.  See scan.file. */
+static int
+file_read_rows (lua_State *L)
+{
+  const struct text *text = lua_touserdata (L, lua_upvalueindex (1));
+  struct rows rows = { .text = text->data, .length = text->length };
+  struct row row;
+  enum rows_result result;
+
+  rows.position = luaL_checkinteger (L, 1);
+  result = rows_next (&rows, luaL_checkinteger (L, 2), lua_toboolean (L, 3),
+                      &row);
+  lua_pushinteger (L, rows.position);
+  lua_pushinteger (L, rows.lines);
+  if (result != ROWS_ROW)
+    return 2;
+  lua_pushinteger (L, row.offset);
+  lua_pushinteger (L, row.count);
+  if (row.has_third)
+    lua_pushinteger (L, row.third);
+  return 4 + row.has_third;
+}
+
 /* native.open_file (name) */
 static int
 native_open_file (lua_State *L)
@@ -171,7 +195,9 @@ native_open_file (lua_State *L)
     return 0;
   lua_pushlightuserdata (L, (void *) text);
   lua_pushcclosure (L, file_read_at, 1);
-  return 1;
+  lua_pushlightuserdata (L, (void *) text);
+  lua_pushcclosure (L, file_read_rows, 1);
+  return 2;
 }
 
 static const luaL_Reg native[] = {

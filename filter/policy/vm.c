@@ -25,6 +25,9 @@
 /* How long one attempt at the policy lock is. */
 #define LOCK_SLICE_MS 20
 
+/* A slow machine that has other things to do still reads so much of a trace. */
+#define LOAD_BYTES_PER_SECOND (512 * 1024)
+
 /* -- what runs in protected calls -------------------------------------------- */
 
 /* Searcher of the package library: our own modules, from memory. */
@@ -183,6 +186,13 @@ panic (lua_State *L)
   return 0;
 }
 
+/* The time to load a policy grows with the files that it is given to read. */
+static uint64_t
+files_ns (void)
+{
+  return (double) library_files_bytes () / LOAD_BYTES_PER_SECOND * NS_PER_SECOND;
+}
+
 /* Make the state and load the policy.  The lock must be held. */
 static int
 load (struct vm *vm, const struct vm_driver *driver)
@@ -193,7 +203,7 @@ load (struct vm *vm, const struct vm_driver *driver)
   int status;
 
   vm->loaded = true;
-  vm_begin_decision (vm, driver);
+  vm_begin_decision (vm, driver, vm->config.timeout_ns + files_ns ());
   L = vm->L = lua_newstate (vm_alloc, vm);
   if (L == NULL) {
     vm_fail (vm, vm_limit_message (vm, LUA_ERRMEM, text, sizeof text));
@@ -482,7 +492,7 @@ decide (struct vm_scan *scan, const struct vm_answer *answer)
   struct vm_request request = { .type = VM_FAILED };
   int n, status;
 
-  vm_begin_decision (vm, scan->driver);
+  vm_begin_decision (vm, scan->driver, vm->config.timeout_ns);
   if (scan->box == NULL) {
     lua_pushcfunction (vm->L, make_scan);
     lua_pushlightuserdata (vm->L, scan);

@@ -107,7 +107,9 @@ end
 -- @tparam[opt] integer count in bytes, one block if left out; cut at the end
 -- of the disk, and issued a block at a time if it is more than a block
 function Disk:prefetch (offset, count)
-  local first, length = M.prefetch_range (self.size, self.block, offset, count)
+  -- Without a colon there is no disk here: but then the offset is what is missing.
+  local first, length = M.prefetch_range (offset and self.size, offset and self.block,
+                                          offset, count)
   if not first then error (length, 2) end
   yield ("prefetch", first, length)
 end

@@ -21,7 +21,7 @@
 --     find_module (name)  -> text, chunk name, true if it is one of ours;
 --                            or nil and where it looked
 --     find_policy (name)  -> text, chunk name; or nil and why not
---     open_file (name)    -> read_at function; or nil
+--     open_file (name)    -> the functions for scan.file; or nil
 --     print (string)      what `print` writes to
 --     alive ()            raises once the policy has run out of time
 --     resume, close       (may be left out) what to use for coroutine.resume and
@@ -320,12 +320,12 @@ function M.new (native)
 
   --- A file that the operator named with scan-file-NAME.
   function env.scan.open (name)
-    local read_at = native.open_file (name)
+    local read_at, read_rows = native.open_file (name)
     if not read_at then
       error (("scan.open: no file '%s' was given; use scan-file-%s=FILE")
              :format (name, name), 2)
     end
-    return file.new (read_at)
+    return file.new (read_at, read_rows)
   end
 
   --- Another policy, as a function of the disk: a file beside this one, a
