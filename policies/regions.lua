@@ -14,7 +14,8 @@
 -- for once (in units of 64K).
 --
 -- A bad line is an error at start-up.  Memory: 32 bytes a line, for a million lines
--- 33 MB.  It loses when the file no longer fits the disk: nothing tells.
+-- 33 MB.  It loses when the file no longer fits the disk; that regions lie outside, or
+-- that there are none, is warned of.
 --
 -- scan-arg-then=NAME   a policy to go on with (none: the scan ends)
 
@@ -61,6 +62,7 @@ for offset, count, priority in scan.open ("regions"):rows (3, false, parse_line)
   group.offsets[n], group.counts[n] = offset, count
 end
 table.sort (groups, function (a, b) return a.priority > b.priority end)
+if #groups == 0 then scan.warn ("scan-file-regions: there are no regions in it") end
 
 -- Returns true if the client has gone.
 local function fetch (disk, offset, count)
@@ -75,10 +77,16 @@ local function fetch (disk, offset, count)
 end
 
 local function regions (disk)
+  local outside = 0
   for _, group in ipairs (groups) do
     for i, offset in ipairs (group.offsets) do
+      if offset >= disk.size then outside = outside + 1 end
       if fetch (disk, offset, group.counts[i]) then return end
     end
+  end
+  if outside > 0 then
+    scan.warn (("scan-file-regions: %d of its regions lie beyond the end of the disk "
+                .. "(%d bytes)"):format (outside, disk.size))
   end
 end
 

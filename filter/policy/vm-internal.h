@@ -54,7 +54,7 @@ struct vm {
   lua_State *L;                 /* NULL before loading and after a failure */
   size_t used_bytes, limit_bytes;
   int main_ref, run_ref, prefetch_range_ref;
-  bool loaded;
+  bool loaded, loading;
   char *error;                  /* set once */
   /* The decision in progress. */
   const struct vm_driver *driver;

@@ -14,6 +14,9 @@
 #include "rows.h"
 #include "vm-internal.h"
 
+/* Of a policy's warning, in bytes; the rest is not shown. */
+#define WARNING_MAX 500
+
 /* native.alive () */
 static int
 native_alive (lua_State *L)
@@ -91,6 +94,20 @@ static int
 native_print (lua_State *L)
 {
   nbdkit_debug ("scan: policy: %s", luaL_checkstring (L, 1));
+  return 0;
+}
+
+/* native.warn (string).  What is said of loading it was said at start-up, when another
+ * export's state is made.
+ */
+static int
+native_warn (lua_State *L)
+{
+  const struct vm *vm = vm_of (L);
+  const char *message = luaL_checkstring (L, 1);
+
+  if (!vm->loading || vm->driver == NULL)
+    nbdkit_error ("scan: warning: %.*s", WARNING_MAX, message);
   return 0;
 }
 
@@ -205,6 +222,7 @@ static const luaL_Reg native[] = {
   { "resume",      native_resume },
   { "close",       native_close },
   { "print",       native_print },
+  { "warn",        native_warn },
   { "find_module", native_find_module },
   { "find_policy", native_find_policy },
   { "open_file",   native_open_file },

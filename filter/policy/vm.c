@@ -218,7 +218,9 @@ load (struct vm *vm, const struct vm_driver *driver)
   lua_pushcfunction (L, vm_add_traceback);
   lua_pushcfunction (L, boot);
   lua_pushlightuserdata (L, vm);
+  vm->loading = true;
   status = lua_pcall (L, 1, 0, 1);
+  vm->loading = false;
   vm->running = NULL;
   if (status == LUA_OK) {
     lua_settop (L, 0);

@@ -6,7 +6,7 @@ as these have parameters that pass by; and none over sensible ones."""
 
 import pytest
 
-from harness import CHECK_WITH, SCAN, nbdkit, stock_filter
+from harness import CHECK_WITH, SCAN, gate, nbdkit, stock_filter
 
 pytestmark = pytest.mark.skipif (
     CHECK_WITH == "tsan", reason="at start-up there is one thread, and it is slow")
@@ -79,3 +79,29 @@ def test_pieces_of_a_block_are_a_debug_message (args, piece):
         if piece:
             assert f"pieces of {piece} bytes" in said[0]
             assert "cache-min-block-size=2097152" in said[0]
+
+
+@pytest.mark.parametrize ("policy, name, text, said", [
+    ("replay", "trace", "# nothing\n", "scan-file-trace: there are no reads in it"),
+    ("regions", "regions", "", "scan-file-regions: there are no regions in it"),
+    ("replay", "trace", "2M 4K\n0 4K\n4M 4K\n",
+     "scan-file-trace: 2 of its 3 reads lie beyond the end of the disk (1048576 bytes)"),
+    ("regions", "regions", "0 4K\n2M 4K 5\n",
+     "scan-file-regions: 1 of its regions lie beyond the end of the disk"),
+])
+def test_what_a_policy_warns_of (policy, name, text, said, tmp_path):
+    """Once, however many clients and exports there are."""
+    (tmp_path / "lines").write_text (text)
+    with nbdkit ([SCAN], gate ("size=1M", "exports=a"),
+                 [f"scan-policy={policy}", f"scan-file-{name}={tmp_path}/lines",
+                  "scan-exports=*"], ["-v"]) as server:
+        line = -1
+        for _ in range (2):
+            server.connect ()
+            _, line = server.wait_line ("finished scanning", line)
+        [error] = server.errors ()
+        assert error.startswith ("scan: warning: " + said)
+        if "there are no" in said:
+            server.connect ("a")        # which loads the policy anew
+            server.wait_line ("finished scanning", line)
+            assert len (server.errors ()) == 1

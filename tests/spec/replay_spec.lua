@@ -10,6 +10,7 @@ local BLOCK = 65536
 local function run (text, more)
   local options = {
     policy = "replay", size = 10 * BLOCK, block = BLOCK, files = { trace = text },
+    warn = function () end,
   }
   for name, value in pairs (more or {}) do options[name] = value end
   local result = testing.run (options)

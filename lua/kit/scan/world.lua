@@ -213,6 +213,10 @@ local function print_to_stderr (line)
   io.stderr:write (line, "\n")
 end
 
+local function warn_on_stderr (message)
+  io.stderr:write ("warning: ", message, "\n")
+end
+
 -- A policy that another one asks for: a built-in, a file beside it, or what was
 -- given as an argument.
 local function find_policy (dir, args, name)
@@ -249,6 +253,9 @@ local function make_native (world, dir, options)
     print = function (line)
       outside (world, options.print or print_to_stderr, line)
     end,
+    warn = function (message)
+      outside (world, options.warn or warn_on_stderr, message)
+    end,
     alive = function () check_alive (world) end,
   }
 end
@@ -257,7 +264,7 @@ end
 -- @tparam table options `policy` (a file's name, a built-in's name, or a
 -- function of the disk, which is taken as it is); `args` (table of the
 -- scan-arg-NAME=VALUE strings); `files` (table of NAME = contents); `print`
--- (function of a line, standard error if left out)
+-- and `warn` (functions of a line, standard error if left out)
 -- @treturn table world with `run` (a function of the disk), `name` and `resume`;
 -- its scans share the policy's upvalues, as the connections of one export do
 function M.load (options)

@@ -23,6 +23,7 @@
 --     find_policy (name)  -> text, chunk name; or nil and why not
 --     open_file (name)    -> the functions for scan.file; or nil
 --     print (string)      what `print` writes to
+--     warn (string)       what `scan.warn` tells the operator
 --     alive ()            raises once the policy has run out of time
 --     resume, close       (may be left out) what to use for coroutine.resume and
 --                         coroutine.close
@@ -326,6 +327,18 @@ function M.new (native)
              :format (name, name), 2)
     end
     return file.new (read_at, read_rows)
+  end
+
+  local told = {}
+
+  --- Something that the operator should know, said once.
+  function env.scan.warn (message)
+    if type (message) ~= "string" then
+      error ("scan.warn: a message should be a string, got " .. type (message), 2)
+    end
+    if told[message] then return end
+    told[message] = true
+    native.warn (message)
   end
 
   --- Another policy, as a function of the disk: a file beside this one, a
