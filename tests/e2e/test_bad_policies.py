@@ -19,7 +19,8 @@ import time
 
 import pytest
 
-from harness import CHECK_WITH, SCAN, TOP, gate, nbdkit, pattern, refused
+from harness import (CHECK_WITH, SCAN, TOP, command, gate, nbdkit, pattern, refused,
+                     unescape)
 
 # How long a disconnection and the server's end may take, whatever a policy does.
 # It is a promise to the user, so it is what a test may measure; a checker makes
@@ -238,6 +239,41 @@ def test_a_long_path_is_named_in_full_and_once (tmp_path, text, line):
     assert len (messages) == 1
     first = messages[0].splitlines ()[0]
     assert first.endswith (f"scan: {policy}:{line}: a fault")
+
+
+TRACEBACK = "stack traceback:"
+
+
+@pytest.mark.parametrize ("text, said", [
+    ("x = = 1\n", "own.lua:1: unexpected symbol near '='"),
+    ("return scan.policy 'replay'\n", "scan.open: no file 'trace' was given; use "),
+], ids=["syntax", "a built-in's fault"])
+def test_no_traceback_where_nothing_of_the_users_runs (text, said, tmp_path):
+    (tmp_path / "own.lua").write_text (text)
+    error, lines = refused_lines ([f"scan-policy={tmp_path}/own.lua"])
+    assert said in error and TRACEBACK not in lines
+    error, lines = refused_lines (["scan-policy=replay"])
+    assert error == ("scan: policies/replay.lua:LINE: scan.open: no file 'trace' was "
+                     "given; use scan-file-trace=FILE")
+    assert TRACEBACK not in lines
+
+
+def test_a_traceback_where_the_policy_is_the_users (tmp_path):
+    (tmp_path / "own.lua").write_text (
+        "local function f () require ('scan.args').size ({ x = 'y' }, 'x') end\nf ()\n")
+    error, lines = refused_lines ([f"scan-policy={tmp_path}/own.lua"])
+    assert "scan-arg-x: a size like 64K or 2M expected, got 'y'" in error
+    assert TRACEBACK in lines and any ("own.lua:2: in " in line for line in lines)
+
+
+def refused_lines (args):
+    """The one error, its lines of the policy not counted, and all that was printed."""
+    run = subprocess.run ([*command ([SCAN], ["null"], args), "-U", "-", "--run", ":"],
+                          stderr=subprocess.PIPE, text=True)
+    assert run.returncode != 0
+    lines = [unescape (line) for line in run.stderr.splitlines ()]
+    [error] = [line.split ("error: ", 1)[1] for line in lines if "error: " in line]
+    return re.sub (r"\.lua:(?!1:)\d+:", ".lua:LINE:", error), lines
 
 
 # What a policy may not do to another scan of its export; the first connection runs
