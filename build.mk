@@ -257,6 +257,10 @@ build/man/%.1: docs/%.pod debian/changelog
 build/man/%.3: docs/%.pod debian/changelog
 	$(pod2man)
 
+# What pages are there to read, and what they show and name, where they say it is.
+shown := $(wildcard docs/*.md docs/*.svg docs/policies/*.svg tests/traces/*.md \
+	tests/traces/*.log)
+
 # Everything under STAGE as it is to be under /.  Packages begin with this.
 STAGE = build/stage
 
@@ -273,11 +277,13 @@ run-stage: filter $(man_pages)
 	  ln -s ../../../nbdkit-scan-filter-lua/lua/*/scan/*.lua .
 	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
 	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
-	$(Q)install -m 644 $(wildcard README.md docs/*.md) LICENSE '$(STAGE)$(DOCDIR)/'
+	$(Q)for file in README.md CONTRIBUTING.md LICENSE $(shown); do \
+	  install -D -m 644 $$file '$(STAGE)$(DOCDIR)'/$$file || exit; done
 	$(Q)install -m 644 completion/* '$(STAGE)$(COMPLETIONDIR)/'
 
-# What is there already is kept, and brought back; see packaging/place.
-manifest = $(DATADIR)/installed
+# What is there already is kept, and brought back; see packaging/place.  The list of
+# what was put there has one place, whatever the PREFIX, so that uninstall finds it.
+manifest = $(FILTERDIR)/nbdkit-scan-filter-lua.installed
 
 run-install: run-stage
 	$(Q)packaging/place install '$(STAGE)' '$(manifest)' '$(DESTDIR)'
