@@ -6,7 +6,7 @@
  *
  * While clients are connected, a background scan walks the disk and asks the
  * layer below to cache it.  This file tells the story of a connection; what a
- * scan does is in scanner.c, and docs/design.md is a tour of the rest.
+ * scan does is in scanner.h, and docs/design.md is a tour of the rest.
  */
 
 #include <errno.h>
