@@ -21,7 +21,7 @@
 
 local arguments = require "scan.args"
 local combine = require "scan.combinators"
-local sizes = require "scan.size"
+local sizes = require "scan.sizes"
 local args = ...
 arguments.check_known (args, { "then" })
 local go_on = combine.named (args, "then", scan.policy)
