@@ -13,6 +13,7 @@
 #include <nbdkit-filter.h>
 
 #include "cleanup.h"
+#include "escape.h"
 #include "exports.h"
 
 /* Written at start-up only. */
@@ -69,14 +70,16 @@ log_totals (const struct export *export)
 {
   struct stats_totals stats;
   struct vm_totals vm = export->past;
+  char name[ESCAPE_NAME_MAX];
 
   stats_get (export->stats, &stats);
   add_vm_totals (&vm, export->generations->vm);
-  nbdkit_debug ("scan: export '%s': %" PRIu64 " prefetches, %" PRIu64
+  nbdkit_debug ("scan: export %s: %" PRIu64 " prefetches, %" PRIu64
                 " bytes, %" PRIu64 " failed, %" PRIu64 " skipped; %" PRIu64
-                " decisions", export->name, stats.prefetches,
-                stats.prefetched_bytes, stats.failures, stats.skipped,
-                vm.decisions);
+                " decisions",
+                escape (ESCAPE_NAME, export->name, name, sizeof name),
+                stats.prefetches, stats.prefetched_bytes, stats.failures,
+                stats.skipped, vm.decisions);
 }
 
 static void
