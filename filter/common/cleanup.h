@@ -2,34 +2,25 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* What is undone at the end of a scope, however it is left. */
+/* Locks and memory that are given back at the end of a scope, however it is
+ * left.  The same names as nbdkit uses in its own tree, which it does not
+ * install.
+ */
 
-#ifndef COMMON_CLEANUP_H
-#define COMMON_CLEANUP_H
+#ifndef CLEANUP_H
+#define CLEANUP_H
 
 #include <stdlib.h>
 
 #include <pthread.h>
 
-/* A name that no other line of the file has. */
-#define CLEANUP_PASTE_(a, b) a##b
-#define CLEANUP_PASTE(a, b) CLEANUP_PASTE_ (a, b)
-
-/* Free what a variable, set where it is declared, points to by then. */
-#define CLEANUP_FREE __attribute__ ((cleanup (cleanup_free)))
-
-/* Take a lock, and give it back at the end of the scope. */
-#define ACQUIRE_LOCK_FOR_CURRENT_SCOPE(lock)                            \
-  __attribute__ ((cleanup (cleanup_unlock)))                            \
-  pthread_mutex_t *CLEANUP_PASTE (scope_lock_, __LINE__) =              \
-    cleanup_lock (lock)
-
-/* Private: what the macros call. */
+#define CLEANUP_JOIN_(a, b) a##b
+#define CLEANUP_JOIN(a, b) CLEANUP_JOIN_ (a, b)
 
 static inline void
-cleanup_free (void *ptr)
+cleanup_unlock (pthread_mutex_t **lock)
 {
-  free (*(void **) ptr);
+  pthread_mutex_unlock (*lock);
 }
 
 static inline pthread_mutex_t *
@@ -39,10 +30,19 @@ cleanup_lock (pthread_mutex_t *lock)
   return lock;
 }
 
+/* Hold this mutex from here to the end of the block. */
+#define ACQUIRE_LOCK_FOR_CURRENT_SCOPE(mutex)                           \
+  __attribute__ ((cleanup (cleanup_unlock), unused))                    \
+  pthread_mutex_t *CLEANUP_JOIN (held_lock_, __COUNTER__) =             \
+    cleanup_lock (mutex)
+
 static inline void
-cleanup_unlock (pthread_mutex_t **lock)
+cleanup_free (void *ptr)
 {
-  pthread_mutex_unlock (*lock);
+  free (* (void **) ptr);
 }
 
-#endif /* COMMON_CLEANUP_H */
+/* Of a pointer: free what it points to at the end of the block. */
+#define CLEANUP_FREE __attribute__ ((cleanup (cleanup_free)))
+
+#endif /* CLEANUP_H */

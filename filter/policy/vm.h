@@ -21,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "library.h"
 #include "met.h"
 
 /* Most bytes that one VM_PREAD asks for; the same number is in host.lua. */
@@ -38,7 +39,7 @@ struct vm_arg {
  * outlive the vm.
  */
 struct vm_config {
-  const char *policy;           /* a file or a built-in, see library.h */
+  const struct text *policy;
   const struct vm_arg *args;    /* nr_args of them */
   size_t nr_args;
   size_t memory_bytes;

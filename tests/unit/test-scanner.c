@@ -7,6 +7,7 @@
  */
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,8 +21,8 @@
 #define BLOCKS 16
 #define FINISHED "finished scanning"
 
-static const struct vm_config vm_config = {
-  .policy = "default", .memory_bytes = 16 * 1024 * 1024,
+static struct vm_config vm_config = {
+  .memory_bytes = 16 * 1024 * 1024,
   .timeout_ns = 3600 * NS_PER_SECOND,
 };
 
@@ -56,6 +57,19 @@ set_up (unsigned threads, bool own_contexts)
     .info = { BLOCK * BLOCKS, true, false },
   };
   return t;
+}
+
+/* Wait until a scan has ended by itself, and free it. */
+static void
+let_end (struct setting *t, struct scanner *s)
+{
+  struct stats_totals totals;
+
+  do {
+    sched_yield ();
+    stats_get (t->stats, &totals);
+  } while (totals.state == STATS_RUNNING);
+  scanner_free (s);
 }
 
 static void
@@ -130,7 +144,7 @@ test_no_memory_later (enum stub_failure how, enum source_method method)
     stub_fail_allocations (how, n);
     s = scanner_start (&t.config);
     if (s != NULL) {
-      scanner_free (s);
+      let_end (&t, s);
       failed += stub_errors > 0;
     }
     /* The scan's, and the policy's. */
@@ -177,7 +191,7 @@ test_no_contexts (void)
   stub_fail_contexts (1);
   s = scanner_start (&t.config);
   check (s != NULL, "no context: starting doesn't wait to know");
-  scanner_free (s);
+  let_end (&t, s);
   check (stub_errors == 1 && strstr (stub_last_error, "not scanning"),
          "no context: one warning, no scan");
   check (stub_cache_calls () == 0, "no context: no prefetch");
@@ -197,7 +211,7 @@ test_no_contexts (void)
   t = set_up (4, true);
   stub_layer.prepare = -1;
   s = scanner_start (&t.config);
-  scanner_free (s);
+  let_end (&t, s);
   check (stub_errors == 1 && stub_open_contexts () == 0,
          "a context that can't be prepared: one warning, and it is closed");
   tear_down (&t);
@@ -205,7 +219,7 @@ test_no_contexts (void)
   t = set_up (4, true);
   stub_layer.size = -1;
   s = scanner_start (&t.config);
-  scanner_free (s);
+  let_end (&t, s);
   check (stub_errors == 1 && stub_open_contexts () == 0,
          "a disk without a size: one warning, and the context is closed");
   tear_down (&t);
@@ -233,12 +247,11 @@ test_failures (void)
 int
 main (void)
 {
-  const struct text *policy;
   char error[LIBRARY_ERROR_MAX];
 
   stub_reset ();
-  policy = library_policy ("default", error);
-  library_set_policy (policy);
+  vm_config.policy = library_policy ("default", error);
+  library_set_policy (vm_config.policy);
 
   test_all_well (1, false);
   test_all_well (4, false);
