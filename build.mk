@@ -74,10 +74,12 @@ scan_objects  := $(scan_sources:%.c=$(B)/%.o) $(B)/embedded.o
 clone_objects := $(clone_sources:%.c=$(B)/%.o)
 
 # What runs policies: programs that test or measure that link only these.
-vm_objects := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard filter/policy/*.c))) \
-	$(B)/embedded.o
+vm_objects := $(patsubst %.c,$(B)/%.o, \
+	$(sort $(wildcard filter/policy/*.c)) $(common_sources)) $(B)/embedded.o
 
-INCLUDES := $(addprefix -Ifilter/,common scan policy report clone)
+# A unit's own folder comes first for its own files; others say which unit they mean
+# where two have a header of one name.
+INCLUDES := -Ifilter $(addprefix -Ifilter/,common scan policy report clone)
 
 # -- the filter ----------------------------------------------------------------
 
@@ -169,7 +171,8 @@ $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
-	scan/fetch scan/failures scan/opening scan/ticket scan/budget scan/guard scan/reads \
+	scan/fetch scan/failures scan/results scan/opening scan/ticket scan/budget \
+	scan/guard scan/reads \
 	scan/source scan/map report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
