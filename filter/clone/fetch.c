@@ -369,12 +369,17 @@ fetch_extents (const struct request *req, uint32_t count_, uint64_t offset,
                struct nbdkit_extents *extents, int *err)
 {
   struct store *const store = req->store;
+  const uint32_t unit = req->source->minimum;
+  /* Widened to what the plugin wants; what is too much the server cuts off. */
+  const uint64_t lo = offset / unit * unit;
+  const uint64_t hi = min64 ((offset + count_ + unit - 1) / unit * unit,
+                             min64 (store->size, lo + UINT32_MAX / unit * unit));
   struct claim claim;
   int r;
 
   claims_begin_ask (&store->claims, &claim, store_block (store, offset),
                     store_block_after (store, offset + count_));
-  r = req->next->extents (req->next, count_, offset, 0, extents, err);
+  r = req->next->extents (req->next, hi - lo, lo, 0, extents, err);
   if (r == 0)
     learn (store, &claim, extents, offset, count_);
   claims_end (&store->claims, &claim);
