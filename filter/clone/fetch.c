@@ -79,8 +79,8 @@ read_present (const struct walk *w, uint64_t first, uint64_t end)
   return err;
 }
 
-/* From an absent block on, how far to read in one go: over small gaps, and to the
- * last absent block that fits.
+/* From an absent block on, how far to read in one go: over small gaps, and to
+ * the last absent block that fits.
  */
 static uint64_t
 end_of_run (const struct walk *w, uint64_t first, uint64_t end)
@@ -115,7 +115,8 @@ overlay_present (const struct store *store, char *data, uint64_t first,
   uint64_t stop, offset;
   int err;
 
-  for (; (first = map_find (store->map, first, end, true)) < end; first = stop) {
+  for (; (first = map_find (store->map, first, end, true)) < end;
+       first = stop) {
     stop = map_find (store->map, first, end, false);
     offset = store_offset (store, first);
     err = disk_read (store->fd, data + (offset - base),
@@ -341,7 +342,7 @@ fetch_block (const struct request *req, uint64_t block, int *err)
 
 /* -- holes ----------------------------------------------------------------- */
 
-/* How far ahead to ask for extents, so that a scan asks once for many pieces. */
+/* How far ahead to ask for extents: a scan asks once for many pieces. */
 #define ASK_BYTES (UINT64_C (64) << 20)
 
 static void
@@ -372,8 +373,9 @@ fetch_extents (const struct request *req, uint32_t count_, uint64_t offset,
   const uint32_t unit = req->source->minimum;
   /* Widened to what the plugin wants; what is too much the server cuts off. */
   const uint64_t lo = offset / unit * unit;
+  const uint64_t most = lo + UINT32_MAX / unit * unit;
   const uint64_t hi = min64 ((offset + count_ + unit - 1) / unit * unit,
-                             min64 (store->size, lo + UINT32_MAX / unit * unit));
+                             min64 (store->size, most));
   struct claim claim;
   int r;
 
