@@ -22,6 +22,7 @@
 #include "budget.h"
 #include "contexts.h"
 #include "debug.h"
+#include "escape.h"
 #include "exports.h"
 #include "guard.h"
 #include "layers.h"
@@ -316,12 +317,14 @@ scan_open (nbdkit_next_open *next, nbdkit_context *context,
 static bool
 can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
 {
+  char name[ESCAPE_NAME_MAX];
+
   if (fnmatch (options.exports, h->export_name, 0) != 0 &&
       !(h->is_default && fnmatch (options.exports, "", 0) == 0)) {
+    escape (ESCAPE_NAME, h->export_name, name, sizeof name);
     if (first_warning (NOT_THIS_EXPORT))
       nbdkit_error ("scan: warning: not the default export, not scanning; "
-                    "scan-exports='%s' scans the export '%s'",
-                    h->export_name, h->export_name);
+                    "scan-exports=%s scans the export %s", name, name);
     return false;
   }
   if (!thread_model_allows_scan ())
