@@ -77,7 +77,9 @@ clone_objects := $(clone_sources:%.c=$(B)/%.o)
 vm_objects := $(patsubst %.c,$(B)/%.o, \
 	$(sort $(wildcard filter/policy/*.c)) $(common_sources)) $(B)/embedded.o
 
-INCLUDES := $(addprefix -Ifilter/,common scan policy report clone)
+# A unit's own folder comes first for its own files; others say which unit they mean
+# where two have a header of one name.
+INCLUDES := -Ifilter $(addprefix -Ifilter/,common scan policy report clone)
 
 # -- the filter ----------------------------------------------------------------
 

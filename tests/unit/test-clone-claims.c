@@ -9,7 +9,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "claims.h"
+#include "clone/claims.h"
 
 #define BLOCKS 100
 #define ALL UINT64_MAX          /* join reads of any size */

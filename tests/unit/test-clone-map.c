@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 
 #include "check.h"
-#include "map.h"
+#include "clone/map.h"
 #include "stubs.h"
 
 #define PAGE 4096
