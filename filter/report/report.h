@@ -19,12 +19,14 @@ struct report_config {
   const char *stats_file;       /* absolute, or NULL */
 };
 
-/* Before the server forks: write the file once, to find out whether that is
- * possible.  Returns -1 after nbdkit_error.  The config is copied.
+/* Before the server forks and may change its user: look whether the file can be
+ * written.  Returns -1 after nbdkit_error.  The config is copied.
  */
 extern int report_init (const struct report_config *config);
 
-/* After the fork: start reporting, if anything is wanted. */
+/* After the fork: start reporting, if anything is wanted.  Writes the file for the
+ * first time.
+ */
 extern void report_start (void);
 
 /* At the end: report a last time.  No scan may run any more. */

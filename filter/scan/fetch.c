@@ -8,6 +8,7 @@
 
 #include <errno.h>
 
+#include "clock.h"
 #include "guard.h"
 #include "scanner-internal.h"
 #include "stats.h"
@@ -19,27 +20,43 @@ note_failure (struct scanner *s, struct range range, int err)
   reads_wake (s->reads);
 }
 
-void
-fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
+/* Returns 0 or an errno. */
+static int
+prefetch_once (struct scanner *s, struct worker *w, struct range range)
 {
   struct guard_op op;
+  uint64_t started_ns;
   int err;
 
   if (!guard_begin_prefetch (&op, range)) {
     stats_prefetch_skipped (s->config.stats);
-    note_failure (s, range, EBUSY);
-    return;
+    return EBUSY;
   }
-  stats_prefetch_begins (s->config.stats, range);
+  stats_prefetch_begins (s->config.stats);
+  map_prefetch_begins (s->config.map, range);
+  started_ns = clock_now_ns ();
   err = source_prefetch (w->source, range, w->scratch);
-  stats_prefetch_ends (s->config.stats, range, err == 0);
+  map_prefetch_ends (s->config.map, range, err == 0);
+  stats_prefetch_ends (s->config.stats, range, clock_now_ns () - started_ns,
+                       err == 0);
   guard_end (&op);
+  return err;
+}
+
+void
+fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
+{
+  int err = prefetch_once (s, w, range);
+
+  if (opening_again (w, err))
+    err = prefetch_once (s, w, range);
   if (err != 0)
     note_failure (s, range, err);
 }
 
-int
-fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
+/* Returns 0 or an errno. */
+static int
+read_once (struct scanner *s, struct worker *w, struct range range, void *buf)
 {
   struct guard_op op;
   int err;
@@ -50,4 +67,12 @@ fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
   err = source_pread (w->source, range, buf);
   guard_end (&op);
   return err;
+}
+
+int
+fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
+{
+  const int err = read_once (s, w, range, buf);
+
+  return opening_again (w, err) ? read_once (s, w, range, buf) : err;
 }
