@@ -4,7 +4,7 @@
 
 /* Text from elsewhere (a client's export name, a line of a file) made fit for
  * where it is printed: what it says can't be taken for something else, and two
- * texts that differ stay different.
+ * names that differ stay different.
  *
  * Any thread may call these functions.  None allocates or reports an error.
  */
@@ -33,8 +33,9 @@ enum escape_style {
   ESCAPE_LABEL,
 };
 
-/* Enough for most names. */
+/* Enough for most names; and for a message with a traceback. */
 #define ESCAPE_NAME_MAX 512
+#define ESCAPE_TEXT_MAX 8192
 
 /* Write text to out, which has room for so many bytes, at least 8.  What finds
  * no room is left out and three dots say so.  Returns out.

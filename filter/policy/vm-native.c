@@ -11,6 +11,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "escape.h"
 #include "rows.h"
 #include "vm-internal.h"
 
@@ -93,7 +94,10 @@ native_close (lua_State *L)
 static int
 native_print (lua_State *L)
 {
-  nbdkit_debug ("scan: policy: %s", luaL_checkstring (L, 1));
+  char text[ESCAPE_TEXT_MAX];
+
+  nbdkit_debug ("scan: policy: %s", escape (ESCAPE_TEXT, luaL_checkstring (L, 1),
+                                            text, sizeof text));
   return 0;
 }
 

@@ -28,11 +28,22 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t cond;
 static bool stopping;           /* protected by lock */
 
+/* Warns once when that fails: a file system is full, or the server has become a
+ * user who may not.
+ */
 static void
 update_file (void)
 {
-  if (config.stats_file != NULL)
-    statsfile_write (config.stats_file, config.policy);
+  static bool warned;
+  char why[STATSFILE_WHY_MAX];
+
+  if (config.stats_file == NULL ||
+      statsfile_write (config.stats_file, config.policy, why) == 0)
+    return;
+  if (!warned)
+    nbdkit_error ("scan: warning: scan-stats=%s can't be written any more: %s",
+                  config.stats_file, why);
+  warned = true;
 }
 
 static void *
@@ -64,9 +75,15 @@ run (void *vp)
 int
 report_init (const struct report_config *c)
 {
+  char why[STATSFILE_WHY_MAX];
+
   config = *c;
   clock_cond_init (&cond);
-  return config.stats_file != NULL ? statsfile_check (config.stats_file) : 0;
+  if (config.stats_file == NULL ||
+      statsfile_write (config.stats_file, config.policy, why) == 0)
+    return 0;
+  nbdkit_error ("scan-stats=%s: can't be written: %s", config.stats_file, why);
+  return -1;
 }
 
 void
@@ -76,7 +93,7 @@ report_start (void)
 
   if (!config.progress && config.stats_file == NULL)
     return;
-  /* Who waits for the server to start finds the file. */
+  /* As the user that the server is from now on. */
   update_file ();
   err = pthread_create (&thread, NULL, run, NULL);
   if (err != 0)

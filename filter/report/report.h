@@ -19,13 +19,13 @@ struct report_config {
   const char *stats_file;       /* absolute, or NULL */
 };
 
-/* Before the server forks and may change its user: look whether the file can be
- * written.  Returns -1 after nbdkit_error.  The config is copied.
+/* Before the server forks: write the file once, to find out whether that is
+ * possible.  Returns -1 after nbdkit_error.  The config is copied.
  */
 extern int report_init (const struct report_config *config);
 
-/* After the fork: start reporting, if anything is wanted.  Writes the file for the
- * first time.
+/* After the fork, when the server may have become another user: write the file
+ * again, and start reporting, if anything is wanted.
  */
 extern void report_start (void);
 

@@ -21,43 +21,6 @@
 #include "metrics.h"
 #include "statsfile.h"
 
-static const char NOT_REGULAR[] = "is there and not a regular file; it should "
-  "be a path where a new file can be made";
-
-static bool warned;             /* that the file can't be written */
-
-/* Why it is surely wrong, or NULL. */
-static const char *
-fault (const char *path)
-{
-  CLEANUP_FREE char *dir = strdup (path);
-  const char *name = strrchr (path, '/') + 1;
-  struct stat st;
-
-  if (dir == NULL)
-    return strerror (errno);
-  if (lstat (path, &st) == 0 && !S_ISREG (st.st_mode))
-    return NOT_REGULAR;
-  if (*name == '\0')
-    return "names no file";
-  dir[name - path] = '\0';
-  /* Root may become another user, who perhaps may not what root may. */
-  if (access (dir, W_OK | X_OK) == -1)
-    return strerror (errno);
-  return NULL;
-}
-
-int
-statsfile_check (const char *path)
-{
-  const char *why = fault (path);
-
-  if (why == NULL)
-    return 0;
-  nbdkit_error ("scan-stats=%s: can't be written: %s", path, why);
-  return -1;
-}
-
 /* Open a file to write, without waiting for anyone who would read a fifo. */
 static FILE *
 open_regular (const char *path)
@@ -71,7 +34,7 @@ open_regular (const char *path)
     return NULL;
   if (fstat (fd, &st) == -1 || !S_ISREG (st.st_mode)) {
     close (fd);
-    errno = EEXIST;
+    errno = EINVAL;
     return NULL;
   }
   fp = ftruncate (fd, 0) == -1 ? NULL : fdopen (fd, "w");
@@ -97,24 +60,22 @@ write_counters (FILE *fp, const char *policy)
   return fclose (fp) == 0 ? r : -1;
 }
 
+/* Is something there that is no file, and should not be replaced by one? */
+static bool
+is_other (const char *path)
+{
+  struct stat st;
+
+  return lstat (path, &st) == 0 && !S_ISREG (st.st_mode);
+}
+
 /* The reader sees the old file or the new one, never a part. */
 static int
-replace_file (const char *path, const char *policy)
+replace_file (const char *path, const char *tmp, const char *policy)
 {
-  CLEANUP_FREE char *tmp = NULL;
-  struct stat st;
-  FILE *fp;
+  FILE *fp = open_regular (tmp);
   int err;
 
-  if (asprintf (&tmp, "%s.tmp", path) == -1) {
-    tmp = NULL;
-    return -1;
-  }
-  if (lstat (path, &st) == 0 && !S_ISREG (st.st_mode)) {
-    errno = EEXIST;
-    return -1;
-  }
-  fp = open_regular (tmp);
   if (fp == NULL)
     return -1;
   if (write_counters (fp, policy) == 0 && rename (tmp, path) == 0)
@@ -125,15 +86,24 @@ replace_file (const char *path, const char *policy)
   return -1;
 }
 
-void
-statsfile_write (const char *path, const char *policy)
+int
+statsfile_write (const char *path, const char *policy,
+                 char why[STATSFILE_WHY_MAX])
 {
-  if (replace_file (path, policy) == 0 || warned)
-    return;
-  warned = true;
-  if (errno == EEXIST)
-    nbdkit_error ("scan: warning: scan-stats=%s can't be written: it, or %s.tmp, "
-                  "%s", path, path, NOT_REGULAR);
-  else
-    nbdkit_error ("scan: warning: scan-stats=%s can't be written: %m", path);
+  CLEANUP_FREE char *tmp = NULL;
+
+  if (asprintf (&tmp, "%s.tmp", path) == -1) {
+    tmp = NULL;
+    snprintf (why, STATSFILE_WHY_MAX, "%s", strerror (ENOMEM));
+    return -1;
+  }
+  if (is_other (path) || is_other (tmp)) {
+    snprintf (why, STATSFILE_WHY_MAX, "%s is there and is not a regular file",
+              is_other (path) ? "it" : "the same with .tmp at its end");
+    return -1;
+  }
+  if (replace_file (path, tmp, policy) == 0)
+    return 0;
+  snprintf (why, STATSFILE_WHY_MAX, "%s", strerror (errno));
+  return -1;
 }

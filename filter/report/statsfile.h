@@ -12,14 +12,12 @@
 #ifndef SCAN_STATSFILE_H
 #define SCAN_STATSFILE_H
 
-/* At start-up, before the server may change its user: say with nbdkit_error what
- * is surely wrong with this path, which is absolute.  Returns 0 or -1.
- */
-extern int statsfile_check (const char *path);
+#define STATSFILE_WHY_MAX 256
 
-/* Write the file anew; policy is its name.  When that fails, warns the first
- * time.  For one thread at a time.
+/* Write the file anew; path is absolute, policy its name.  Returns 0, or -1 with
+ * the reason in why.  For one thread at a time.
  */
-extern void statsfile_write (const char *path, const char *policy);
+extern int statsfile_write (const char *path, const char *policy,
+                            char why[STATSFILE_WHY_MAX]);
 
 #endif /* SCAN_STATSFILE_H */

@@ -13,6 +13,7 @@
 #include <nbdkit-filter.h>
 
 #include "cleanup.h"
+#include "escape.h"
 #include "exports.h"
 
 /* Written at start-up only. */
@@ -69,14 +70,16 @@ log_totals (const struct export *export)
 {
   struct stats_totals stats;
   struct vm_totals vm = export->past;
+  char name[ESCAPE_NAME_MAX];
 
   stats_get (export->stats, &stats);
   add_vm_totals (&vm, export->generations->vm);
-  nbdkit_debug ("scan: export '%s': %" PRIu64 " prefetches, %" PRIu64
+  nbdkit_debug ("scan: export %s: %" PRIu64 " prefetches, %" PRIu64
                 " bytes, %" PRIu64 " failed, %" PRIu64 " skipped; %" PRIu64
-                " decisions", export->name, stats.prefetches,
-                stats.prefetched_bytes, stats.failures, stats.skipped,
-                vm.decisions);
+                " decisions",
+                escape (ESCAPE_NAME, export->name, name, sizeof name),
+                stats.prefetches, stats.prefetched_bytes, stats.failures,
+                stats.skipped, vm.decisions);
 }
 
 static void
@@ -212,6 +215,7 @@ int
 exports_init (const struct vm_config *config)
 {
   struct generation *generation;
+  char error[ESCAPE_TEXT_MAX];
 
   vm_config = *config;
   generation = exports_get_newest ("");
@@ -220,7 +224,8 @@ exports_init (const struct vm_config *config)
     return -1;
   }
   if (vm_load (generation->vm) == -1) {
-    nbdkit_error ("scan: %s", vm_error (generation->vm));
+    nbdkit_error ("scan: %s", escape (ESCAPE_TEXT, vm_error (generation->vm),
+                                      error, sizeof error));
     return -1;
   }
   generation->users--;          /* but the export is in use for ever */

@@ -22,6 +22,7 @@
 #include "budget.h"
 #include "contexts.h"
 #include "debug.h"
+#include "escape.h"
 #include "exports.h"
 #include "guard.h"
 #include "layers.h"
@@ -45,11 +46,12 @@ static bool count_reads;        /* somebody wants to know */
 static struct scan *background;
 static struct generation *background_generation;
 
-/* What the layer below has told this connection, in its handshake, to be the
- * name of the default export; NULL if the client has not asked.  The server
- * keeps it for as long.
+/* For each connection's thread: what the layer below has told this connection, in
+ * its handshake, to be the name of the default export; NULL if the client has not
+ * asked.  The server keeps it for as long.
  */
-static __thread const char *default_name;
+static pthread_key_t default_name;
+static int key_error;           /* errno of making it */
 
 /* Per connection. */
 struct handle {
@@ -79,7 +81,8 @@ first_warning (enum warning warning)
 static void
 scan_load (void)
 {
-  times_loaded++;
+  if (times_loaded++ == 0)
+    key_error = pthread_key_create (&default_name, NULL);
 }
 
 static int
@@ -114,6 +117,11 @@ scan_config_complete (nbdkit_next_config_complete *next,
   }
   if (options_complete () == -1)
     return -1;
+  if (key_error != 0) {
+    errno = key_error;
+    nbdkit_error ("scan: pthread_key_create: %m");
+    return -1;
+  }
   config.policy = library_policy (options.policy, error);
   if (config.policy == NULL) {
     nbdkit_error ("scan-policy=%s: %s", options.policy, error);
@@ -236,7 +244,11 @@ scan_cleanup (nbdkit_backend *backend)
 static void
 scan_unload (void)
 {
+  if (--times_loaded > 0)
+    return;
   scans_leave (background);
+  if (key_error == 0)
+    pthread_key_delete (default_name);
   exports_free ();
   budget_free (budget);
   library_free ();
@@ -248,7 +260,7 @@ static int
 scan_preconnect (nbdkit_next_preconnect *next, nbdkit_backend *nxdata,
                  int readonly)
 {
-  default_name = NULL;
+  pthread_setspecific (default_name, NULL);
   return next (nxdata, readonly);
 }
 
@@ -261,15 +273,19 @@ static const char *
 scan_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
                      int readonly, int is_tls)
 {
-  default_name = next (nxdata, readonly);
-  return default_name;
+  const char *name = next (nxdata, readonly);
+
+  pthread_setspecific (default_name, name);
+  return name;
 }
 
 static bool
 is_default_export (const char *name)
 {
+  const char *of_default = pthread_getspecific (default_name);
+
   return *name == '\0' ||
-    (default_name != NULL && strcmp (name, default_name) == 0);
+    (of_default != NULL && strcmp (name, of_default) == 0);
 }
 
 static void *
@@ -301,12 +317,14 @@ scan_open (nbdkit_next_open *next, nbdkit_context *context,
 static bool
 can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
 {
+  char name[ESCAPE_NAME_MAX];
+
   if (fnmatch (options.exports, h->export_name, 0) != 0 &&
       !(h->is_default && fnmatch (options.exports, "", 0) == 0)) {
+    escape (ESCAPE_NAME, h->export_name, name, sizeof name);
     if (first_warning (NOT_THIS_EXPORT))
       nbdkit_error ("scan: warning: not the default export, not scanning; "
-                    "scan-exports='%s' scans the export '%s'",
-                    h->export_name, h->export_name);
+                    "scan-exports=%s scans the export %s", name, name);
     return false;
   }
   if (!thread_model_allows_scan ())

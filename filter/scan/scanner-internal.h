@@ -8,7 +8,7 @@
  *
  * Locks of this filter, outermost first: a vm's policy lock or that of the list of
  * scans, then a scanner's joining, then a scanner's lock, then that of the exports,
- * then the leaf locks (map, read queue, failures, budget, guard), under which
+ * then the leaf locks (map, read queue, results, failures, budget, guard), under which
  * nothing is called.  None is held across a call to the layer below.  The client's
  * read path takes the read queue's, and the map's where that is needed (see map.h).
  */
@@ -26,6 +26,7 @@
 #include "opening.h"
 #include "range.h"
 #include "reads.h"
+#include "results.h"
 #include "scanner.h"
 #include "source.h"
 #include "ticket.h"
@@ -85,13 +86,16 @@ struct scanner {
   bool warned_of_thread;        /* that could not be used */
   struct outage outage;
 
-  struct failures failures;     /* has a lock of its own */
+  struct failures failures;     /* these two have locks of their own */
+  struct results results;
 
   /* Decider only. */
   struct range pending;         /* asked for and not yet issued */
   struct ticket ticket;
   struct met_read read_batch[READS_MAX];
+  struct met_read look_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];
+  struct vm_result result_batch[RESULTS_MAX];
   struct source_extents extents; /* for disk:next_data */
   void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */
 };

@@ -47,6 +47,28 @@ driver_failures (void *opaque, const struct vm_failure **out)
   return failures_take (&s->failures, s->failure_batch);
 }
 
+static size_t
+driver_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+{
+  struct scanner *s = opaque;
+
+  *out = s->result_batch;
+  return results_take (&s->results, s->result_batch, dropped);
+}
+
+static bool
+driver_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
+{
+  struct scanner *s = opaque;
+  size_t n, i;
+
+  /* The policy need not have asked for them. */
+  n = reads_look (s->reads, s->look_batch);
+  for (i = 0; i < n; ++i)
+    map_read (s->config.map, s->look_batch[i].range);
+  return map_missing (s->config.map, from, to, missing);
+}
+
 static unsigned
 driver_reads_in_flight (void *opaque)
 {
@@ -120,6 +142,8 @@ scanner_start (const struct scanner_config *config)
     .export = config->export_name,
     .reads = driver_reads,
     .failures = driver_failures,
+    .results = driver_results,
+    .missing = driver_missing,
     .reads_in_flight = driver_reads_in_flight,
     .idle_ns = driver_idle_ns,
     .closed = driver_closed,
@@ -132,6 +156,7 @@ scanner_start (const struct scanner_config *config)
   clock_cond_init (&s->stops);
   clock_cond_init (&s->try_now);
   failures_init (&s->failures);
+  results_init (&s->results);
   s->max_workers = config->threads;
   s->workers = calloc (config->threads, sizeof *s->workers);
   s->reads = reads_new ();
@@ -206,6 +231,7 @@ scanner_free (struct scanner *s)
   source_close (s->source);
   free (s->pread_buf);
   free (s->workers);
+  results_destroy (&s->results);
   failures_destroy (&s->failures);
   pthread_cond_destroy (&s->try_now);
   pthread_cond_destroy (&s->stops);

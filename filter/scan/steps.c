@@ -13,6 +13,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "debug.h"
+#include "escape.h"
 #include "scanner-internal.h"
 #include "stats.h"
 
@@ -124,9 +125,11 @@ static void
 end (struct scanner *s, enum vm_request_type why)
 {
   enum stats_state state = STATS_WAITING;
+  char error[ESCAPE_TEXT_MAX];
 
   if (why == VM_FAILED) {
-    nbdkit_error ("scan: %s", vm_error (s->config.vm));
+    nbdkit_error ("scan: %s", escape (ESCAPE_TEXT, vm_error (s->config.vm),
+                                      error, sizeof error));
     state = STATS_FAILED;
   }
   else if (why == VM_GONE) {
