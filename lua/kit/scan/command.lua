@@ -16,6 +16,7 @@ local simulator = require "scan.simulator"
 local template = require "scan.template"
 local testing = require "scan.testing"
 local trace = require "scan.trace"
+local translate = require "scan.translate"
 local units = require "scan.units"
 local world = require "scan.world"
 
@@ -198,6 +199,22 @@ Example:
   new:argument ("name", "Its name; letters, digits, _ and -, perhaps after a directory.")
     :argname ("NAME")
 
+  local move = parser:command ("translate",
+    "Write a trace anew for an image that was rebuilt: by content, not by offset.")
+  move:epilog [[
+Examples:
+  scan-policy translate --from monday.img --to tuesday.img monday.trace > tuesday.trace
+  scan-policy translate --from nbd://build/monday --to tuesday.img monday.trace
+
+Each 4K block that the trace reads is looked for in the new image. What is not there
+goes with its neighbours, or keeps its place. The share of each is told at the end.]]
+  move:argument ("trace", "A log of nbdkit's log filter, a list of 'offset count', or"
+                 .. " what scan-record wrote."):argname ("TRACE")
+  move:option ("--from", "The image that was traced: a raw file or an NBD URI.")
+    :argname ("OLD"):count (1)
+  move:option ("--to", "The image that it was rebuilt to: a raw file or an NBD URI.")
+    :argname ("NEW"):count (1)
+
   parser:command ("list", "List the built-in policies.")
   return parser
 end
@@ -269,7 +286,7 @@ local function is_terminal ()
 end
 
 -- Progress on standard error: rewritten in place on a terminal.
-local function progress_meter (label)
+local function progress_meter (label, describe)
   local terminal, last = nil, os.time ()
   local meter = { shown = false }
   function meter.show (done, all)
@@ -278,8 +295,9 @@ local function progress_meter (label)
     if now - last < (terminal and 1 or PROGRESS_SECONDS) then return end
     last, meter.shown = now, terminal
     io.stderr:write (terminal and "\r" or "",
-                     ("%s: %d of %d reads (%d %%)"):format (label, done, all,
-                                                          done * 100 // all),
+                     ("%s: %s of %s (%d %%)"):format (label, describe (done),
+                                                      describe (all),
+                                                      done * 100 // all),
                      terminal and "" or "\n")
     io.stderr:flush ()
   end
@@ -293,7 +311,8 @@ local function simulate_one (loaded, policy, options, record)
   local traces = {}
   for i = 1, options.clients or 1 do traces[i] = loaded.reads end
   local name = policy and policy.policy or "no policy"
-  local meter = progress_meter (name .. " on " .. loaded.name)
+  local meter = progress_meter (name .. " on " .. loaded.name,
+                                function (reads) return reads .. " reads" end)
   local result = guarded (simulator.run, {
     policy = policy and policy.policy, args = policy and policy.args,
     files = policy and policy.files, traces = traces,
@@ -447,6 +466,41 @@ function COMMANDS.new (options)
   local found = package.searchpath ("scan.testing", path)
   local where = found and "" or ("LUA_PATH='%s;;' "):format (world.LUA_PATH)
   print (("  %sbusted --lua=/usr/bin/lua5.4 %s"):format (where, spec_path))
+  return 0
+end
+
+-- Raises what is the user's to mend: all that can go wrong is in what was named.
+local function must (action, ...)
+  local results = table.pack (pcall (action, ...))
+  if results[1] then return table.unpack (results, 2, results.n) end
+  if type (results[2]) == "table" then error (results[2], 0) end
+  refuse (tostring (results[2]))
+end
+
+function COMMANDS.translate (options)
+  local meter = progress_meter (options.to, units.bytes)
+  local function load (size, block)
+    local handle, message = io.open (options.trace, "rb")
+    if not handle then refuse (message) end
+    local ok, blocks = pcall (trace.blocks, handle, block, size)
+    handle:close ()
+    if not ok then refuse (options.trace .. ": " .. blocks) end
+    if #blocks == 0 then
+      refuse (options.trace .. ": there are no reads of this image in it")
+    end
+    return blocks
+  end
+  local list, counts = must (translate.translate, options.from, options.to, load,
+                             meter.show)
+  meter.clear ()
+  for _, range in ipairs (list) do io.write (range[1], " ", range[2], "\n") end
+  local function share (n) return ("%.1f %%"):format (100 * n / counts.blocks) end
+  io.stderr:write (("%s: %d blocks of 4K: %s found by content, %s placed by their "
+                    .. "neighbours, %s left in place%s\n")
+    :format (options.trace, counts.blocks, share (counts.content),
+             share (counts.shift), share (counts.place),
+             counts.lost > 0 and (", %s behind the end of the new image")
+               :format (share (counts.lost)) or ""))
   return 0
 end
 
