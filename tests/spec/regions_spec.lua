@@ -33,7 +33,7 @@ describe ("regions", function ()
   end)
 
   it ("fetches a block at a time, and cuts at the end of the disk", function ()
-    local prefetches = run ("3968K 1T\n5M 4K\n8191T 1T\n")
+    local prefetches = run ("3968K 1T\n5M 4K\n8191T 1T\n", { print = function () end })
     assert.same ({ { 3968 * KiB, 65536 }, { 4032 * KiB, 65536 } }, prefetches)
   end)
 
@@ -47,6 +47,25 @@ describe ("regions", function ()
                  run ("64K 64K", more))
   end)
 
+  it ("hands arguments on", function ()
+    local more = { size = 192 * KiB, args = { ["then"] = "shuffle", ["then.seed"] = "x" } }
+    assert.error_matches (function () run ("0 1", more) end,
+                          "scan%-arg%-seed: a whole number expected")
+    assert.error_matches (function () run ("0 1", { args = { ["then.seed"] = "1" } }) end,
+                          "scan%-arg%-then.seed: there is no scan%-arg%-then")
+  end)
+
+  it ("says once if the list is of another image", function ()
+    local lines = {}
+    run ("0 4K\n3M 2M\n5M 1\n6M 1\n", { print = function (line)
+      lines[#lines + 1] = line
+    end })
+    assert.same ({ "regions: of 4 ranges 2 begin behind the end of the disk (4194304 "
+                   .. "bytes) and are left out, 1 reach beyond it and are cut; is the "
+                   .. "list that of another image?" }, lines)
+    run ("0 4M\n", { print = error })
+  end)
+
   it ("is content with an empty file", function ()
     assert.same ({}, run (""))
   end)
@@ -58,6 +77,7 @@ describe ("regions", function ()
     ["-1 1"] = "an offset like 4096 or 2M",
     ["1.5 1"] = "an offset like 4096 or 2M",
     ["9999999T 1"] = "an offset like 4096 or 2M",
+    ["7E 2E"] = "a count like 4096 or 2M, at least 1",
     ["1e400 1"] = "an offset like 4096 or 2M",
     ["0 0"] = "a count like 4096 or 2M, at least 1",
     ["0 -4K"] = "a count like 4096 or 2M, at least 1",
