@@ -6,10 +6,10 @@
 -- The file named with scan-file-trace=FILE is what scan-record wrote, a log of
 -- nbdkit's log filter (`nbdkit --filter=log … logfile=boot.log`) or a list of
 -- "offset count" lines.  Each byte that it reads is prefetched once, in the order of
--- the first touch, or with order=offset upwards through the disk: in pieces of 4K, for
--- nothing keeps less than that.  Reads that lie close on the disk, and less than some
--- 50 pieces apart in the trace, are fetched as one, with the gap.  What a client has read, or was
--- fetched, is left out, and so is what is outside the disk.
+-- the first touch, or with order=offset upwards through the disk: in pieces of 4K,
+-- for nothing keeps less than that.  Reads that lie close on the disk, and less than
+-- some 50 pieces apart in the trace, are fetched as one, with the gap.  What a client
+-- has read, or was fetched, is left out, and so is what is outside the disk.
 --
 -- It watches what the client reads.  Each read that is not in the trace counts one
 -- up, each that is counts one down, and at 64 the trace is left, with a message:

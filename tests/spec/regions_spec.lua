@@ -48,7 +48,7 @@ describe ("regions", function ()
   end)
 
   it ("hands arguments on", function ()
-    local more = { size = 192 * KiB, args = { ["then"] = "shuffle", ["then.seed"] = "x" } }
+    local more = { args = { ["then"] = "shuffle", ["then.seed"] = "x" } }
     assert.error_matches (function () run ("0 1", more) end,
                           "scan%-arg%-seed: a whole number expected")
     assert.error_matches (function () run ("0 1", { args = { ["then.seed"] = "1" } }) end,

@@ -27,7 +27,10 @@ local function have (command)
   return os.execute ("command -v " .. command .. " >/dev/null 2>&1") == true
 end
 
-local function is_uri (name)
+--- Is this the URI of a server, and no file's name?
+-- @tparam string name
+-- @treturn boolean
+function M.is_uri (name)
   return name:find ("^nbds?[%w+]*://") ~= nil
 end
 
@@ -155,7 +158,7 @@ end
 -- nbd+unix:///?socket=SOCKET
 -- @treturn table image with `name`, `size` (bytes) and the methods above
 function M.open (name)
-  if is_uri (name) then return open_stream (name) end
+  if M.is_uri (name) then return open_stream (name) end
   local handle, message = io.open (name, "rb")
   local size = handle and handle:seek ("end")
   if not size or size == math.maxinteger then
