@@ -61,8 +61,9 @@ endif
 # -- what the filters are made of ----------------------------------------------
 
 # A folder is a unit: what lies in it is built, embedded or installed with it.
+common_sources := $(sort $(wildcard filter/common/*.c))
 scan_sources  := $(sort $(wildcard filter/scan/*.c filter/policy/*.c \
-	filter/report/*.c))
+	filter/report/*.c)) $(common_sources)
 clone_sources := $(sort $(wildcard filter/clone/*.c))
 
 # Texts that are compiled into the scan filter; lua/kit/ is for authors only.
@@ -152,12 +153,13 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
+$(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
+$(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
-$(B)/tests/unit-reads: $(call unit_objects,scan/reads)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
 	scan/fetch scan/failures scan/ticket scan/budget scan/guard scan/reads \
-	scan/source report/stats) $(vm_objects)
+	scan/source scan/map report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
 

@@ -21,18 +21,26 @@ check_scan (lua_State *L)
   return box->scan;
 }
 
-/* The iterator that driver.reads () returns. */
+static const char *const met_names[] = {
+  [MET_MISS] = "miss", [MET_LATE] = "late", [MET_HIT] = "hit",
+};
+
+/* The iterator that driver.reads () returns: upvalues are the box and the names
+ * of what a read can meet.
+ */
 static int
 next_read (lua_State *L)
 {
   struct vm_scan *scan = check_scan (L);
+  const struct met_read *read;
 
   if (scan->next_read == scan->nr_reads)
     return 0;
-  lua_pushinteger (L, scan->reads[scan->next_read].offset);
-  lua_pushinteger (L, scan->reads[scan->next_read].count);
-  scan->next_read++;
-  return 2;
+  read = &scan->reads[scan->next_read++];
+  lua_pushinteger (L, read->range.offset);
+  lua_pushinteger (L, read->range.count);
+  lua_pushvalue (L, lua_upvalueindex (2 + read->met));
+  return 3;
 }
 
 /* driver.reads (): upvalues are the box and the iterator. */
@@ -188,6 +196,8 @@ driver_now (lua_State *L)
 void
 vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
 {
+  enum met met;
+
   lua_createtable (L, 0, 10);                   /* driver */
   lua_pushinteger (L, driver->size);
   lua_setfield (L, -2, "size");
@@ -198,7 +208,9 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
 
   lua_pushvalue (L, box);                       /* driver box */
   lua_pushvalue (L, box);
-  lua_pushcclosure (L, next_read, 1);           /* driver box next_read */
+  for (met = MET_MISS; met <= MET_HIT; ++met)
+    lua_pushstring (L, met_names[met]);
+  lua_pushcclosure (L, next_read, 1 + MET_HIT + 1); /* driver box next_read */
   lua_pushcclosure (L, driver_reads, 2);
   lua_setfield (L, -2, "reads");
 

@@ -84,7 +84,7 @@ struct vm_scan {
   struct box *box;              /* NULL before the first decision */
   lua_State *co;
   int ref;
-  const struct range *reads;    /* what an iterator walks over */
+  const struct met_read *reads; /* what an iterator walks over */
   size_t nr_reads, next_read;
   const struct vm_failure *failures;
   size_t nr_failures, next_failure;

@@ -11,6 +11,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "escape.h"
 #include "vm-internal.h"
 
 /* How many coroutines may be in the middle of being closed.  Lua 5.4.4 begins to
@@ -160,7 +161,10 @@ native_find (lua_State *L)
 static int
 native_print (lua_State *L)
 {
-  nbdkit_debug ("scan: policy: %s", luaL_checkstring (L, 1));
+  char text[ESCAPE_TEXT_MAX];
+
+  nbdkit_debug ("scan: policy: %s", escape (ESCAPE_TEXT, luaL_checkstring (L, 1),
+                                            text, sizeof text));
   return 0;
 }
 

@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 #include "library.h"
-#include "range.h"
+#include "met.h"
 
 /* Most bytes that one VM_PREAD asks for; the same number is in host.lua. */
 #define VM_PREAD_MAX_BYTES (1024 * 1024)
@@ -65,7 +65,7 @@ struct vm_driver {
   /* The reads since the last call: stores a pointer to them in *out, valid
    * until the next call.  Returns how many.
    */
-  size_t (*reads) (void *opaque, const struct range **out);
+  size_t (*reads) (void *opaque, const struct met_read **out);
   size_t (*failures) (void *opaque, const struct vm_failure **out);
   unsigned (*reads_in_flight) (void *opaque);
   uint64_t (*idle_ns) (void *opaque);

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 
+#include "clock.h"
 #include "guard.h"
 #include "scanner-internal.h"
 #include "stats.h"
@@ -23,6 +24,7 @@ void
 fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
 {
   struct guard_op op;
+  uint64_t started_ns;
   int err;
 
   if (!guard_begin_prefetch (&op, range)) {
@@ -30,9 +32,13 @@ fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
     note_failure (s, range, EBUSY);
     return;
   }
-  stats_prefetch_begins (s->config.stats, range);
+  stats_prefetch_begins (s->config.stats);
+  map_prefetch_begins (s->config.map, range);
+  started_ns = clock_now_ns ();
   err = source_prefetch (w->source, range, w->scratch);
-  stats_prefetch_ends (s->config.stats, range, err == 0);
+  map_prefetch_ends (s->config.map, range, err == 0);
+  stats_prefetch_ends (s->config.stats, range, clock_now_ns () - started_ns,
+                       err == 0);
   guard_end (&op);
   if (err != 0)
     note_failure (s, range, err);

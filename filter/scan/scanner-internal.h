@@ -6,10 +6,11 @@
  * its threads, steps.c what its policy asks for, and fetch.c all that it reads
  * of the source.  Nothing else may include this.
  *
- * Locks of this filter, outermost first: a vm's policy lock, then a scanner's
- * lock, then the leaf locks (read queue, failures, budget, guard, exports),
- * under which nothing is called.  None is held across a call to the layer
- * below, and the client's read path takes the read queue's alone.
+ * Locks of this filter, outermost first: a vm's policy lock or that of the list of
+ * scans, then a scanner's joining, then a scanner's lock, then that of the exports,
+ * then the leaf locks (map, read queue, failures, budget, guard), under which
+ * nothing is called.  None is held across a call to the layer below.  The client's
+ * read path takes the read queue's, and the map's where that is needed (see map.h).
  */
 
 #ifndef SCAN_SCANNER_INTERNAL_H
@@ -40,6 +41,13 @@ enum scan_phase {
 struct worker {
   struct scanner *scanner;
   pthread_t thread;
+  enum {
+    WORKER_AT_WORK,
+    WORKER_OPENING,             /* its source; or closing it, in a scan that
+                                   stopped meanwhile */
+    WORKER_ENDED,
+  } state;                      /* protected by the scanner's lock */
+  bool joined;                  /* protected by the scanner's joining */
   struct source *source;        /* its own, or the scanner's */
   void *scratch;                /* one block, for SOURCE_READ */
 };
@@ -54,6 +62,9 @@ struct scanner {
 
   /* enum scan_phase; written with the lock held, read without. */
   atomic_int phase;
+
+  /* Held while threads are waited for; the threads never take it. */
+  pthread_mutex_t joining;
 
   pthread_mutex_t lock;
   pthread_cond_t role_free;     /* nobody decides, or the scan is over */
@@ -74,7 +85,7 @@ struct scanner {
   /* Decider only. */
   struct range pending;         /* asked for and not yet issued */
   struct ticket ticket;
-  struct range read_batch[READS_MAX];
+  struct met_read read_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];
   struct source_extents extents; /* for disk:next_data */
   void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */
@@ -103,6 +114,14 @@ extern void scan_end (struct scanner *s, enum stats_state state);
 
 /* Start another worker.  The lock must be held.  Returns 0 or an errno. */
 extern int worker_start (struct scanner *s);
+
+/* Wait for the threads of a scan that stops to end; for those that are opening
+ * their source only if that is said.
+ */
+extern void workers_join (struct scanner *s, bool also_opening);
+
+/* All threads have ended. */
+extern bool workers_have_ended (struct scanner *s);
 
 /* -- steps.c --------------------------------------------------------------- */
 

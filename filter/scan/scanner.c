@@ -20,16 +20,20 @@
 /* -- what the policy may ask about ----------------------------------------- */
 
 static size_t
-driver_reads (void *opaque, const struct range **out)
+driver_reads (void *opaque, const struct met_read **out)
 {
   struct scanner *s = opaque;
   const size_t n = reads_take (s->reads, s->read_batch);
+  struct range range;
   size_t i;
 
-  if (scan_debug_reads)
-    for (i = 0; i < n; ++i)
+  for (i = 0; i < n; ++i) {
+    range = s->read_batch[i].range;
+    map_read (s->config.map, range);
+    if (scan_debug_reads)
       nbdkit_debug ("scan: read offset=0x%" PRIx64 " count=0x%" PRIx64,
-                    s->read_batch[i].offset, s->read_batch[i].count);
+                    range.offset, range.count);
+  }
   *out = s->read_batch;
   return n;
 }
@@ -118,6 +122,7 @@ scanner_start (const struct scanner_config *config)
     .gone = driver_gone,
   };
   pthread_mutex_init (&s->lock, NULL);
+  pthread_mutex_init (&s->joining, NULL);
   pthread_cond_init (&s->role_free, NULL);
   pthread_cond_init (&s->landed, NULL);
   clock_cond_init (&s->stops);
@@ -151,17 +156,30 @@ scanner_start (const struct scanner_config *config)
 }
 
 void
-scanner_stop (struct scanner *s)
+scanner_tell_stop (struct scanner *s)
 {
-  unsigned i;
-
   scan_advance (s, SCAN_STOPS);
   reads_wake (s->reads);
+}
 
-  /* No worker is started any more. */
-  for (i = 0; i < s->nr_workers; ++i)
-    pthread_join (s->workers[i].thread, NULL);
-  s->nr_workers = 0;
+void
+scanner_stop (struct scanner *s)
+{
+  scanner_tell_stop (s);
+  workers_join (s, false);
+}
+
+void
+scanner_join (struct scanner *s)
+{
+  scanner_tell_stop (s);
+  workers_join (s, true);
+}
+
+bool
+scanner_has_ended (struct scanner *s)
+{
+  return workers_have_ended (s);
 }
 
 void
@@ -170,7 +188,7 @@ scanner_free (struct scanner *s)
   if (s == NULL)
     return;
   if (s->reads != NULL)
-    scanner_stop (s);
+    scanner_join (s);
   vm_scan_free (s->scan);
   reads_free (s->reads);
   source_forget_extents (&s->extents);
@@ -181,6 +199,7 @@ scanner_free (struct scanner *s)
   pthread_cond_destroy (&s->stops);
   pthread_cond_destroy (&s->landed);
   pthread_cond_destroy (&s->role_free);
+  pthread_mutex_destroy (&s->joining);
   pthread_mutex_destroy (&s->lock);
   free (s);
 }

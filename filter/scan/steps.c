@@ -35,6 +35,7 @@ step_wait (struct scanner *s, struct worker *w,
   reads_wait (s->reads, request->until_ns > least ? request->until_ns : least);
 }
 
+/* Wait until no prefetch is in flight, or the scan stops. */
 static void
 step_settle (struct scanner *s, struct worker *w,
              const struct vm_request *request, struct vm_answer *answer)
@@ -54,7 +55,7 @@ step_next_data (struct scanner *s, struct worker *w,
                                             &s->phase);
 
   if (offset > from)
-    stats_hole (s->config.stats, (struct range) { from, offset - from });
+    map_hole (s->config.map, (struct range) { from, offset - from });
   if (offset < s->driver.size) {
     answer->type = VM_OFFSET;
     answer->offset = offset;
@@ -108,6 +109,16 @@ log_request (const struct step *step, const struct vm_request *request,
                   step->name, request->range.offset, request->range.count, why);
 }
 
+/* Wait until no prefetch is in flight; scanner_stop would wait as well. */
+static void
+let_land (struct scanner *s)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  while (s->in_flight > 0)
+    pthread_cond_wait (&s->landed, &s->lock);
+}
+
 /* End the scan because of this, which is not a request. */
 static void
 end (struct scanner *s, enum vm_request_type why)
@@ -126,6 +137,7 @@ end (struct scanner *s, enum vm_request_type why)
     nbdkit_debug ("scan: exiting background thread on %s",
                   s->config.background ? "server exit" : "connection close");
   else {
+    let_land (s);
     nbdkit_debug ("scan: finished scanning the plugin");
     state = STATS_FINISHED;
   }

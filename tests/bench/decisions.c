@@ -62,7 +62,7 @@ nbdkit_absolute_path (const char *path)
 /* A client that is away: no reads, no failures. */
 
 static size_t
-no_reads (void *opaque, const struct range **out)
+no_reads (void *opaque, const struct met_read **out)
 {
   return 0;
 }

@@ -113,7 +113,7 @@ take_number (void)
 /* Arrays are new each time, so that the use of an old one is seen. */
 struct client {
   struct vm_driver driver;
-  struct range *reads;
+  struct met_read *reads;
   struct vm_failure *failures;
 };
 
@@ -126,7 +126,7 @@ take_range (void)
 }
 
 static size_t
-client_reads (void *opaque, const struct range **out)
+client_reads (void *opaque, const struct met_read **out)
 {
   struct client *client = opaque;
   const size_t n = take_byte () % READS_MAX;
@@ -135,7 +135,9 @@ client_reads (void *opaque, const struct range **out)
   free (client->reads);
   client->reads = n > 0 ? calloc (n, sizeof client->reads[0]) : NULL;
   for (i = 0; i < n; ++i)
-    client->reads[i] = take_range ();
+    client->reads[i] = (struct met_read) {
+      take_range (), take_byte () % (MET_HIT + 1)
+    };
   *out = client->reads;
   return n;
 }

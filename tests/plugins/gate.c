@@ -34,6 +34,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <errno.h>
+#include <dlfcn.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <time.h>
@@ -47,7 +48,7 @@
 
 #define MAX_DATA_RANGES 64
 
-enum op { OPEN, READ, WRITE, ZERO, TRIM, CACHE, EXTENTS, NR_OPS };
+enum op { OPEN, READ, WRITE, ZERO, TRIM, CACHE, EXTENTS, CAN_FUA, NR_OPS };
 
 /* For nbdkit this is only the most that is allowed: see gate_thread_model. */
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -55,6 +56,7 @@ enum op { OPEN, READ, WRITE, ZERO, TRIM, CACHE, EXTENTS, NR_OPS };
 static const char *const op_names[NR_OPS] = {
   [OPEN] = "open", [READ] = "read", [WRITE] = "write", [ZERO] = "zero",
   [TRIM] = "trim", [CACHE] = "cache", [EXTENTS] = "extents",
+  [CAN_FUA] = "can_fua",
 };
 
 /* What to do with the requests of one kind. */
@@ -383,8 +385,8 @@ gate_config (const char *key, const char *value)
   "exports=A,B,C               Export names to list; any name can be opened.\n" \
   "control=FD                  Socket to take commands from.\n" \
   "hold=OP log=OP quiet=OP     Hold, log, don't log requests of that kind: open,\n" \
-  "                            read, write, zero, trim, cache, extents.  What is\n" \
-  "                            held is logged, and so are open and cache.\n" \
+  "                            read, write, zero, trim, cache, extents, can_fua.\n" \
+  "                            What is held is logged; so are open and cache.\n" \
   "delay=OP:MS                 Let them take that long.\n" \
   "fail=OP:all|FIRST-LAST|/N   Fail all, some (from 1), or each N-th with EIO."
 
@@ -461,6 +463,17 @@ gate_list_exports (int readonly, int is_tls, struct nbdkit_exports *list)
   }
 }
 
+/* Looked up, for the filter opens no plugin for itself that is linked to
+ * nbdkit_export_name, and this one can do without a name.
+ */
+static const char *
+export_name (void)
+{
+  const char *(*ask) (void) = dlsym (RTLD_DEFAULT, "nbdkit_export_name");
+
+  return ask ? ask () : NULL;
+}
+
 static void *
 gate_open (int readonly)
 {
@@ -473,7 +486,7 @@ gate_open (int readonly)
   pthread_mutex_lock (&lock);
   h->connection = ++last_connection;
   if (rules[OPEN].log)
-    event ("open %u %s", h->connection, nbdkit_export_name ());
+    event ("open %u %s", h->connection, export_name ());
   pthread_mutex_unlock (&lock);
   if (request (h, OPEN, 0, 0) == -1) {
     nbdkit_error ("open failed, as the test wants it");
@@ -511,6 +524,13 @@ static int
 gate_can_cache (void *handle)
 {
   return cache_mode;
+}
+
+/* Asked in the handshake of a client that may write, after .prepare. */
+static int
+gate_can_fua (void *handle)
+{
+  return request (handle, CAN_FUA, 0, 0) == -1 ? -1 : NBDKIT_FUA_NATIVE;
 }
 
 static int
@@ -648,6 +668,7 @@ static struct nbdkit_plugin plugin = {
   .can_write         = gate_can_write,
   .can_cache         = gate_can_cache,
   .can_extents       = gate_can_extents,
+  .can_fua           = gate_can_fua,
   .can_multi_conn    = gate_can_multi_conn,
   .pread             = gate_pread,
   .pwrite            = gate_pwrite,

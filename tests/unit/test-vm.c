@@ -22,13 +22,13 @@
 
 /* A driver with something new at each question. */
 struct fake {
-  struct range read;
+  struct met_read read;
   struct vm_failure failure;
   bool closed, gone;
 };
 
 static size_t
-fake_reads (void *opaque, const struct range **out)
+fake_reads (void *opaque, const struct met_read **out)
 {
   struct fake *fake = opaque;
 
@@ -70,7 +70,7 @@ fake_gone (void *opaque)
 }
 
 static struct fake fake = {
-  .read = { 512, 1024 }, .failure = { { 4096, 4096 }, EIO },
+  .read = { { 512, 1024 }, MET_LATE }, .failure = { { 4096, 4096 }, EIO },
 };
 
 static struct vm_driver driver = {
