@@ -240,8 +240,14 @@ build/fuzz/have-fuzzer:
 
 # Pages that are not of section 1.
 section_nbdkit-scan-policy := 3
+section_nbdkit-scan-library := 3
 
-man_pages := $(foreach page,$(patsubst docs/%.pod,%,$(wildcard docs/*.pod)), \
+# What nbdkit-scan-library(3) is made from: what policies and their tests may use.
+reference_lua := lua/runtime/scan/host.lua $(sort $(wildcard lua/library/scan/*.lua)) \
+	$(addprefix lua/kit/scan/,testing.lua contract.lua simulator.lua plot.lua)
+
+man_pages := build/man/nbdkit-scan-library.3 \
+	$(foreach page,$(patsubst docs/%.pod,%,$(wildcard docs/*.pod)), \
 	build/man/$(page).$(or $(section_$(page)),1))
 
 VERSION := $(shell sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)
@@ -255,6 +261,13 @@ define pod2man
 	             +%Y-%m-%d)" --utf8 --errors=die $< $@
 endef
 
+build/docs/nbdkit-scan-library.pod: docs/reference $(reference_lua)
+	@mkdir -p $(@D)
+	$(Q)$(LUA) docs/reference $(reference_lua) > $@.tmp
+	$(Q)mv $@.tmp $@
+
+build/man/%.3: build/docs/%.pod debian/changelog
+	$(pod2man)
 build/man/%.1: docs/%.pod debian/changelog
 	$(pod2man)
 build/man/%.3: docs/%.pod debian/changelog
