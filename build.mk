@@ -157,6 +157,7 @@ $(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
+$(B)/tests/unit-rows: $(call unit_objects,policy/rows)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
 	scan/fetch scan/failures scan/ticket scan/budget scan/guard scan/reads \
 	scan/source scan/map report/stats) $(vm_objects)
@@ -273,6 +274,10 @@ build/man/%.1: docs/%.pod debian/changelog
 build/man/%.3: docs/%.pod debian/changelog
 	$(pod2man)
 
+# What pages are there to read, and what they show and name, where they say it is.
+shown := $(wildcard docs/*.md docs/*.svg docs/policies/*.svg tests/traces/*.md \
+	tests/traces/*.log)
+
 # Everything under STAGE as it is to be under /.  Packages begin with this.
 STAGE = build/stage
 
@@ -289,11 +294,13 @@ run-stage: filter $(man_pages)
 	  ln -s ../../../nbdkit-scan-filter-lua/lua/*/scan/*.lua .
 	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
 	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
-	$(Q)install -m 644 $(wildcard README.md docs/*.md) LICENSE '$(STAGE)$(DOCDIR)/'
+	$(Q)for file in README.md CONTRIBUTING.md LICENSE $(shown); do \
+	  install -D -m 644 $$file '$(STAGE)$(DOCDIR)'/$$file || exit; done
 	$(Q)install -m 644 completion/* '$(STAGE)$(COMPLETIONDIR)/'
 
-# What is there already is kept, and brought back; see packaging/place.
-manifest = $(DATADIR)/installed
+# What is there already is kept, and brought back; see packaging/place.  The list of
+# what was put there has one place, whatever the PREFIX, so that uninstall finds it.
+manifest = $(FILTERDIR)/nbdkit-scan-filter-lua.installed
 
 run-install: run-stage
 	$(Q)packaging/place install '$(STAGE)' '$(manifest)' '$(DESTDIR)'

@@ -122,7 +122,7 @@ end
 
 local UNITS_MOST = math.maxinteger >> COUNT_BITS
 
-for offset, count in trace.each (scan.open ("trace")) do
+for offset, count in trace.ranges (scan.open ("trace")) do
   if count > READ_MOST_BYTES then
     error (("scan-file-trace: a read of %d bytes is none of a client; for a list of "
             .. "large ranges there is scan-policy=regions"):format (count), 0)
@@ -135,6 +135,7 @@ for offset, count in trace.each (scan.open ("trace")) do
   end
 end
 recent, older = nil, nil
+if #pieces == 0 then scan.warn ("scan-file-trace: there are no reads in it") end
 
 -- The number of a piece's first unit comes first in it.
 if ORDER == "offset" then table.sort (pieces) end
@@ -168,7 +169,7 @@ local function replay (disk)
   -- The pieces are of whole units, and the disk's last may be short.
   local units = (disk.size - 1) // UNIT_BYTES + 1
   local message = extents.stale (each_piece (), units * UNIT_BYTES)
-  if message then print ("replay: " .. message) end
+  if message then scan.warn ("scan-file-trace: " .. message) end
   local is_left = watcher (disk)
   for i = 1, #pieces do
     local first, length = piece (i)
@@ -177,8 +178,8 @@ local function replay (disk)
     while offset do
       if disk:closed () then return end
       if is_left () then
-        print (("replay: the client reads what is not in the trace; left after %d of "
-                .. "%d pieces"):format (i - 1, #pieces))
+        scan.warn (("replay: the client reads what is not in the trace, which is left "
+                    .. "after %d of %d pieces"):format (i - 1, #pieces))
         return
       end
       count = math.min (count, disk.block)

@@ -10,7 +10,7 @@ local KiB, MiB = 1024, 1024 * 1024
 local function run (text, more)
   local options = {
     policy = "regions", size = 4 * MiB, block = 64 * KiB,
-    files = { regions = text },
+    files = { regions = text }, warn = function () end,
   }
   for name, value in pairs (more or {}) do options[name] = value end
   local result = testing.run (options)
@@ -33,7 +33,7 @@ describe ("regions", function ()
   end)
 
   it ("fetches a block at a time, and cuts at the end of the disk", function ()
-    local prefetches = run ("3968K 1T\n5M 4K\n8191T 1T\n", { print = function () end })
+    local prefetches = run ("3968K 1T\n5M 4K\n8191T 1T\n")
     assert.same ({ { 3968 * KiB, 65536 }, { 4032 * KiB, 65536 } }, prefetches)
   end)
 
@@ -57,13 +57,13 @@ describe ("regions", function ()
 
   it ("says once if the list is of another image", function ()
     local lines = {}
-    run ("0 4K\n3M 2M\n5M 1\n6M 1\n", { print = function (line)
+    run ("0 4K\n3M 2M\n5M 1\n6M 1\n", { warn = function (line)
       lines[#lines + 1] = line
     end })
-    assert.same ({ "regions: of 4 ranges 2 begin behind the end of the disk (4194304 "
-                   .. "bytes) and are left out, 1 reach beyond it and are cut; is the "
-                   .. "list that of another image?" }, lines)
-    run ("0 4M\n", { print = error })
+    assert.same ({ "scan-file-regions: of 4 ranges 2 lie beyond the end of the disk "
+                   .. "(4194304 bytes) and are left out, 1 reach beyond it and are cut; "
+                   .. "is this the list of another image?" }, lines)
+    run ("0 4M\n", { warn = error })
   end)
 
   it ("is content with an empty file", function ()

@@ -11,6 +11,7 @@ local BLOCK = 65536
 local function run (text, more)
   local options = {
     policy = "replay", size = 10 * MiB, block = BLOCK, files = { trace = text },
+    warn = function () end,
   }
   for name, value in pairs (more or {}) do options[name] = value end
   local result = testing.run (options)
@@ -81,14 +82,14 @@ describe ("replay", function ()
 
   it ("leaves out what is outside the disk, and says so", function ()
     local lines = {}
-    local function print_line (line) lines[#lines + 1] = line end
+    local function warn (line) lines[#lines + 1] = line end
     assert.same ({ { 9 * 1024, 64 }, { 9 * 1024 + 64, 64 } },
                  ranges ("9M 1G\n20G 1\n8000000T 64K\n9M 4K\n",
-                         { size = 9 * MiB + 2 * BLOCK, print = print_line }))
+                         { size = 9 * MiB + 2 * BLOCK, warn = warn }))
     assert.equal (1, #lines)
-    assert.matches ("^replay: of 2 ranges 1 begin behind the end of the disk", lines[1])
+    assert.matches ("^scan%-file%-trace: of 2 ranges 1 lie beyond the end of the disk", lines[1])
     -- A read of the end of a disk of odd size is no stale one.
-    assert.same ({ { 0, 100 } }, run ("0 100\n", { size = 100, print = print_line }))
+    assert.same ({ { 0, 100 } }, run ("0 100\n", { size = 100, warn = warn }))
     assert.equal (1, #lines)
   end)
 
@@ -116,7 +117,7 @@ describe ("replay", function ()
     end
     local prefetches = run (table.concat (trace, "\n"), {
       size = 128 * MiB, events = events,
-      print = function (line) lines[#lines + 1] = line end,
+      warn = function (line) lines[#lines + 1] = line end,
     })
     return #prefetches, lines
   end
@@ -124,8 +125,8 @@ describe ("replay", function ()
   it ("leaves the trace once the client does something else for long", function ()
     local fetched, lines = followed (0, 1)
     assert.equal (64, fetched)
-    assert.same ({ "replay: the client reads what is not in the trace; left after 64 of "
-                   .. "300 pieces" }, lines)
+    assert.same ({ "replay: the client reads what is not in the trace, which is left "
+                   .. "after 64 of 300 pieces" }, lines)
   end)
 
   it ("stays with the trace while most reads are in it", function ()
@@ -164,5 +165,24 @@ describe ("replay", function ()
                           "scan%-arg%-then: nope: neither a file nor a built%-in policy")
     assert.error_matches (function () testing.run { policy = "replay", size = 1 } end,
                           "scan%-file%-trace")
+  end)
+
+  it ("loads hundreds of thousands of reads within the limits", function ()
+    local function trace ()
+      local lines, place = {}, 1
+      for i = 1, 400000 do
+        place = (place * 1103515245 + 12345) % 2147483648
+        lines[i] = place * 4096 .. " 4096"
+      end
+      return table.concat (lines, "\n")
+    end
+    local text = trace ()
+    collectgarbage ()
+    local before = collectgarbage ("count")
+    local world = testing.world { policy = "replay", files = { trace = text } }
+    collectgarbage ()
+    -- A million in the default of scan-policy-memory, without the text.
+    assert.is_true (collectgarbage ("count") - before < 64 * 1024 * 0.4)
+    assert.is_function (world.run)
   end)
 end)

@@ -6,8 +6,8 @@
 --     local extents = require "scan.extents"
 --     local list = extents.read (scan.open ("boot"), "scan-file-boot")
 --     return function (disk)
---       local message = extents.stale (list, disk.size)
---       if message then print (message) end
+--       local message = extents.stale (extents.each (list), disk.size)
+--       if message then scan.warn ("scan-file-boot: " .. message) end
 --       for offset, count in extents.each (list, disk.size) do
 --         disk:prefetch (offset, count)
 --       end
@@ -17,60 +17,84 @@
 --
 --     OFFSET COUNT [PRIORITY]
 --
--- in bytes, as `scan.sizes` reads them; a priority is any number, 0 if left out; what
--- follows a # is a comment.
+-- in bytes, as `scan.size` reads them; a priority is any number, 0 if left out; what
+-- follows a # is a comment.  For traces, which have no priorities and may be logs,
+-- there is `scan.trace`.
 --
 -- @module scan.extents
 
-local sizes = require "scan.sizes"
+local size_module = require "scan.size"
 
 -- A policy's strings have no patterns, and their methods are the policy's.
-local gmatch, match = string.gmatch, string.match
+local gmatch, match, sub = string.gmatch, string.match, string.sub
+local parse_size = size_module.parse
 
 local M = {}
 
 -- Most of a malformed line that an error shows.
 local SHOWN_BYTES = 60
 
-local function malformed (name, number, line, expected)
-  if #line > SHOWN_BYTES then line = line:sub (1, SHOWN_BYTES) .. "..." end
-  error (("%s: line %d: %s expected, got '%s'"):format (name, number, expected, line), 0)
+local function parser (name)
+  local function malformed (number, line, expected)
+    if #line > SHOWN_BYTES then line = sub (line, 1, SHOWN_BYTES) .. "..." end
+    error (("%s: line %d: %s expected, got '%s'"):format (name, number, expected, line),
+           0)
+  end
+  return function (number, line)
+    local words = {}
+    for word in gmatch (match (line, "^[^#]*"), "%S+") do words[#words + 1] = word end
+    if #words == 0 then return nil end
+    if #words == 1 or #words > 3 then
+      malformed (number, line, "OFFSET COUNT [PRIORITY]")
+    end
+    local offset, count = parse_size (words[1]), parse_size (words[2])
+    local priority = tonumber (words[3] or 0)
+    if not offset then malformed (number, line, "an offset like 4096 or 2M") end
+    if not count or count == 0 or count > math.maxinteger - offset then
+      malformed (number, line, "a count like 4096 or 2M, at least 1")
+    end
+    if not priority or priority ~= priority then
+      malformed (number, line, "a number as priority")
+    end
+    return offset, count, priority
+  end
 end
 
-local function parse (name, number, line)
-  local words = {}
-  for word in gmatch (match (line, "^[^#]*"), "%S+") do words[#words + 1] = word end
-  if #words == 0 then return nil end
-  if #words == 1 or #words > 3 then
-    malformed (name, number, line, "OFFSET COUNT [PRIORITY]")
+-- What `rows` of a file does, for one that has only lines.
+local function rows_of (file, parse)
+  local next_line, state = file:lines ()
+  local number = 0
+  return function ()
+    while true do
+      local line = next_line (state)
+      if not line then return nil end
+      number = number + 1
+      local offset, count, priority = parse (number, line)
+      if offset then return offset, count, priority end
+    end
   end
-  local offset, count = sizes.parse (words[1]), sizes.parse (words[2])
-  local priority = tonumber (words[3] or 0)
-  if not offset then malformed (name, number, line, "an offset like 4096 or 2M") end
-  if not count or count == 0 or count > math.maxinteger - offset then
-    malformed (name, number, line, "a count like 4096 or 2M, at least 1")
-  end
-  if not priority or priority ~= priority then
-    malformed (name, number, line, "a number as priority")
-  end
-  return { offset = offset, count = count, priority = priority, number = number }
 end
 
---- Read a list.  A bad line is an error that names it.
+--- Read a list.  A bad line is an error that names it.  A million lines take 33 MB.
 -- @tparam table file with `lines`, from `scan.open` or `io.open`
 -- @tparam string name of the file for messages, like "scan-file-regions"
--- @treturn table list of { offset =, count =, priority =, number = } (number of the
--- line), the highest priority first, lines of the same one in their order
+-- @treturn table list for `each`
 function M.read (file, name)
-  local list, number = {}, 0
-  for line in file:lines () do
-    number = number + 1
-    list[#list + 1] = parse (name, number, line)
+  local parse = parser (name)
+  -- The ranges of a priority are lists of their offsets and counts.
+  local list, by_priority = {}, {}
+  for offset, count, priority in
+    file.rows and file:rows (3, false, parse) or rows_of (file, parse) do
+    priority = priority or 0
+    local group = by_priority[priority]
+    if not group then
+      group = { priority = priority, offsets = {}, counts = {} }
+      by_priority[priority], list[#list + 1] = group, group
+    end
+    local n = #group.offsets + 1
+    group.offsets[n], group.counts[n] = offset, count
   end
-  table.sort (list, function (a, b)
-    if a.priority ~= b.priority then return a.priority > b.priority end
-    return a.number < b.number
-  end)
+  table.sort (list, function (a, b) return a.priority > b.priority end)
   return list
 end
 
@@ -84,33 +108,37 @@ function M.inside (offset, count, size)
   return math.min (count, size - offset)
 end
 
---- Go through what of a list is on a disk.
--- @tparam table list of { offset =, count = }
+--- Go through what of a list is on a disk, the highest priority first, and of the same
+-- one in the order of the file.
+-- @tparam table list from `read`
 -- @tparam[opt] integer size of the disk in bytes; all of the list if left out
 -- @treturn function iterator over offset, count (bytes)
 function M.each (list, size)
-  local i = 0
+  local group, i = 1, 0
   size = size or math.maxinteger
   return function ()
-    while i < #list do
+    while list[group] do
       i = i + 1
-      local offset = list[i].offset
-      local count = M.inside (offset, list[i].count, size)
-      if count then return offset, count end
+      local offset = list[group].offsets[i]
+      if offset then
+        local count = M.inside (offset, list[group].counts[i], size)
+        if count then return offset, count end
+      else
+        group, i = group + 1, 0
+      end
     end
   end
 end
 
---- Does a list reach beyond a disk?  Then it may be that of another image.
--- @tparam table|function list of { offset =, count = }, or an iterator over offset,
--- count
+--- Do ranges reach beyond a disk?  Then they may be those of another image.
+-- @tparam function ranges iterator over offset, count, as `each` gives it
 -- @tparam integer size of the disk in bytes
 -- @treturn string|nil a message, nil if all is on the disk
-function M.stale (list, size)
-  local ranges, outside, cut = 0, 0, 0
-  for offset, count in type (list) == "table" and M.each (list) or list do
+function M.stale (ranges, size)
+  local all, outside, cut = 0, 0, 0
+  for offset, count in ranges do
     local inside = M.inside (offset, count, size)
-    ranges = ranges + 1
+    all = all + 1
     if not inside then
       outside = outside + 1
     elseif inside < count then
@@ -118,9 +146,9 @@ function M.stale (list, size)
     end
   end
   if outside + cut == 0 then return nil end
-  return ("of %d ranges %d begin behind the end of the disk (%d bytes) and are left "
-          .. "out, %d reach beyond it and are cut; is the list that of another image?")
-    :format (ranges, outside, size, cut)
+  return ("of %d ranges %d lie beyond the end of the disk (%d bytes) and are left out, "
+          .. "%d reach beyond it and are cut; is this the list of another image?")
+    :format (all, outside, size, cut)
 end
 
 return M
