@@ -74,8 +74,8 @@ scan_objects  := $(scan_sources:%.c=$(B)/%.o) $(B)/embedded.o
 clone_objects := $(clone_sources:%.c=$(B)/%.o)
 
 # What runs policies: programs that test or measure that link only these.
-vm_objects := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard filter/policy/*.c))) \
-	$(B)/embedded.o
+vm_objects := $(patsubst %.c,$(B)/%.o, \
+	$(sort $(wildcard filter/policy/*.c)) $(common_sources)) $(B)/embedded.o
 
 INCLUDES := $(addprefix -Ifilter/,common scan policy report clone)
 
@@ -159,8 +159,8 @@ $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
-	scan/fetch scan/failures scan/ticket scan/budget scan/guard scan/reads \
-	scan/source scan/map report/stats) $(vm_objects)
+	scan/fetch scan/failures scan/results scan/ticket scan/budget scan/guard scan/reads \
+	scan/source scan/map scan/recorder scan/journal report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
 

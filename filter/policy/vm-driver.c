@@ -102,6 +102,63 @@ driver_failures (lua_State *L)
   return 1;
 }
 
+/* The iterator that driver.results () returns. */
+static int
+next_result (lua_State *L)
+{
+  struct vm_scan *scan = check_scan (L);
+  const struct vm_result *result;
+
+  if (scan->next_result == scan->nr_results)
+    return 0;
+  result = &scan->results[scan->next_result++];
+  lua_pushinteger (L, result->range.offset);
+  lua_pushinteger (L, result->range.count);
+  lua_pushnumber (L, (lua_Number) result->ns / NS_PER_SECOND);
+  if (result->err == 0)
+    return 3;
+  lua_pushstring (L, vm_errno_name (result->err));
+  return 4;
+}
+
+/* driver.results (): upvalues are the box and the iterator.  Returns also how
+ * many were forgotten.
+ */
+static int
+driver_results (lua_State *L)
+{
+  struct vm_scan *scan = check_scan (L);
+  uint64_t dropped;
+
+  scan->nr_results =
+    scan->driver->results (scan->driver->opaque, &scan->results, &dropped);
+  scan->next_result = 0;
+  lua_pushvalue (L, lua_upvalueindex (2));
+  lua_pushinteger (L, dropped);
+  return 2;
+}
+
+/* driver.missing (disk, from, to) */
+static int
+driver_missing (lua_State *L)
+{
+  struct vm_scan *scan = check_scan (L);
+  const lua_Integer size = scan->driver->size;
+  lua_Integer from = luaL_checkinteger (L, 2), to = luaL_optinteger (L, 3, size);
+  struct range missing;
+
+  if (from < 0)
+    from = 0;
+  if (to > size)
+    to = size;
+  if (from >= to || !scan->driver->missing (scan->driver->opaque, from, to,
+                                            &missing))
+    return 0;
+  lua_pushinteger (L, missing.offset);
+  lua_pushinteger (L, missing.count);
+  return 2;
+}
+
 /* driver.reads_in_flight () */
 static int
 driver_reads_in_flight (lua_State *L)
@@ -214,7 +271,7 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
 {
   enum met met;
 
-  lua_createtable (L, 0, 10);                   /* driver */
+  lua_createtable (L, 0, 12);                   /* driver */
   lua_pushinteger (L, driver->size);
   lua_setfield (L, -2, "size");
   lua_pushinteger (L, driver->block);
@@ -235,6 +292,16 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
   lua_pushcclosure (L, next_failure, 1);
   lua_pushcclosure (L, driver_failures, 2);
   lua_setfield (L, -2, "failures");
+
+  lua_pushvalue (L, box);
+  lua_pushvalue (L, box);
+  lua_pushcclosure (L, next_result, 1);
+  lua_pushcclosure (L, driver_results, 2);
+  lua_setfield (L, -2, "results");
+
+  lua_pushvalue (L, box);
+  lua_pushcclosure (L, driver_missing, 1);
+  lua_setfield (L, -2, "missing");
 
   lua_pushvalue (L, box);
   lua_pushcclosure (L, driver_reads_in_flight, 1);

@@ -93,6 +93,8 @@ struct vm_scan {
   size_t nr_reads, next_read;
   const struct vm_failure *failures;
   size_t nr_failures, next_failure;
+  const struct vm_result *results;
+  size_t nr_results, next_result;
   bool asked;                   /* yielded nothing, but asks to prefetch this */
   struct range asked_range;
 

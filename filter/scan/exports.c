@@ -215,6 +215,7 @@ int
 exports_init (const struct vm_config *config)
 {
   struct generation *generation;
+  char error[ESCAPE_TEXT_MAX];
 
   vm_config = *config;
   generation = exports_get_newest ("");
@@ -223,7 +224,8 @@ exports_init (const struct vm_config *config)
     return -1;
   }
   if (vm_load (generation->vm) == -1) {
-    nbdkit_error ("scan: %s", vm_error (generation->vm));
+    nbdkit_error ("scan: %s", escape (ESCAPE_TEXT, vm_error (generation->vm),
+                                      error, sizeof error));
     return -1;
   }
   generation->users--;          /* but the export is in use for ever */

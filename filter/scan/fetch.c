@@ -13,35 +13,40 @@
 #include "scanner-internal.h"
 #include "stats.h"
 
+/* Keep what became of a prefetch for the policy. */
 static void
-note_failure (struct scanner *s, struct range range, int err)
+note_result (struct scanner *s, struct vm_result result)
 {
-  failures_add (&s->failures, range, err);
+  results_add (&s->results, result);
+  if (result.err == 0)
+    return;
+  failures_add (&s->failures, result.range, result.err,
+                scan_phase (s) == SCAN_GOES_ON);
   reads_wake (s->reads);
 }
 
 void
 fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
 {
+  struct vm_result result = { .range = range };
   struct guard_op op;
   uint64_t started_ns;
-  int err;
 
   if (!guard_begin_prefetch (&op, range)) {
     stats_prefetch_skipped (s->config.stats);
-    note_failure (s, range, EBUSY);
+    result.err = EBUSY;
+    note_result (s, result);
     return;
   }
   stats_prefetch_begins (s->config.stats);
   map_prefetch_begins (s->config.map, range);
   started_ns = clock_now_ns ();
-  err = source_prefetch (w->source, range, w->scratch);
-  map_prefetch_ends (s->config.map, range, err == 0);
-  stats_prefetch_ends (s->config.stats, range, clock_now_ns () - started_ns,
-                       err == 0);
+  result.err = source_prefetch (w->source, range, w->scratch);
+  result.ns = clock_now_ns () - started_ns;
+  map_prefetch_ends (s->config.map, range, result.err == 0);
+  stats_prefetch_ends (s->config.stats, range, result.ns, result.err == 0);
   guard_end (&op);
-  if (err != 0)
-    note_failure (s, range, err);
+  note_result (s, result);
 }
 
 int

@@ -399,6 +399,7 @@ map_meet_slowly (struct map_cells *cells, struct range range)
   struct map *map = (struct map *) cells;
   const struct span span = span_of (map, range);
   enum met met = span.last > span.first ? MET_HIT : MET_MISS, one;
+  bool again = met == MET_HIT;
   uint64_t g;
   uint8_t flags;
 
@@ -407,12 +408,14 @@ map_meet_slowly (struct map_cells *cells, struct range range)
     one = map_met (flags);
     if (one != MET_HIT && (flags & (MAP_PARTLY_FETCHED | MAP_PARTLY_IN_FLIGHT)))
       one = meet_part (map, intersection (granule_range (map, g), range), one);
+    again = again && (one == MET_HIT || (flags & MAP_READ));
     if (one < met)
       met = one;
     if (!(flags & MAP_TOUCHED))
       touch (map, g);
   }
-  return met == MET_HIT ? MAP_FETCHED : met == MET_LATE ? MAP_IN_FLIGHT : 0;
+  return (met == MET_HIT ? MAP_FETCHED : met == MET_LATE ? MAP_IN_FLIGHT : 0) |
+    (again ? MAP_READ : 0);
 }
 
 /* -- what is missing ------------------------------------------------------- */

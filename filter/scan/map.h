@@ -111,7 +111,7 @@ struct map_cells {
 extern uint8_t map_meet_slowly (struct map_cells *cells, struct range range);
 
 /* A client's read begins: note that it has touched what it needs.  Returns what
- * it meets, for map_met.  (Not a struct range: that goes through memory.)
+ * it meets, for the two functions below.  (Not a struct range: that goes through memory.)
  */
 static inline uint8_t
 map_meet (struct map *map, uint64_t offset, uint64_t count)
@@ -135,11 +135,21 @@ map_meet (struct map *map, uint64_t offset, uint64_t count)
   return map_meet_slowly (cells, (struct range) { offset, count });
 }
 
+/* By what was prefetched, which is what the scan is measured by. */
 static inline enum met
 map_met (uint8_t flags)
 {
   return flags & MAP_FETCHED ? MET_HIT
     : flags & MAP_IN_FLIGHT ? MET_LATE : MET_MISS;
+}
+
+/* For policies, what was read before is as good; if all of the granules was, and
+ * the scan had been told.
+ */
+static inline enum met
+map_met_again (uint8_t flags)
+{
+  return flags & MAP_READ ? MET_HIT : map_met (flags);
 }
 
 #endif /* SCAN_MAP_H */

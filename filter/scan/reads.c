@@ -23,7 +23,7 @@
 struct entry {
   uint64_t offset;
   uint32_t count;
-  uint8_t met;                  /* for map_met */
+  uint8_t met;                  /* for map_met_again */
 };
 
 static uint64_t
@@ -43,6 +43,9 @@ struct reads {
   struct entry queue[READS_MAX];
   atomic_size_t len;
   _Atomic uint64_t full_end;    /* of the newest, when last the queue was full */
+
+  size_t looked_at;             /* the first ones, by reads_look */
+  atomic_uint lost;             /* that were left out, or made way */
 
   /* Decider only: when reads_wait last returned, and the value of events then. */
   uint64_t waited_ns;
@@ -117,8 +120,11 @@ add (struct reads *reads, struct entry entry)
     reads->queue[len++] = entry;
     atomic_store_explicit (&reads->len, len, memory_order_relaxed);
   }
-  else if (entry_end (&reads->queue[READS_MAX-1]) < entry_end (&entry))
-    reads->queue[READS_MAX-1] = entry;
+  else {
+    atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
+    if (entry_end (&reads->queue[READS_MAX-1]) < entry_end (&entry))
+      reads->queue[READS_MAX-1] = entry;
+  }
   if (len == READS_MAX)
     atomic_store_explicit (&reads->full_end,
                            entry_end (&reads->queue[READS_MAX-1]),
@@ -140,6 +146,8 @@ reads_begin (struct reads *reads, struct map *map,
       atomic_load_explicit (&reads->full_end, memory_order_relaxed) <
       offset + count)
     add (reads, (struct entry) { offset, count, met });
+  else
+    atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
   note_event (reads);
   return met;
 }
@@ -159,27 +167,63 @@ reads_stop (struct reads *reads)
   atomic_store (&reads->head.stopped, true);
 }
 
+/* Copy the queue from this entry on.  The lock must be held. */
+static size_t
+copy_queue (struct reads *reads, size_t from, struct met_read *out)
+{
+  const size_t len = atomic_load_explicit (&reads->len, memory_order_relaxed);
+  const struct entry *entry;
+  size_t i;
+
+  for (i = from; i < len; ++i) {
+    entry = &reads->queue[i];
+    *out++ = (struct met_read) {
+      { entry->offset, entry->count }, map_met_again (entry->met)
+    };
+  }
+  return len - from;
+}
+
+/* The common case.  A read that is being queued right now is seen next time, as
+ * if it had come a moment later.
+ */
+static bool
+is_empty (struct reads *reads)
+{
+  return atomic_load_explicit (&reads->len, memory_order_relaxed) == 0;
+}
+
 size_t
 reads_take (struct reads *reads, struct met_read *out)
 {
-  size_t n, i;
-
-  /* The common case.  A read that is being queued right now is taken next
-   * time, as if it had come a moment later.
-   */
-  if (atomic_load_explicit (&reads->len, memory_order_relaxed) == 0)
+  if (is_empty (reads))
     return 0;
 
-  pthread_mutex_lock (&reads->lock);
-  n = atomic_load_explicit (&reads->len, memory_order_relaxed);
-  for (i = 0; i < n; ++i)
-    out[i] = (struct met_read) {
-      { reads->queue[i].offset, reads->queue[i].count },
-      map_met (reads->queue[i].met)
-    };
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
+  const size_t n = copy_queue (reads, 0, out);
+
   atomic_store_explicit (&reads->len, 0, memory_order_relaxed);
-  pthread_mutex_unlock (&reads->lock);
+  reads->looked_at = 0;
   return n;
+}
+
+size_t
+reads_look (struct reads *reads, struct met_read *out)
+{
+  if (is_empty (reads))
+    return 0;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
+  const size_t n = copy_queue (reads, reads->looked_at, out);
+
+  reads->looked_at += n;
+  return n;
+}
+
+unsigned
+reads_take_lost (struct reads *reads)
+{
+  return atomic_exchange (&reads->lost, 0);
 }
 
 void

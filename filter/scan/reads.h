@@ -11,8 +11,8 @@
  *
  * Any thread may call reads_are_wanted, reads_begin, reads_end, reads_wake,
  * reads_in_flight and reads_idle_ns.
- * Only the scan's decider (one thread at a time) may call reads_take and
- * reads_wait.
+ * Only the scan's decider (one thread at a time) may call reads_take, reads_look
+ * and reads_wait.
  */
 
 #ifndef SCAN_READS_H
@@ -66,6 +66,14 @@ extern void reads_stop (struct reads *reads);
  * and empty the queue.  Returns how many.
  */
 extern size_t reads_take (struct reads *reads, struct met_read *out);
+
+/* Copy those reads, at most READS_MAX, that neither this nor reads_take has given
+ * yet, and leave them in the queue.  Returns how many.
+ */
+extern size_t reads_look (struct reads *reads, struct met_read *out);
+
+/* How many reads the queue had no room for since this was last called. */
+extern unsigned reads_take_lost (struct reads *reads);
 
 /* Wait until a read has begun or ended or reads_wake was called since
  * reads_wait last returned, or until deadline_ns (see clock.h).  Reads that

@@ -279,19 +279,20 @@ recorder_is_on (const struct recorder *r)
 }
 
 void
-recorder_add (struct recorder *r, const struct range *ranges, size_t n,
+recorder_add (struct recorder *r, const struct met_read *reads, size_t n,
               unsigned lost)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&r->lock);
   const size_t room = RECORDER_READS_MAX - r->nr_reads;
+  size_t i;
 
   if (n > room) {
     lost += n - room;
     n = room;
   }
   r->lost += lost;
-  memcpy (r->reads + r->nr_reads, ranges, n * sizeof *ranges);
-  r->nr_reads += n;
+  for (i = 0; i < n; ++i)
+    r->reads[r->nr_reads++] = reads[i].range;
   if (!r->begun && n > 0) {
     r->begun = true;
     pthread_cond_signal (&r->cond);

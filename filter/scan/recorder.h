@@ -24,7 +24,7 @@
 #include <stdint.h>
 
 #include "clock.h"
-#include "range.h"
+#include "met.h"
 
 /* A guest that starts pauses for a few seconds at most. */
 #define RECORDER_IDLE_NS (10 * NS_PER_SECOND)
@@ -65,7 +65,7 @@ extern bool recorder_is_on (const struct recorder *r);
 /* Clients have read these, oldest first; and so many more that nobody kept.
  * Any thread; waits for nobody but for the leaf lock of the recorder.
  */
-extern void recorder_add (struct recorder *r, const struct range *ranges,
+extern void recorder_add (struct recorder *r, const struct met_read *reads,
                           size_t n, unsigned lost);
 
 /* What the thread does each time, at this time: look after the reads, write if

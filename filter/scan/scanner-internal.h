@@ -8,7 +8,7 @@
  *
  * Locks of this filter, outermost first: a vm's policy lock or that of the list of
  * scans, then a scanner's joining, then a scanner's lock, then that of the exports,
- * then the leaf locks (map, read queue, failures, budget, guard), under which
+ * then the leaf locks (map, read queue, results, failures, budget, guard), under which
  * nothing is called.  None is held across a call to the layer below.  The client's
  * read path takes the read queue's, and the map's where that is needed (see map.h).
  */
@@ -25,6 +25,7 @@
 #include "failures.h"
 #include "range.h"
 #include "reads.h"
+#include "results.h"
 #include "scanner.h"
 #include "source.h"
 #include "ticket.h"
@@ -78,15 +79,20 @@ struct scanner {
   unsigned nr_idle;             /* that wait to become the decider */
   unsigned in_flight;           /* prefetches */
   bool deciding;                /* there is a decider */
+  bool left;                    /* scanner_tell_stop was called */
   bool warned_of_thread;        /* that could not be used */
 
-  struct failures failures;     /* has a lock of its own */
+  struct failures failures;     /* these two have locks of their own */
+  struct results results;
 
   /* Decider only. */
   struct range pending;         /* asked for and not yet issued */
   struct ticket ticket;
   struct met_read read_batch[READS_MAX];
+  struct met_read look_batch[READS_MAX];
+  size_t nr_looked_at;          /* of those that are in the queue */
   struct vm_failure failure_batch[FAILURES_MAX];
+  struct vm_result result_batch[RESULTS_MAX];
   struct source_extents extents; /* for disk:next_data */
   void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */
 };
@@ -109,6 +115,16 @@ extern void scan_advance (struct scanner *s, enum scan_phase phase);
  * not be held.
  */
 extern void scan_end (struct scanner *s, enum stats_state state);
+
+/* Tell the map and the recorder of the reads that nobody has looked at yet.  The
+ * policy gets them all the same.  The caller is the decider.
+ */
+extern void scan_look_at_reads (struct scanner *s);
+
+/* The scan is over, and its first worker goes on telling the recorder of reads:
+ * until that wants no more, or the client has left.
+ */
+extern void scan_record_on (struct scanner *s);
 
 /* -- workers.c ------------------------------------------------------------- */
 

@@ -13,6 +13,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "debug.h"
+#include "escape.h"
 #include "scanner-internal.h"
 #include "stats.h"
 
@@ -124,9 +125,11 @@ static void
 end (struct scanner *s, enum vm_request_type why)
 {
   enum stats_state state = STATS_WAITING;
+  char error[ESCAPE_TEXT_MAX];
 
   if (why == VM_FAILED) {
-    nbdkit_error ("scan: %s", vm_error (s->config.vm));
+    nbdkit_error ("scan: %s", escape (ESCAPE_TEXT, vm_error (s->config.vm),
+                                      error, sizeof error));
     state = STATS_FAILED;
   }
   else if (why == VM_GONE) {
@@ -180,6 +183,9 @@ steps_ask_policy (struct scanner *s, struct worker *w)
     if (step->waits)
       ticket_give (s);
     step->run (s, w, &request, &answer);
+    /* A policy may wait for long and ask for no reads. */
+    if (step->waits && recorder_is_on (s->config.recorder))
+      scan_look_at_reads (s);
     if (step->waits && !steps_take_room (s))
       return false;
   } while (request.type != VM_PREFETCH);

@@ -73,6 +73,21 @@ no_failures (void *opaque, const struct vm_failure **out)
   return 0;
 }
 
+static size_t
+no_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+{
+  *dropped = 0;
+  return 0;
+}
+
+/* Nothing was ever read or fetched. */
+static bool
+all_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
+{
+  *missing = (struct range) { from, to - from };
+  return true;
+}
+
 static unsigned
 no_reads_in_flight (void *opaque)
 {
@@ -122,6 +137,7 @@ scan (struct vm *vm, uint64_t blocks)
   const struct vm_driver driver = {
     .size = blocks * BLOCK, .block = BLOCK, .export = "",
     .reads = no_reads, .failures = no_failures,
+    .results = no_results, .missing = all_missing,
     .reads_in_flight = no_reads_in_flight, .idle_ns = idle_ns,
     .closed = no, .gone = no,
   };

@@ -115,6 +115,7 @@ struct client {
   struct vm_driver driver;
   struct met_read *reads;
   struct vm_failure *failures;
+  struct vm_result *results;
 };
 
 static struct range
@@ -159,6 +160,35 @@ client_failures (void *opaque, const struct vm_failure **out)
   return n;
 }
 
+static size_t
+client_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+{
+  struct client *client = opaque;
+  const size_t n = take_byte () % READS_MAX;
+  size_t i;
+
+  free (client->results);
+  client->results = n > 0 ? calloc (n, sizeof client->results[0]) : NULL;
+  for (i = 0; i < n; ++i)
+    client->results[i] = (struct vm_result) {
+      take_range (), take_number (), take_byte ()
+    };
+  *out = client->results;
+  *dropped = take_byte ();
+  return n;
+}
+
+static bool
+client_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
+{
+  (void) opaque;
+  if (from >= to)
+    abort ();
+  missing->offset = from + take_byte () % (to - from);
+  missing->count = 1 + take_byte () % (to - missing->offset);
+  return take_byte () >= 16;
+}
+
 static unsigned
 client_reads_in_flight (void *opaque)
 {
@@ -200,6 +230,7 @@ client_init (struct client *client)
     .driver = {
       .opaque = client, .size = sizes[take_byte () % 8], .block = BLOCK,
       .export = "", .reads = client_reads, .failures = client_failures,
+      .results = client_results, .missing = client_missing,
       .reads_in_flight = client_reads_in_flight,
       .idle_ns = client_idle_ns, .closed = client_closed, .gone = client_gone,
     },
@@ -211,6 +242,7 @@ client_free (struct client *client)
 {
   free (client->reads);
   free (client->failures);
+  free (client->results);
 }
 
 /* -- a run ----------------------------------------------------------------- */

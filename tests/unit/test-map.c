@@ -202,6 +202,18 @@ test_missing (void)
   check (missing_is (map, 65536, (1 << 20) - 65536), "from the end of a prefetch");
   map_read (map, (struct range) { 65536, 512 });
   check (missing_is (map, 66048, (1 << 20) - 66048), "what was read is not");
+  map_read (map, (struct range) { 66048, 65536 });
+  check (meet (map, 65536, 65536) == MET_MISS &&
+         map_met_again (map_meet (map, 65536, 65536)) == MET_HIT &&
+         map_met_again (map_meet (map, 65536 + 4096, 512)) == MET_HIT &&
+         map_met_again (map_meet (map, 61440, 8192)) == MET_HIT &&
+         map_met_again (map_meet (map, 65536, 131072)) == MET_MISS,
+         "what was read and is read again");
+  map_free (map);
+
+  map = map_of (1 << 20);
+  prefetch (map, 0, 65536);
+  map_read (map, (struct range) { 65536, 512 });
   map_prefetch_begins (map, (struct range) { 70000, 4096 });
   check (missing_is (map, 66048, 70000 - 66048), "up to what is in flight");
   check (map_missing (map, 70000, 80000, &range) && range.offset == 74096 &&

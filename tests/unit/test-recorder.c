@@ -206,9 +206,11 @@ new_recorder (void)
 static void
 reads (struct recorder *r, uint64_t block, uint64_t n)
 {
-  const struct range range = { block * JOURNAL_BLOCK, n * JOURNAL_BLOCK };
+  const struct met_read read = {
+    { block * JOURNAL_BLOCK, n * JOURNAL_BLOCK }, MET_MISS
+  };
 
-  recorder_add (r, &range, 1, 0);
+  recorder_add (r, &read, 1, 0);
 }
 
 static void
@@ -286,12 +288,12 @@ test_ends (void)
 static void
 test_overflow (void)
 {
-  static struct range many[RECORDER_READS_MAX + 10];
+  static struct met_read many[RECORDER_READS_MAX + 10];
   struct recorder *r = new_recorder ();
   size_t i;
 
   for (i = 0; i < sizeof many / sizeof *many; ++i)
-    many[i] = (struct range) { i * JOURNAL_BLOCK, 1 };
+    many[i] = (struct met_read) { { i * JOURNAL_BLOCK, 1 }, MET_MISS };
   recorder_add (r, many, 10, 3);
   recorder_add (r, many + 10, RECORDER_READS_MAX, 0);
   recorder_step (r, second);
