@@ -77,7 +77,9 @@ clone_objects := $(clone_sources:%.c=$(B)/%.o)
 vm_objects := $(patsubst %.c,$(B)/%.o, \
 	$(sort $(wildcard filter/policy/*.c)) $(common_sources)) $(B)/embedded.o
 
-INCLUDES := $(addprefix -Ifilter/,common scan policy report clone)
+# A unit's own folder comes first for its own files; others say which unit they mean
+# where two have a header of one name.
+INCLUDES := -Ifilter $(addprefix -Ifilter/,common scan policy report clone)
 
 # -- the filter ----------------------------------------------------------------
 
@@ -130,17 +132,25 @@ $(B)/have-packages:
 # Plugins, and libraries to preload, for tests/e2e.
 test_objects := \
 	$(patsubst tests/plugins/%.c,build/tests/nbdkit-%-plugin.so, \
-	  $(filter-out tests/plugins/keep.c,$(wildcard tests/plugins/*.c))) \
-	build/tests/keep.so
+	  $(wildcard tests/plugins/*.c)) \
+	$(patsubst tests/preload/%.c,build/tests/%.so,$(wildcard tests/preload/*.c)) \
+	build/tests/map-dump
 
 build/tests/nbdkit-%-plugin.so: tests/plugins/%.c $(B)/have-packages
 	$(call SAY,PLUGIN,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) $(NBDKIT_CFLAGS) -shared $< -o $@
 
-build/tests/keep.so: tests/plugins/keep.c
+build/tests/%.so: tests/preload/%.c
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -ldl -o $@
+
+# Says what a map of the clone filter holds.
+build/tests/map-dump: tests/clone/map-dump.c build/filter/clone/map.o \
+                      build/filter/clone/crc32c.o build/filter/clone/disk.o
+	$(call SAY,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) $(NBDKIT_CFLAGS) $(INCLUDES) $^ -o $@
 
 # C programs, each from tests/unit/test-NAME.c and what it tests.  STUB_WRAP lets
 # stubs.c make allocations and threads fail.
@@ -152,6 +162,9 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
+$(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
+	clone/crc32c clone/disk)
+$(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
@@ -159,7 +172,8 @@ $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
-	scan/fetch scan/failures scan/results scan/ticket scan/budget scan/guard scan/reads \
+	scan/fetch scan/failures scan/results scan/opening scan/ticket scan/budget \
+	scan/guard scan/reads \
 	scan/source scan/map scan/recorder scan/journal report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)

@@ -51,7 +51,7 @@ take_number (struct part *part, unsigned base, int64_t *result)
   return part->p > start;
 }
 
-/* 4096, 0x1000 or 4K; see size.lua. */
+/* 4096, 0x1000 or 4K; see sizes.lua. */
 static bool
 to_size (struct part word, int64_t *result)
 {

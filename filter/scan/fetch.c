@@ -25,8 +25,8 @@ note_result (struct scanner *s, struct vm_result result)
   reads_wake (s->reads);
 }
 
-void
-fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
+static struct vm_result
+prefetch_once (struct scanner *s, struct worker *w, struct range range)
 {
   struct vm_result result = { .range = range };
   struct guard_op op;
@@ -35,8 +35,7 @@ fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
   if (!guard_begin_prefetch (&op, range)) {
     stats_prefetch_skipped (s->config.stats);
     result.err = EBUSY;
-    note_result (s, result);
-    return;
+    return result;
   }
   stats_prefetch_begins (s->config.stats);
   map_prefetch_begins (s->config.map, range);
@@ -46,11 +45,22 @@ fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
   map_prefetch_ends (s->config.map, range, result.err == 0);
   stats_prefetch_ends (s->config.stats, range, result.ns, result.err == 0);
   guard_end (&op);
+  return result;
+}
+
+void
+fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
+{
+  struct vm_result result = prefetch_once (s, w, range);
+
+  if (opening_again (w, result.err))
+    result = prefetch_once (s, w, range);
   note_result (s, result);
 }
 
-int
-fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
+/* Returns 0 or an errno. */
+static int
+read_once (struct scanner *s, struct worker *w, struct range range, void *buf)
 {
   struct guard_op op;
   int err;
@@ -61,4 +71,12 @@ fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
   err = source_pread (w->source, range, buf);
   guard_end (&op);
   return err;
+}
+
+int
+fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
+{
+  const int err = read_once (s, w, range, buf);
+
+  return opening_again (w, err) ? read_once (s, w, range, buf) : err;
 }

@@ -357,6 +357,7 @@ join_background (nbdkit_next *next, struct handle *h)
     return false;
   h->generation = exports_get ("", size);
   if (h->generation == background_generation) {
+    scanner_try_now (scans_get_scanner (background));
     h->map = h->generation->map;
     h->reads = scanner_get_reads (scans_get_scanner (background));
     return true;

@@ -23,6 +23,7 @@
 #include <pthread.h>
 
 #include "failures.h"
+#include "opening.h"
 #include "range.h"
 #include "reads.h"
 #include "results.h"
@@ -51,6 +52,7 @@ struct worker {
   bool joined;                  /* protected by the scanner's joining */
   struct source *source;        /* its own, or the scanner's */
   void *scratch;                /* one block, for SOURCE_READ */
+  struct opening opening;
 };
 
 struct scanner {
@@ -71,16 +73,19 @@ struct scanner {
   pthread_cond_t role_free;     /* nobody decides, or the scan is over */
   pthread_cond_t landed;        /* less is in flight, or the scan stops */
   pthread_cond_t stops;         /* the scan stops */
+  pthread_cond_t try_now;       /* opening_try_now, or the scan stops */
 
   /* Protected by lock. */
   struct worker *workers;       /* config.threads of them */
   unsigned nr_workers;          /* that have been started */
   unsigned max_workers;         /* that may be */
+  unsigned nr_ended;
   unsigned nr_idle;             /* that wait to become the decider */
   unsigned in_flight;           /* prefetches */
   bool deciding;                /* there is a decider */
   bool left;                    /* scanner_tell_stop was called */
   bool warned_of_thread;        /* that could not be used */
+  struct outage outage;
 
   struct failures failures;     /* these two have locks of their own */
   struct results results;
@@ -106,13 +111,13 @@ scan_phase (struct scanner *s)
 /* -- scanner.c ------------------------------------------------------------- */
 
 /* Go on to a later phase and wake all who wait; an earlier one changes
- * nothing.  The lock must not be held.
+ * nothing.  Returns whether it was a later one.  The lock must not be held.
  */
-extern void scan_advance (struct scanner *s, enum scan_phase phase);
+extern bool scan_advance (struct scanner *s, enum scan_phase phase);
 
-/* Nothing more will be prefetched: the scan ends in this state.  Called once,
- * by the decider or, before there is one, by the first worker; the lock must
- * not be held.
+/* Nothing more will be prefetched: the scan ends in this state.  Changes nothing
+ * if it has ended.  Called by the decider or by a worker whose source is of no
+ * use; the lock must not be held.
  */
 extern void scan_end (struct scanner *s, enum stats_state state);
 
@@ -155,7 +160,7 @@ extern bool steps_ask_policy (struct scanner *s, struct worker *w);
 /* -- fetch.c --------------------------------------------------------------- */
 
 /* Prefetch a range, at most a block.  A failure is counted and kept for the
- * policy.
+ * policy, and the source perhaps opened again (see opening.h).
  */
 extern void fetch_prefetch (struct scanner *s, struct worker *w,
                             struct range range);

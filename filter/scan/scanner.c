@@ -121,25 +121,29 @@ driver_gone (void *opaque)
 
 /* -- the end of a scan ----------------------------------------------------- */
 
-void
+bool
 scan_advance (struct scanner *s, enum scan_phase phase)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
   if (phase <= scan_phase (s))
-    return;
+    return false;
   atomic_store (&s->phase, phase);
   pthread_cond_broadcast (&s->role_free);
   pthread_cond_broadcast (&s->landed);
   pthread_cond_broadcast (&s->stops);
+  pthread_cond_broadcast (&s->try_now);
+  return true;
 }
 
 void
 scan_end (struct scanner *s, enum stats_state state)
 {
-  scan_advance (s, SCAN_OVER);
+  if (!scan_advance (s, SCAN_OVER))
+    return;
   if (!recorder_is_on (s->config.recorder))
     reads_stop (s->reads);
+  reads_wake (s->reads);
   stats_scan_ends (s->config.stats, state);
 }
 
@@ -194,6 +198,7 @@ scanner_start (const struct scanner_config *config)
   pthread_cond_init (&s->role_free, NULL);
   pthread_cond_init (&s->landed, NULL);
   clock_cond_init (&s->stops);
+  clock_cond_init (&s->try_now);
   failures_init (&s->failures);
   results_init (&s->results);
   s->max_workers = config->threads;
@@ -251,6 +256,12 @@ scanner_join (struct scanner *s)
   workers_join (s, true);
 }
 
+void
+scanner_try_now (struct scanner *s)
+{
+  opening_try_now (s);
+}
+
 bool
 scanner_has_ended (struct scanner *s)
 {
@@ -272,6 +283,7 @@ scanner_free (struct scanner *s)
   free (s->workers);
   results_destroy (&s->results);
   failures_destroy (&s->failures);
+  pthread_cond_destroy (&s->try_now);
   pthread_cond_destroy (&s->stops);
   pthread_cond_destroy (&s->landed);
   pthread_cond_destroy (&s->role_free);

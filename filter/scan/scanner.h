@@ -67,6 +67,11 @@ extern void scanner_tell_stop (struct scanner *scanner);
 /* The same, and wait for all threads. */
 extern void scanner_join (struct scanner *scanner);
 
+/* A client has just opened the layer below: if a scan in the background waits to
+ * do so, let it try now.
+ */
+extern void scanner_try_now (struct scanner *scanner);
+
 /* True if there is no thread any more for which scanner_join would wait. */
 extern bool scanner_has_ended (struct scanner *scanner);
 

@@ -165,6 +165,8 @@ steps_ask_policy (struct scanner *s, struct worker *w)
   const struct step *step;
 
   do {
+    if (scan_phase (s) == SCAN_OVER)
+      return false;
     if (scan_phase (s) == SCAN_STOPS)
       scan_advance (s, SCAN_LAST_TURN);
     request = vm_resume (s->scan, &answer);

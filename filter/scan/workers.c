@@ -94,32 +94,18 @@ give_up_worker (struct scanner *s, const char *why, bool is_last)
 
 /* -- what a worker needs --------------------------------------------------- */
 
-/* Go into this state, unless the scan stops.  Returns whether it did. */
-static bool
-enter (struct worker *w, int state)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&w->scanner->lock);
-
-  if (scan_phase (w->scanner) != SCAN_GOES_ON)
-    return false;
-  w->state = state;
-  return true;
-}
-
-/* Open a source for this worker alone.  Once it is in there nobody waits for it,
- * and when it comes back to a scan that stops, it only cleans up.  Returns NULL
- * if it can't be opened, and a worker that is not at work if the scan stops.
+/* Get a source for a worker that has none.  Returns NULL if there is none to be
+ * had.  The first worker of a scan in the background waits for it, and so do the
+ * others while one of them does.
  */
 static struct source *
-open_source (struct scanner *s, struct worker *w)
+get_source (struct scanner *s, struct worker *w)
 {
-  struct source *source;
+  struct source *source = opening_open (w);
 
-  if (!enter (w, WORKER_OPENING))
-    return NULL;
-  source = source_open (s->config.backend, s->config.export_name,
-                        s->config.method);
-  enter (w, WORKER_AT_WORK);
+  if (source == NULL && s->config.background &&
+      (is_first (w) || opening_is_outage (s)))
+    source = opening_wait (w);
   return source;
 }
 
@@ -131,7 +117,7 @@ equip (struct scanner *s, struct worker *w)
 
   w->source = s->source;
   if (w->source == NULL)
-    w->source = open_source (s, w);
+    w->source = get_source (s, w);
   if (w->source == NULL)
     return "could not open the layer below for a scan thread";
   if (size_is_known &&
@@ -291,6 +277,8 @@ note_end (struct worker *w)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&w->scanner->lock);
 
   w->state = WORKER_ENDED;
+  w->scanner->nr_ended++;
+  opening_count (w->scanner);
 }
 
 static void *

@@ -89,6 +89,7 @@ static int64_t size = 1024 * 1024;
 static int model = NBDKIT_THREAD_MODEL_PARALLEL;
 static int cache_mode = NBDKIT_CACHE_NATIVE;
 static bool writable;
+static unsigned minimum, maximum;      /* of the count of a request; 0: any */
 static int control = -1;
 static struct range data[MAX_DATA_RANGES];
 static size_t nr_data;
@@ -143,6 +144,12 @@ request (struct handle *h, enum op op, uint64_t offset, uint64_t count)
   /* What the thread model promises to the plugin. */
   if (h->in_flight++ > 0 && model != NBDKIT_THREAD_MODEL_PARALLEL) {
     event ("two requests at once on connection %u", h->connection);
+    abort ();
+  }
+  if (minimum > 0 && op >= READ && op <= WRITE &&
+      (offset % minimum != 0 || count > maximum ||
+       (count % minimum != 0 && offset + count != (uint64_t) size))) {
+    event ("a request of %" PRIu64 " bytes at %" PRIu64, count, offset);
     abort ();
   }
   call.id = ++last_id;
@@ -312,6 +319,13 @@ gate_config (const char *key, const char *value)
     writable = r == 1;
     return r == -1 ? -1 : 0;
   }
+  if (strcmp (key, "blocks") == 0) {
+    if (sscanf (value, "%u-%u", &minimum, &maximum) != 2) {
+      nbdkit_error ("blocks: expected MINIMUM-MAXIMUM, got '%s'", value);
+      return -1;
+    }
+    return 0;
+  }
   if (strcmp (key, "control") == 0)
     return nbdkit_parse_int (key, value, &control);
   if (strcmp (key, "exports") == 0) {
@@ -381,6 +395,8 @@ gate_config (const char *key, const char *value)
   "                            two requests at once on one connection abort.\n" \
   "cache=none|emulate|native   What .can_cache says (default native).\n" \
   "write=true                  Allow writing.\n" \
+  "blocks=MINIMUM-MAXIMUM      Say that requests are to be of these sizes, and\n" \
+  "                            abort if a read or write isn't.\n" \
   "data=OFFSET+COUNT           The disk has holes except here; may be repeated.\n" \
   "exports=A,B,C               Export names to list; any name can be opened.\n" \
   "control=FD                  Socket to take commands from.\n" \
@@ -512,6 +528,15 @@ static int64_t
 gate_get_size (void *handle)
 {
   return size;
+}
+
+static int
+gate_block_size (void *handle, uint32_t *min, uint32_t *preferred,
+                 uint32_t *max)
+{
+  *min = *preferred = minimum;
+  *max = maximum;
+  return 0;
 }
 
 static int
@@ -665,6 +690,7 @@ static struct nbdkit_plugin plugin = {
   .open              = gate_open,
   .close             = gate_close,
   .get_size          = gate_get_size,
+  .block_size        = gate_block_size,
   .can_write         = gate_can_write,
   .can_cache         = gate_can_cache,
   .can_extents       = gate_can_extents,

@@ -59,16 +59,21 @@ set_up (unsigned threads, bool own_contexts)
   return t;
 }
 
+static enum stats_state
+state (struct setting *t)
+{
+  struct stats_totals totals;
+
+  stats_get (t->stats, &totals);
+  return totals.state;
+}
+
 /* Wait until a scan has ended by itself, and free it. */
 static void
 let_end (struct setting *t, struct scanner *s)
 {
-  struct stats_totals totals;
-
-  do {
+  while (state (t) == STATS_RUNNING)
     sched_yield ();
-    stats_get (t->stats, &totals);
-  } while (totals.state == STATS_RUNNING);
   scanner_free (s);
 }
 
@@ -225,6 +230,38 @@ test_no_contexts (void)
   tear_down (&t);
 }
 
+/* A scan in the background waits for a source to be there, and does not count as
+ * running meanwhile.
+ */
+static void
+test_outage (void)
+{
+  struct setting t = set_up (4, true);
+  struct scanner *s;
+
+  t.config.background = true;
+  stub_fail_contexts (1);
+  s = scanner_start (&t.config);
+  while (state (&t) == STATS_RUNNING)
+    sched_yield ();
+  check (state (&t) == STATS_FAILED, "outage: the scan is not running");
+  stub_fail_contexts (0);
+  scanner_try_now (s);
+  stub_wait_for_debug (FINISHED);
+  while (state (&t) == STATS_RUNNING)
+    sched_yield ();
+  check (state (&t) == STATS_FINISHED, "outage: the scan has finished");
+  scanner_free (s);
+  check (stub_errors == 1, "outage: one warning");
+  check (stub_cache_calls () == BLOCKS, "outage: each block was prefetched");
+
+  stub_fail_contexts (1);
+  s = scanner_start (&t.config);
+  scanner_free (s);
+  check (state (&t) == STATS_WAITING, "outage: a scan that waits can be stopped");
+  tear_down (&t);
+}
+
 static void
 test_failures (void)
 {
@@ -262,6 +299,7 @@ main (void)
   test_no_memory_later (STUB_ONE_FAILS, SOURCE_READ);
   test_no_threads ();
   test_no_contexts ();
+  test_outage ();
   test_failures ();
   scanner_free (NULL);
   library_free ();

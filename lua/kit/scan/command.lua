@@ -14,6 +14,7 @@ local dry_run = require "scan.dry_run"
 local image = require "scan.image"
 local plot = require "scan.plot"
 local simulator = require "scan.simulator"
+local sizes = require "scan.sizes"
 local template = require "scan.template"
 local testing = require "scan.testing"
 local trace = require "scan.trace"
@@ -33,7 +34,7 @@ local PROGRESS_SECONDS = 10
 
 local function bytes (flag, least)
   return function (word)
-    local n = units.parse_bytes (word)
+    local n = sizes.parse (word)
     if n and n >= (least or 0) then return n end
     return nil, ("%s: a size like 64K, 2M or 1048576%s expected, got '%s'")
       :format (flag, least and " of at least " .. least .. " bytes" or "", word)
@@ -78,8 +79,8 @@ end
 local function client_read (word)
   local when, offset, length = word:match ("^([^:]+):([^:]+):([^:]+)$")
   local event = when and moment (when)
-  offset = offset and units.parse_bytes (offset)
-  length = length and units.parse_bytes (length)
+  offset = offset and sizes.parse (offset)
+  length = length and sizes.parse (length)
   if event and offset and length and length > 0 then
     event.read = { offset, length }
     return event

@@ -1,11 +1,9 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
---- Numbers as people read them, with their units.
+--- Numbers as people read them, with their units.  `scan.sizes` reads sizes.
 --
 -- @module scan.units
-
-local size = require "scan.size"
 
 local M = {}
 
@@ -46,17 +44,6 @@ end
 function M.seconds (seconds)
   local unit, name = M.second_unit (seconds)
   return short (seconds / unit) .. " " .. name
-end
-
---- Bytes from what a person writes: 4096, 0x1000, 64K, 1.5M.
--- @tparam string word
--- @treturn integer|nil nil if it is not a size
-function M.parse_bytes (word)
-  local bytes = size.parse (word)
-  if bytes then return bytes end
-  local number, suffix = word:match ("^(%d+%.%d+)(%a?)$")
-  local unit = number and size.parse ("1" .. suffix)
-  return unit and math.tointeger (tonumber (number) * unit)
 end
 
 local TIMES = { us = 1e-6, ms = 1e-3, s = 1 }

@@ -10,7 +10,7 @@
 --
 -- @module scan.args
 
-local size = require "scan.size"
+local sizes = require "scan.sizes"
 
 local M = {}
 
@@ -86,7 +86,7 @@ function M.integer (args, name, default, least, most)
   end))
 end
 
---- A size in bytes, as `scan.size` reads it.
+--- A size in bytes, as `scan.sizes` reads it.
 -- @tparam table args of the policy
 -- @tparam string name
 -- @tparam integer|string default if it is not given, in bytes or like "64K"
@@ -99,7 +99,7 @@ function M.size (args, name, default, least, most)
   return (argument (args, name, default, "a size like 64K or 2M" .. bounds,
                     function (value)
     local n = type (value) == "number" and math.tointeger (value)
-      or type (value) == "string" and size.parse (value)
+      or type (value) == "string" and sizes.parse (value)
     return in_range (n, least or 0, most) and n or nil
   end))
 end

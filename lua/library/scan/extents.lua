@@ -17,17 +17,17 @@
 --
 --     OFFSET COUNT [PRIORITY]
 --
--- in bytes, as `scan.size` reads them; a priority is any number, 0 if left out; what
+-- in bytes, as `scan.sizes` reads them; a priority is any number, 0 if left out; what
 -- follows a # is a comment.  For traces, which have no priorities and may be logs,
 -- there is `scan.trace`.
 --
 -- @module scan.extents
 
-local size_module = require "scan.size"
+local sizes = require "scan.sizes"
 
 -- A policy's strings have no patterns, and their methods are the policy's.
 local gmatch, match, sub = string.gmatch, string.match, string.sub
-local parse_size = size_module.parse
+local parse_size = sizes.parse
 
 local M = {}
 

@@ -8,7 +8,7 @@
 -- - the log of nbdkit's own log filter (`nbdkit --filter=log ...
 --   logfile=boot.log`); of its lines only reads matter;
 -- - a plain list, one "offset count" a line, each decimal, 0x and hexadecimal,
---   or with a suffix (see scan.size).
+--   or with a suffix (see scan.sizes).
 --
 -- Empty lines and what follows a `#` are ignored.  The filter embeds this
 -- module, so it runs within the limits of a policy: `each` keeps nothing but
@@ -17,11 +17,11 @@
 --
 -- @module scan.trace
 
-local size_module = require "scan.size"
+local sizes = require "scan.sizes"
 
 local find, match, sub = string.find, string.match, string.sub
 local tonumber = tonumber
-local parse_size = size_module.parse
+local parse_size = sizes.parse
 
 local M = {}
 
