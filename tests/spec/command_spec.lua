@@ -171,6 +171,15 @@ describe ("scan-policy", function ()
       assert.matches ("a file expected", fail (1, "check data --image nbd://nowhere"))
     end)
 
+    it ("notes prefetches that are hardly meant", function ()
+      local path = write ("p.lua", "return function (d) d:prefetch (d.size - 1) end")
+      assert.matches ("note  it prefetches as little as 1 bytes",
+                      succeed ("check " .. path))
+      -- A disk may end like that.
+      path = write ("p.lua", "return function (d) d:prefetch (0) end")
+      assert.is_nil (succeed ("check " .. path .. " --size 100"):find ("note", 1, true))
+    end)
+
     it ("notes globals", function ()
       local out = succeed ("check " .. write ("p.lua", "leak = 1 return print"))
       assert.matches ("note  it makes globals, .*: leak;", out)

@@ -37,6 +37,11 @@ describe ("regions", function ()
     assert.same ({ { 3968 * KiB, 65536 }, { 4032 * KiB, 65536 } }, prefetches)
   end)
 
+  it ("joins lines that go on where the one before ends", function ()
+    assert.same ({ { 0, 12 * KiB }, { MiB, 4 * KiB }, { 12 * KiB, 4 * KiB } },
+                 run ("0 4K\n4K 8K\n1M 4K\n12K 4K\n"))
+  end)
+
   it ("asks once for what is named twice", function ()
     assert.same ({ { 65536, 65536 }, { 0, 65536 } }, run ("64K 64K 1\n0 128K"))
   end)
@@ -57,7 +62,7 @@ describe ("regions", function ()
 
   it ("says once if the list is of another image", function ()
     local lines = {}
-    run ("0 4K\n3M 2M\n5M 1\n6M 1\n", { warn = function (line)
+    run ("0 4K\n3M 2M\n5M 1\n7M 1\n", { warn = function (line)
       lines[#lines + 1] = line
     end })
     assert.same ({ "scan-file-regions: of 4 ranges 2 lie beyond the end of the disk "

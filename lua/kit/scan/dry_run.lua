@@ -41,6 +41,7 @@ local HINTS = {
     .. "(disk.blocks - 1) * disk.block" },
   { "attempt to yield from outside a coroutine", "disk:prefetch and its like are for "
     .. "the function that the policy returns, not for the chunk that returns it" },
+  { "no file '", "scan-policy takes it as --file NAME=FILE" },
   { "without coming back", "a loop should prefetch, wait or return; "
     .. "disk:wait () comes back when the client reads" },
   { "field 'driver'", "call the disk's methods with a colon: disk:prefetch (offset)" },
@@ -49,7 +50,8 @@ local HINTS = {
 }
 
 -- Where our own functions are; what they say of themselves helps no author.
-local OURS = { "/lua/runtime/scan/", "/lua/kit/scan/", "/lua/5.4/scan/", "\t[C]: " }
+local OURS = { "/lua/runtime/scan/", "/lua/kit/scan/", "/lua/5.4/scan/", "\t[C]: ",
+               "\t(...tail calls...)" }
 
 local function is_ours (line)
   for _, place in ipairs (OURS) do
@@ -191,7 +193,17 @@ local function run_options (policy, disk, case)
   return options
 end
 
--- Returns whether it went well, what to say, and how many prefetches there were.
+-- Less than a sector is hardly meant, but at the end of a disk of odd size.
+local LEAST_BYTES = 512
+
+local function first_tiny (prefetches, size)
+  for _, prefetch in ipairs (prefetches) do
+    if prefetch[2] < LEAST_BYTES and size % LEAST_BYTES == 0 then return prefetch end
+  end
+end
+
+-- Returns whether it went well, what to say, how many prefetches there were, and one
+-- that is tiny.
 local function run_case (policy, disk, case, warn)
   local options = run_options (policy, disk, case)
   options.warn = warn
@@ -204,7 +216,7 @@ local function run_case (policy, disk, case, warn)
   if not ok then return false, M.explain (tostring (result)), 0 end
   if result.error then return false, M.explain (result.error), 0 end
   return true, describe_case (result, options.size, endless, case.goes),
-    #result.prefetches
+    #result.prefetches, first_tiny (result.prefetches, options.size)
 end
 
 -- The same mistake, whatever the disk's size: where it was made is the last line.
@@ -242,12 +254,12 @@ function M.check (policy, disk)
   local made = { size = disk.size or BLOCKS * block + 512, block = block,
                  threads = disk.threads, holes = disk.holes, contents = disk.contents }
   local report = { ok = true, lines = { "ok    loading it" } }
-  local mistakes, prefetches = {}, 0
+  local mistakes, prefetches, tiny = {}, 0, nil
   for i, case in ipairs (cases_of (made, disk.reads)) do
     -- One of them is enough to know what it warns of.
-    local good, text, number = run_case (policy, made, case[2],
-                                         i == 1 and warn or ignore)
-    report.ok, prefetches = report.ok and good, prefetches + number
+    local good, text, number, small = run_case (policy, made, case[2],
+                                                i == 1 and warn or ignore)
+    report.ok, prefetches, tiny = report.ok and good, prefetches + number, tiny or small
     local mistake = not good and mistake_of (text)
     if mistakes[mistake] then text = "the same" end
     if mistake then mistakes[mistake] = true end
@@ -258,6 +270,11 @@ function M.check (policy, disk)
     table.insert (report.lines, "note  it has prefetched nothing: none of these clients "
                   .. "did what it waits for; show it one with --trace, or try "
                   .. "'scan-policy run' with --read")
+  end
+  if tiny then
+    table.insert (report.lines, ("note  it prefetches as little as %d bytes (at %d of a "
+      .. "disk of %d); a prefetch is cut at the end of the disk, whose last block begins "
+      .. "at (disk.blocks - 1) * disk.block"):format (tiny[2], tiny[1], made.size))
   end
   for _, message in ipairs (warnings) do
     table.insert (report.lines, "note  it warns: " .. message)

@@ -75,7 +75,8 @@ local function rows_of (file, parse)
   end
 end
 
---- Read a list.  A bad line is an error that names it.  A million lines take 33 MB.
+--- Read a list.  A bad line is an error that names it.  Lines that go on where the one
+-- before them ends are one range.  A million others take 33 MB.
 -- @tparam table file with `lines`, from `scan.open` or `io.open`
 -- @tparam string name of the file for messages, like "scan-file-regions"
 -- @treturn table list for `each`
@@ -91,8 +92,12 @@ function M.read (file, name)
       group = { priority = priority, offsets = {}, counts = {} }
       by_priority[priority], list[#list + 1] = group, group
     end
-    local n = #group.offsets + 1
-    group.offsets[n], group.counts[n] = offset, count
+    local n = #group.offsets
+    if n > 0 and offset == group.offsets[n] + group.counts[n] then
+      group.counts[n] = group.counts[n] + count
+    else
+      group.offsets[n + 1], group.counts[n + 1] = offset, count
+    end
   end
   table.sort (list, function (a, b) return a.priority > b.priority end)
   return list
