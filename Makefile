@@ -32,6 +32,8 @@ check-valgrind: run-check-valgrind ## run the tests under valgrind
 
 check-matrix: run-check-matrix ## run the tests on each Debian, in chroots (root; 10 minutes)
 
+check-upstream: run-check-upstream ## which faults of nbdkit's own layers the installed one has
+
 fuzz: run-fuzz         ## run the fuzz targets, FUZZ_SECONDS=20 each
 
 lint: run-lint         ## check the Lua, shell and C sources for mistakes
@@ -49,5 +51,5 @@ help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 .PHONY: all filter demo bench bench-costs check check-unit check-lua \
-	check-asan check-tsan check-valgrind check-matrix fuzz lint install deb \
-	uninstall clean help
+	check-asan check-tsan check-valgrind check-matrix check-upstream fuzz lint \
+	install deb uninstall clean help

@@ -202,6 +202,9 @@ run-check-tsan: $(test_objects)
 run-check-valgrind: filter $(test_objects)
 	$(Q)CHECK_WITH=valgrind tests/run --only e2e $(E2E)
 
+run-check-upstream:
+	$(Q)tests/upstream/run
+
 # -- fuzzing -------------------------------------------------------------------
 
 # For each target.
@@ -328,7 +331,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place completion/* docs/policies/draw
+	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place completion/* docs/policies/draw tests/upstream/*[!c]
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)
