@@ -42,6 +42,8 @@ install: run-install   ## install the filter, its policies, tools and pages
 
 deb: run-deb           ## build a Debian package, into build/deb
 
+rpm: run-rpm           ## build an rpm for Fedora and its kin, into build/rpm
+
 uninstall: run-uninstall ## remove them and bring back what was there before
 
 clean:                 ## remove everything that was built
@@ -52,4 +54,4 @@ help:                  ## show this list
 
 .PHONY: all filter demo bench bench-costs check check-unit check-lua \
 	check-asan check-tsan check-valgrind check-matrix check-upstream fuzz lint \
-	install deb uninstall clean help
+	install deb rpm uninstall clean help

@@ -6,7 +6,8 @@
 # -- tools and where things are ------------------------------------------------
 
 PKG_CONFIG ?= pkg-config
-LUA        ?= lua5.4
+# Lua 5.4 has its version in its name, or not where it is the only one.
+LUA        ?= $(if $(shell command -v lua5.4),lua5.4,lua)
 PREFIX     ?= /usr
 
 CFLAGS     ?= -O2 -g
@@ -41,8 +42,10 @@ endif
 
 # Asked only by the rules that need them, so that `make help` needs nothing.
 NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
-LUA_CFLAGS    = $(shell $(PKG_CONFIG) --cflags lua5.4)
-LUA_LIBS      = $(shell $(PKG_CONFIG) --libs lua5.4)
+LUA_PC        = $(firstword $(foreach pc,lua5.4 lua-5.4 lua,$(shell \
+	$(PKG_CONFIG) --exists '$(pc) >= 5.4 $(pc) < 5.5' && echo $(pc))))
+LUA_CFLAGS    = $(shell $(PKG_CONFIG) --cflags $(LUA_PC))
+LUA_LIBS      = $(shell $(PKG_CONFIG) --libs $(LUA_PC))
 
 # Filters have one place, whatever the PREFIX: nbdkit looks nowhere else.
 FILTERDIR     = $(shell $(PKG_CONFIG) --variable=filterdir nbdkit)
@@ -119,7 +122,7 @@ $(B)/have-packages:
 	@$(PKG_CONFIG) --exists nbdkit || { \
 	  echo 'nbdkit.pc is missing: apt-get install nbdkit-plugin-dev' >&2; \
 	  exit 1; }
-	@$(PKG_CONFIG) --exists lua5.4 || { \
+	@test -n '$(LUA_PC)' || { \
 	  echo 'lua5.4.pc is missing: apt-get install liblua5.4-dev' >&2; \
 	  exit 1; }
 	@touch $@
@@ -301,6 +304,11 @@ run-deb:
 	$(Q)rm -rf build/deb/source
 	@ls build/deb/*.deb
 
+# -- package for Fedora and its kin ---------------------------------------------
+
+run-rpm:
+	$(Q)packaging/rpm/build
+
 # -- what it is worth, and what it costs ---------------------------------------
 
 run-demo:
@@ -331,7 +339,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place completion/* docs/policies/draw tests/upstream/*[!c]
+	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/[!n]* completion/* docs/policies/draw tests/upstream/*[!c]
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)
