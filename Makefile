@@ -18,6 +18,8 @@ bench: run-bench       ## measure what scanning is worth (FULL=1: for hours)
 
 bench-costs: run-bench-costs ## measure what it costs: instructions, memory
 
+bench-boot: run-bench-boot ## boot a guest over slow lines (hours; BOOT=--help)
+
 check: run-check       ## run all tests (4 minutes)
 
 check-unit: run-check-unit ## run the C unit tests only
@@ -52,6 +54,6 @@ clean:                 ## remove everything that was built
 help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
-.PHONY: all filter demo bench bench-costs check check-unit check-lua \
+.PHONY: all filter demo bench bench-costs bench-boot check check-unit check-lua \
 	check-asan check-tsan check-valgrind check-matrix check-upstream fuzz lint \
 	install deb rpm uninstall clean help

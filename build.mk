@@ -321,6 +321,11 @@ run-bench:
 	$(Q)$(MAKE) filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/bench.py $(if $(FULL),--full) $(BENCH)
 
+run-bench-boot:
+	$(Q)packaging/need boot
+	$(Q)$(MAKE) filter
+	$(Q)tests/bench/boot/boot.py $(BOOT)
+
 run-bench-costs: filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/costs.py $(if $(FULL),--full)
 
@@ -339,7 +344,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/[!n]* completion/* docs/policies/draw tests/upstream/*[!c]
+	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)
