@@ -6,7 +6,7 @@
  *
  * While clients are connected, a background scan walks the disk and asks the
  * layer below to cache it.  This file tells the story of a connection; what a
- * scan does is in scanner.c, and docs/design.md is a tour of the rest.
+ * scan does is in scanner.h, and docs/design.md is a tour of the rest.
  */
 
 #include <errno.h>
@@ -85,25 +85,23 @@ static int
 scan_config_complete (nbdkit_next_config_complete *next,
                       nbdkit_backend *nxdata)
 {
-  const struct vm_config config = {
-    .policy = options.policy,
+  struct vm_config config = {
     .args = options.args,
     .nr_args = options.nr_args,
     .memory_bytes = options.policy_memory,
     .timeout_ns = options.policy_timeout_ns,
     .timed = options.stats_file != NULL,
   };
-  const struct text *policy;
   char error[LIBRARY_ERROR_MAX] = "";
 
   if (options_complete () == -1)
     return -1;
-  policy = library_policy (options.policy, error);
-  if (policy == NULL) {
+  config.policy = library_policy (options.policy, error);
+  if (config.policy == NULL) {
     nbdkit_error ("scan-policy=%s: %s", options.policy, error);
     return -1;
   }
-  library_set_policy (policy);
+  library_set_policy (config.policy);
   count_reads = options.stats_file != NULL || options.progress;
   if (exports_init (&config, count_reads) == -1)
     return -1;
