@@ -217,14 +217,13 @@ def boot_over (stack, line, accel, directory, trace, writable):
         try:
             if stack.how == "stream":
                 def stream ():
-                    path = directory + "/qmp"
+                    path = directory + "/qmp"       # QEMU takes it away in the end
                     wait_until (lambda: os.path.exists (path), START_SECS, "QEMU")
                     qmp (path, {"execute": "block-stream",
                                 "arguments": {"device": "top", "job-id": "stream"}},
                          {"execute": "cont"})
                 seconds = boot (command + drive (stack, s.socket, writable, directory),
                                 stream)
-                os.remove (directory + "/qmp")
             else:
                 seconds = boot (command + drive (
                     stack, f"nbd+unix:///?socket={s.socket}", writable, directory))
