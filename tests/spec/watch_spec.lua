@@ -217,20 +217,18 @@ describe ("watch.frame", function ()
 end)
 
 describe ("watch.run", function ()
-  -- Goes through texts, or messages of failures, one a frame.
-  local function run (texts, more)
+  -- Goes through what there is to read, one a frame: a text and when it was written,
+  -- or nil and a message.
+  local function run (readings, more)
     local written, at, slept = {}, 0, {}
     local system = {
       terminal = false,
       read = function ()
         at = at + 1
-        local text = texts[at]
-        if type (text) == "table" then return nil, text[1] end
-        return text
+        return readings[at][1], readings[at][2]
       end,
-      age = function () return 0 end,
-      clock = function () return 100 + 2 * at end,
-      sleep = function (seconds) slept[#slept + 1] = seconds return at < #texts end,
+      clock = function () return 110 end,
+      sleep = function (seconds) slept[#slept + 1] = seconds return at < #readings end,
       write = function (text) written[#written + 1] = text end,
       size = function () return 60, 24 end,
       date = function () return "12:00:00" end,
@@ -243,7 +241,7 @@ describe ("watch.run", function ()
   local B = file { { scan = { size_bytes = MiB, prefetched_bytes_total = MiB } } }
 
   it ("prints lines with the time where there is no terminal", function ()
-    local written, ok, _, slept = run { A, B }
+    local written, ok, _, slept = run { { A, 100 }, { B, 102 } }
     assert.is_true (ok)
     assert.same ({ 2, 2 }, slept)
     assert.equal ("12:00:00 (default export), running, 0 % of 1 MiB\n", written[1])
@@ -251,8 +249,16 @@ describe ("watch.run", function ()
     assert.is_nil (table.concat (written):find ("\27", 1, true))
   end)
 
+  it ("has rates between writes of the file, however often it looks", function ()
+    local written = run { { A, 100 }, { A, 100 }, { B, 105 }, { B, 105 }, { B, 110 } }
+    assert.not_matches ("fetching", written[2])
+    assert.matches ("fetching 205 KiB/s", written[3])
+    assert.equal (written[3], written[4])
+    assert.matches ("fetching 0 bytes/s", written[5])
+  end)
+
   it ("draws over the frame before on a terminal", function ()
-    local written = run ({ A, B }, { terminal = true })
+    local written = run ({ { A, 100 }, { B, 105 } }, { terminal = true })
     local _, height = written[1]:gsub ("\n", "")
     assert.equal ("\r\27[J", written[1]:sub (1, 4))
     local up = ("\27[%dA\r\27[J"):format (height)
@@ -260,16 +266,18 @@ describe ("watch.run", function ()
   end)
 
   it ("fails if there is no file at first, and waits for it later", function ()
-    local _, ok, message = run { { "x: No such file" } }
+    local gone = { nil, "x: No such file" }
+    local _, ok, message = run { gone }
     assert.same ({ false, "x: No such file" }, { ok, message })
-    local written, ok_later = run { A, { "x: No such file" }, B }
+    local written, ok_later = run { { A, 100 }, gone, { B, 104 } }
     assert.is_true (ok_later)
     assert.equal ("12:00:00 x: No such file\n", written[2])
     assert.matches ("fetching 256 KiB/s", written[3])
   end)
 
   it ("tells of a file that nobody writes any more", function ()
-    local written = run ({ A }, { age = function () return 90 end })
+    local written = run { { A, 20 } }
     assert.matches ("last written 90 s ago: has the server ended?", written[2], 1, true)
+    assert.equal (1, #run { { A, 100 } })
   end)
 end)

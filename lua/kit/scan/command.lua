@@ -483,25 +483,24 @@ function COMMANDS.watch (options)
   end
   local terminal = is_terminal (1)
   local view = { terminal = terminal }
+  -- When each was written, as one text; a file is replaced as a whole.
+  local function stamps ()
+    return output_of ("stat -L -c %.6Y -- " .. table.concat (quoted, " ")
+                      .. " 2>/dev/null | sort -n | tr '\\n' ' '") or ""
+  end
   function view.read ()
-    local texts = {}
-    for i, path in ipairs (options.file) do
-      local text, message = world.read_file (path)
-      if not text then return nil, message end
-      texts[i] = text
-    end
-    return table.concat (texts, "\n")
+    local texts, written
+    repeat
+      texts, written = {}, stamps ()
+      for i, path in ipairs (options.file) do
+        local text, message = world.read_file (path)
+        if not text then return nil, message end
+        texts[i] = text
+      end
+    until written == stamps ()
+    return table.concat (texts, "\n"), tonumber (written:match ("(%S+) $")) or 0
   end
-  function view.age ()
-    local written = output_of ("stat -L -c %Y -- " .. table.concat (quoted, " ")
-                               .. " 2>/dev/null | sort -n | head -n 1")
-    return tonumber (written) and os.time () - tonumber (written)
-  end
-  function view.clock ()
-    -- Finer than os.time, where it is to be had.
-    local uptime = world.read_file ("/proc/uptime")
-    return uptime and tonumber (uptime:match ("^%S+")) or os.time ()
-  end
+  function view.clock () return os.time () end
   function view.sleep (time)
     return (os.execute (("sleep %.2f"):format (time)))
   end

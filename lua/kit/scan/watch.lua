@@ -4,8 +4,9 @@
 --- A live view of a server, from the files that scan-stats and clone-stats write.
 --
 -- The files have totals only, so the strip of an export shows shares of the disk and
--- not where they lie.  Rates are between two frames.  What a file does not have, as
--- the pace or the clone's counters, is left out.
+-- not where they lie.  Rates are between the last two times that the files were
+-- written.  What a file does not have, as the pace or the clone's counters, is left
+-- out.
 --
 -- @module scan.watch
 
@@ -14,10 +15,10 @@ local units = require "scan.units"
 local M = {}
 
 -- Seconds without news of a prefetch in flight after which a scan is called stalled,
--- and seconds without a new file after which its age is told: the filter writes it
--- once a second.
+-- and seconds without a new file after which its age is told: filters write theirs
+-- every 5 seconds.
 local STALLED_SECONDS = 10
-local OLD_SECONDS = 10
+local OLD_SECONDS = 15
 
 -- Cells of a strip, in order, with the colour that they have on a terminal.
 local CELLS = {
@@ -310,35 +311,39 @@ end
 
 --- Show frames until there have been enough, or sleeping is interrupted.
 -- @tparam table world what it needs of the system: `read ()` returns the text of the
--- files or nil and a message, `age ()` the seconds since they were written or nil,
--- `clock ()` seconds, `sleep (seconds)` returns false when interrupted, `write
--- (text)`, `terminal` whether it goes to one, `size ()` its width and height, and
--- `date ()` the time of day as a text
+-- files and when they were written, in seconds, or nil and a message, `clock ()` the
+-- time now, `sleep (seconds)` returns false when interrupted, `write (text)`,
+-- `terminal` whether it goes to one, `size ()` its width and height, and `date ()` the
+-- time of day as a text
 -- @tparam table options `interval` in seconds, and `count` of frames, or nil
 -- @treturn boolean false, and a message, if there is nothing to read at first
 function M.run (world, options)
-  local before, drawn, time_before = nil, 0, nil
-  local frames = 0
+  local last, before          -- as it was written last, and the time before that
+  local drawn, frames = 0, 0
   while true do
-    local text, message = world.read ()
-    if not text and frames == 0 then return false, message end
-    local time = world.clock ()
-    local seconds = time_before and time - time_before or 0
-    local now = text and M.parse (text)
+    local text, written = world.read ()
     local lines
-    if not now then
-      lines = { message }
-    elseif world.terminal then
-      local width, height = world.size ()
-      lines = M.frame (now, before, seconds,
-                       { width = width, height = height, color = true })
+    if not text then
+      if frames == 0 then return false, written end
+      lines = { written }
     else
-      lines = M.lines (now, before, seconds)
-    end
-    local age = now and world.age ()
-    if age and age >= OLD_SECONDS then
-      lines[#lines + 1] = ("last written %s ago: has the server ended?")
-        :format (units.seconds (age))
+      if not last or written ~= last.written then
+        last, before = { exports = M.parse (text), written = written }, last
+      end
+      local old = before and before.exports
+      local seconds = before and last.written - before.written or 0
+      if world.terminal then
+        local width, height = world.size ()
+        lines = M.frame (last.exports, old, seconds,
+                         { width = width, height = height, color = true })
+      else
+        lines = M.lines (last.exports, old, seconds)
+      end
+      local age = math.floor (world.clock () - written)
+      if age >= OLD_SECONDS then
+        lines[#lines + 1] = ("last written %s ago: has the server ended?")
+          :format (units.seconds (age))
+      end
     end
     if world.terminal then
       -- Up to where the last frame began, and nothing of it stays.
@@ -350,7 +355,6 @@ function M.run (world, options)
       end
     end
     drawn, frames = #lines, frames + 1
-    if now then before, time_before = now, time end
     if frames == options.count or not world.sleep (options.interval) then
       return true
     end
