@@ -280,6 +280,9 @@ run-stage: filter $(man_pages)
 	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
 	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
 	$(Q)install -m 644 $(wildcard README.md docs/*.md) LICENSE '$(STAGE)$(DOCDIR)/'
+	$(Q)for file in packaging/systemd/* packaging/prometheus/*; do \
+	  install -D -m 644 $$file "$(STAGE)$(DOCDIR)/examples/$${file#packaging/}" || exit; \
+	done
 	$(Q)install -m 644 completion/* '$(STAGE)$(COMPLETIONDIR)/'
 
 # What is there already is kept, and brought back; see packaging/place.
