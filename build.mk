@@ -64,8 +64,9 @@ endif
 # -- what the filters are made of ----------------------------------------------
 
 # A folder is a unit: what lies in it is built, embedded or installed with it.
+common_sources := $(sort $(wildcard filter/common/*.c))
 scan_sources  := $(sort $(wildcard filter/scan/*.c filter/policy/*.c \
-	filter/report/*.c))
+	filter/report/*.c)) $(common_sources)
 clone_sources := $(sort $(wildcard filter/clone/*.c))
 
 # Texts that are compiled into the scan filter; lua/kit/ is for authors only.
@@ -76,10 +77,12 @@ scan_objects  := $(scan_sources:%.c=$(B)/%.o) $(B)/embedded.o
 clone_objects := $(clone_sources:%.c=$(B)/%.o)
 
 # What runs policies: programs that test or measure that link only these.
-vm_objects := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard filter/policy/*.c))) \
-	$(B)/embedded.o
+vm_objects := $(patsubst %.c,$(B)/%.o, \
+	$(sort $(wildcard filter/policy/*.c)) $(common_sources)) $(B)/embedded.o
 
-INCLUDES := $(addprefix -Ifilter/,common scan policy report clone)
+# A unit's own folder comes first for its own files; others say which unit they mean
+# where two have a header of one name.
+INCLUDES := -Ifilter $(addprefix -Ifilter/,common scan policy report clone)
 
 # -- the filter ----------------------------------------------------------------
 
@@ -132,17 +135,25 @@ $(B)/have-packages:
 # Plugins, and libraries to preload, for tests/e2e.
 test_objects := \
 	$(patsubst tests/plugins/%.c,build/tests/nbdkit-%-plugin.so, \
-	  $(filter-out tests/plugins/keep.c,$(wildcard tests/plugins/*.c))) \
-	build/tests/keep.so
+	  $(wildcard tests/plugins/*.c)) \
+	$(patsubst tests/preload/%.c,build/tests/%.so,$(wildcard tests/preload/*.c)) \
+	build/tests/map-dump
 
 build/tests/nbdkit-%-plugin.so: tests/plugins/%.c $(B)/have-packages
 	$(call SAY,PLUGIN,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) $(NBDKIT_CFLAGS) -shared $< -o $@
 
-build/tests/keep.so: tests/plugins/keep.c
+build/tests/%.so: tests/preload/%.c
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -ldl -o $@
+
+# Says what a map of the clone filter holds.
+build/tests/map-dump: tests/clone/map-dump.c build/filter/clone/map.o \
+                      build/filter/clone/crc32c.o build/filter/clone/disk.o
+	$(call SAY,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) $(NBDKIT_CFLAGS) $(INCLUDES) $^ -o $@
 
 # C programs, each from tests/unit/test-NAME.c and what it tests.  STUB_WRAP lets
 # stubs.c make allocations and threads fail.
@@ -154,12 +165,18 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
+$(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
+	clone/crc32c clone/disk)
+$(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
+$(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
-$(B)/tests/unit-reads: $(call unit_objects,scan/reads)
+$(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
+$(B)/tests/unit-rows: $(call unit_objects,policy/rows)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
-	scan/fetch scan/failures scan/ticket scan/budget scan/guard scan/reads \
-	scan/source report/stats) $(vm_objects)
+	scan/fetch scan/failures scan/results scan/opening scan/ticket scan/budget \
+	scan/guard scan/reads \
+	scan/source scan/map report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
 
@@ -263,6 +280,10 @@ build/man/%.1: docs/%.pod debian/changelog
 build/man/%.3: docs/%.pod debian/changelog
 	$(pod2man)
 
+# What pages are there to read, and what they show and name, where they say it is.
+shown := $(wildcard docs/*.md docs/*.svg docs/policies/*.svg tests/traces/*.md \
+	tests/traces/*.log packaging/systemd/* packaging/prometheus/*)
+
 # Everything under STAGE as it is to be under /.  Packages begin with this.
 STAGE = build/stage
 
@@ -279,14 +300,13 @@ run-stage: filter $(man_pages)
 	  ln -s ../../../nbdkit-scan-filter-lua/lua/*/scan/*.lua .
 	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
 	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
-	$(Q)install -m 644 $(wildcard README.md docs/*.md) LICENSE '$(STAGE)$(DOCDIR)/'
-	$(Q)for file in packaging/systemd/* packaging/prometheus/*; do \
-	  install -D -m 644 $$file "$(STAGE)$(DOCDIR)/examples/$${file#packaging/}" || exit; \
-	done
+	$(Q)for file in README.md CONTRIBUTING.md LICENSE $(shown); do \
+	  install -D -m 644 $$file '$(STAGE)$(DOCDIR)'/$$file || exit; done
 	$(Q)install -m 644 completion/* '$(STAGE)$(COMPLETIONDIR)/'
 
-# What is there already is kept, and brought back; see packaging/place.
-manifest = $(DATADIR)/installed
+# What is there already is kept, and brought back; see packaging/place.  The list of
+# what was put there has one place, whatever the PREFIX, so that uninstall finds it.
+manifest = $(FILTERDIR)/nbdkit-scan-filter-lua.installed
 
 run-install: run-stage
 	$(Q)packaging/place install '$(STAGE)' '$(manifest)' '$(DESTDIR)'

@@ -7,7 +7,7 @@
 -- (`nbdkit --filter=log … logfile=boot.log`) or a list of "offset count" lines.
 -- Its reads are widened to whole blocks, and each block is prefetched once: in
 -- the order of the first touch, or with order=offset upwards through the disk.
--- What is outside the disk is left out.
+-- What is outside the disk is left out; that, and an empty trace, is warned of.
 --
 -- Order by time when the source has no seek cost (most networks), by offset
 -- for a single spinning disk.  Memory: 32 bytes for each read that the trace
@@ -36,7 +36,7 @@ local UNIT_BYTES = 4096
 
 local offsets, counts, order = {}, {}, {}
 local touched = blockmap.new (math.maxinteger // UNIT_BYTES + 1)
-for offset, count in trace.each (scan.open ("trace")) do
+for offset, count in trace.ranges (scan.open ("trace")) do
   local first, last = offset // UNIT_BYTES, (offset + count - 1) // UNIT_BYTES
   local new = touched:next_missing (first)
   local n = #offsets
@@ -55,9 +55,13 @@ if ORDER == "offset" then
   end)
 end
 
+if #order == 0 then scan.warn ("scan-file-trace: there are no reads in it") end
+
 local function replay (disk)
+  local outside = 0
   for _, i in ipairs (order) do
     local offset = offsets[i]
+    if offset >= disk.size then outside = outside + 1 end
     local stop = offset < disk.size and disk.size - offset > counts[i]
       and offset + counts[i] or disk.size
     while offset < stop do
@@ -67,6 +71,10 @@ local function replay (disk)
       if disk.size - offset <= disk.block then break end
       offset = offset + disk.block
     end
+  end
+  if outside > 0 then
+    scan.warn (("scan-file-trace: %d of its %d reads lie beyond the end of the disk "
+                .. "(%d bytes)"):format (outside, #order, disk.size))
   end
 end
 

@@ -376,6 +376,19 @@ library_file (const char *name)
   return get_file ("file:", name, NULL, error);
 }
 
+size_t
+library_files_bytes (void)
+{
+  const struct file *file;
+  size_t bytes = 0;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+  for (file = files; file != NULL; file = file->next)
+    if (strncmp (file->key, "file:", strlen ("file:")) == 0)
+      bytes += file->text.length;
+  return bytes;
+}
+
 void
 library_free (void)
 {

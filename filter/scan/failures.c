@@ -39,9 +39,16 @@ keep (struct failures *failures, struct vm_failure failure)
 }
 
 void
-failures_add (struct failures *failures, struct range range, int err)
+failures_add (struct failures *failures, struct range range, int err,
+              bool goes_on)
 {
-  if (keep (failures, (struct vm_failure) { range, err }))
+  if (!keep (failures, (struct vm_failure) { range, err }))
+    return;
+  if (!goes_on)
+    nbdkit_debug ("scan: prefetch of %" PRIu64 " bytes at offset %" PRIu64
+                  " failed at the end of the scan: %s", range.count,
+                  range.offset, strerror (err));
+  else
     nbdkit_error ("scan: warning: prefetch of %" PRIu64 " bytes at offset %"
                   PRIu64 " failed: %s; the scan goes on, and will not warn "
                   "again", range.count, range.offset, strerror (err));

@@ -29,10 +29,11 @@ extern void failures_init (struct failures *failures);
 extern void failures_destroy (struct failures *failures);
 
 /* Keep one, and warn of the first that is a fault of the source: EBUSY says
- * that it was left out.  Any thread.
+ * that it was left out.  What fails once a scan doesn't go on is no fault: what was
+ * below may be gone with the client.  Any thread.
  */
 extern void failures_add (struct failures *failures, struct range range,
-                          int err);
+                          int err, bool goes_on);
 
 /* Copy all, oldest first, to out, which has room for FAILURES_MAX, and keep
  * none.  Returns how many.  Any thread.

@@ -30,7 +30,11 @@ struct options {
   bool progress;
   const char *stats_file;       /* absolute, or NULL */
 
-  /* What was seen of the layers below; 0 or false if nothing was. */
+  /* What was seen of the layers below; 0 or false if nothing was.  nbdkit doesn't
+   * tell what is below, but the parameters of those layers pass by on their way
+   * there; those of the layers above do not.
+   */
+  bool cow_below, cache_below, clone_below; /* parameters of theirs */
   uint64_t cow_block_size;      /* bytes */
   uint64_t cache_min_block_size; /* bytes */
   bool cow_on_read, cache_on_read;

@@ -20,16 +20,20 @@
 /* -- what the policy may ask about ----------------------------------------- */
 
 static size_t
-driver_reads (void *opaque, const struct range **out)
+driver_reads (void *opaque, const struct met_read **out)
 {
   struct scanner *s = opaque;
   const size_t n = reads_take (s->reads, s->read_batch);
+  struct range range;
   size_t i;
 
-  if (scan_debug_reads)
-    for (i = 0; i < n; ++i)
+  for (i = 0; i < n; ++i) {
+    range = s->read_batch[i].range;
+    map_read (s->config.map, range);
+    if (scan_debug_reads)
       nbdkit_debug ("scan: read offset=0x%" PRIx64 " count=0x%" PRIx64,
-                    s->read_batch[i].offset, s->read_batch[i].count);
+                    range.offset, range.count);
+  }
   *out = s->read_batch;
   return n;
 }
@@ -41,6 +45,28 @@ driver_failures (void *opaque, const struct vm_failure **out)
 
   *out = s->failure_batch;
   return failures_take (&s->failures, s->failure_batch);
+}
+
+static size_t
+driver_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+{
+  struct scanner *s = opaque;
+
+  *out = s->result_batch;
+  return results_take (&s->results, s->result_batch, dropped);
+}
+
+static bool
+driver_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
+{
+  struct scanner *s = opaque;
+  size_t n, i;
+
+  /* The policy need not have asked for them. */
+  n = reads_look (s->reads, s->look_batch);
+  for (i = 0; i < n; ++i)
+    map_read (s->config.map, s->look_batch[i].range);
+  return map_missing (s->config.map, from, to, missing);
 }
 
 static unsigned
@@ -73,24 +99,28 @@ driver_gone (void *opaque)
 
 /* -- the end of a scan ----------------------------------------------------- */
 
-void
+bool
 scan_advance (struct scanner *s, enum scan_phase phase)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
   if (phase <= scan_phase (s))
-    return;
+    return false;
   atomic_store (&s->phase, phase);
   pthread_cond_broadcast (&s->role_free);
   pthread_cond_broadcast (&s->landed);
   pthread_cond_broadcast (&s->stops);
+  pthread_cond_broadcast (&s->try_now);
+  return true;
 }
 
 void
 scan_end (struct scanner *s, enum stats_state state)
 {
-  scan_advance (s, SCAN_OVER);
+  if (!scan_advance (s, SCAN_OVER))
+    return;
   reads_stop (s->reads);
+  reads_wake (s->reads);
   stats_scan_ends (s->config.stats, state);
 }
 
@@ -112,16 +142,21 @@ scanner_start (const struct scanner_config *config)
     .export = config->export_name,
     .reads = driver_reads,
     .failures = driver_failures,
+    .results = driver_results,
+    .missing = driver_missing,
     .reads_in_flight = driver_reads_in_flight,
     .idle_ns = driver_idle_ns,
     .closed = driver_closed,
     .gone = driver_gone,
   };
   pthread_mutex_init (&s->lock, NULL);
+  pthread_mutex_init (&s->joining, NULL);
   pthread_cond_init (&s->role_free, NULL);
   pthread_cond_init (&s->landed, NULL);
   clock_cond_init (&s->stops);
+  clock_cond_init (&s->try_now);
   failures_init (&s->failures);
+  results_init (&s->results);
   s->max_workers = config->threads;
   s->workers = calloc (config->threads, sizeof *s->workers);
   s->reads = reads_new ();
@@ -151,17 +186,36 @@ scanner_start (const struct scanner_config *config)
 }
 
 void
-scanner_stop (struct scanner *s)
+scanner_tell_stop (struct scanner *s)
 {
-  unsigned i;
-
   scan_advance (s, SCAN_STOPS);
   reads_wake (s->reads);
+}
 
-  /* No worker is started any more. */
-  for (i = 0; i < s->nr_workers; ++i)
-    pthread_join (s->workers[i].thread, NULL);
-  s->nr_workers = 0;
+void
+scanner_stop (struct scanner *s)
+{
+  scanner_tell_stop (s);
+  workers_join (s, false);
+}
+
+void
+scanner_join (struct scanner *s)
+{
+  scanner_tell_stop (s);
+  workers_join (s, true);
+}
+
+void
+scanner_try_now (struct scanner *s)
+{
+  opening_try_now (s);
+}
+
+bool
+scanner_has_ended (struct scanner *s)
+{
+  return workers_have_ended (s);
 }
 
 void
@@ -170,17 +224,20 @@ scanner_free (struct scanner *s)
   if (s == NULL)
     return;
   if (s->reads != NULL)
-    scanner_stop (s);
+    scanner_join (s);
   vm_scan_free (s->scan);
   reads_free (s->reads);
   source_forget_extents (&s->extents);
   source_close (s->source);
   free (s->pread_buf);
   free (s->workers);
+  results_destroy (&s->results);
   failures_destroy (&s->failures);
+  pthread_cond_destroy (&s->try_now);
   pthread_cond_destroy (&s->stops);
   pthread_cond_destroy (&s->landed);
   pthread_cond_destroy (&s->role_free);
+  pthread_mutex_destroy (&s->joining);
   pthread_mutex_destroy (&s->lock);
   free (s);
 }

@@ -17,6 +17,7 @@ tests/plugins/gate.c.
 The environment says what to test, and how:
 
     SCAN_FILTER     the filter under test (default build/nbdkit-scan-filter.so)
+                    the clone filter is beside it
     STOCK_FILTER    the distribution's scan filter, to compare with
     TEST_BUILD    where the test plugins are  (default build/tests)
     CHECK_WITH      empty, asan, tsan or valgrind: what to run nbdkit under
@@ -46,6 +47,8 @@ PLUGINS = os.path.abspath (os.environ.get ("TEST_BUILD",
 GATE = os.path.join (PLUGINS, "nbdkit-gate-plugin.so")
 SCAN = os.path.abspath (os.environ.get (
     "SCAN_FILTER", os.path.join (TOP, "build/nbdkit-scan-filter.so")))
+CLONE = os.path.join (os.path.dirname (SCAN), "nbdkit-clone-filter.so")
+OURS = {SCAN, CLONE}
 
 # Only how long to wait for what should happen before calling it a failure; no
 # test measures time with it.
@@ -488,11 +491,11 @@ def nbdkit (filters, plugin, args=(), options=()):
     """A server for the length of a with block.
 
     filters and plugin[0] are names or paths, the outermost filter first; args
-    are parameters, options nbdkit's own.  Only a server with the filter under
-    test runs under CHECK_WITH.  If the block raises, that is what the test shows,
+    are parameters, options nbdkit's own.  Only a server with a filter under test
+    runs under CHECK_WITH.  If the block raises, that is what the test shows,
     and with it what the server printed.
     """
-    server = Server (filters, plugin, args, options, SCAN in filters)
+    server = Server (filters, plugin, args, options, not OURS.isdisjoint (filters))
     try:
         yield server
     except BaseException:
@@ -506,7 +509,8 @@ def nbdkit (filters, plugin, args=(), options=()):
 def refused (filters, plugin, args=(), options=()):
     """Run an nbdkit that should not start; returns its error messages."""
     with tempfile.TemporaryDirectory (prefix="scan-e2e-") as reports:
-        prefix, env = checker (reports) if SCAN in filters else ([], {})
+        prefix, env = checker (reports) if not OURS.isdisjoint (filters) \
+            else ([], {})
         options = [*options, "-U", os.path.join (reports, "sock")]
         run = subprocess.run (
             prefix + command (filters, plugin, args, options),

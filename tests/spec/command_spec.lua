@@ -130,6 +130,15 @@ describe ("scan-policy", function ()
       assert.matches ("note  it makes globals, .*: leak;", out)
     end)
 
+    it ("notes what a policy warns of", function ()
+      local trace = write ("trace", "1T 4K\n2T 4K\n")
+      assert.matches ("note  it warns: scan%-file%-trace: 2 of its 2 reads lie beyond "
+                      .. "the end of the disk %(67109376 bytes%)\n",
+                      succeed ("check replay --file trace=" .. trace))
+      assert.matches ("note  it warns: scan%-file%-trace: there are no reads in it\n",
+                      succeed ("check replay --file trace=" .. write ("trace", "")))
+    end)
+
     it ("hands over arguments and files", function ()
       local path = write ("p.lua", [[
         local args = ...

@@ -10,6 +10,7 @@ local BLOCK = 65536
 local function run (text, more)
   local options = {
     policy = "replay", size = 10 * BLOCK, block = BLOCK, files = { trace = text },
+    warn = function () end,
   }
   for name, value in pairs (more or {}) do options[name] = value end
   local result = testing.run (options)
@@ -90,5 +91,24 @@ describe ("replay", function ()
                           "scan%-arg%-then: nope: neither a file nor a built%-in policy")
     assert.error_matches (function () testing.run { policy = "replay", size = 1 } end,
                           "scan%-file%-trace")
+  end)
+
+  it ("loads hundreds of thousands of reads within the limits", function ()
+    local function trace ()
+      local lines, place = {}, 1
+      for i = 1, 400000 do
+        place = (place * 1103515245 + 12345) % 2147483648
+        lines[i] = place * 4096 .. " 4096"
+      end
+      return table.concat (lines, "\n")
+    end
+    local text = trace ()
+    collectgarbage ()
+    local before = collectgarbage ("count")
+    local world = testing.world { policy = "replay", files = { trace = text } }
+    collectgarbage ()
+    -- A million in the default of scan-policy-memory, without the text.
+    assert.is_true (collectgarbage ("count") - before < 64 * 1024 * 0.4)
+    assert.is_function (world.run)
   end)
 end)

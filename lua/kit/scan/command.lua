@@ -13,6 +13,7 @@ local argparse = require "argparse"
 local dry_run = require "scan.dry_run"
 local plot = require "scan.plot"
 local simulator = require "scan.simulator"
+local sizes = require "scan.sizes"
 local template = require "scan.template"
 local testing = require "scan.testing"
 local trace = require "scan.trace"
@@ -32,7 +33,7 @@ local PROGRESS_SECONDS = 10
 
 local function bytes (flag, least)
   return function (word)
-    local n = units.parse_bytes (word)
+    local n = sizes.parse (word)
     if n and n >= (least or 0) then return n end
     return nil, ("%s: a size like 64K, 2M or 1048576%s expected, got '%s'")
       :format (flag, least and " of at least " .. least .. " bytes" or "", word)
@@ -68,8 +69,8 @@ end
 -- N:OFFSET:COUNT
 local function client_read (word)
   local after, offset, length = word:match ("^(%d+):([^:]+):([^:]+)$")
-  offset = offset and units.parse_bytes (offset)
-  length = length and units.parse_bytes (length)
+  offset = offset and sizes.parse (offset)
+  length = length and sizes.parse (length)
   if offset and length and length > 0 then
     return { after = math.tointeger (tonumber (after)), read = { offset, length } }
   end
