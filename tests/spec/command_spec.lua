@@ -59,10 +59,26 @@ end
 describe ("scan-policy", function ()
   it ("teaches with examples", function ()
     assert.matches ("Begin here:", succeed ("--help"))
-    for _, command in ipairs { "check", "run", "simulate", "plot", "new" } do
+    for _, command in ipairs { "check", "run", "simulate", "plot", "new", "watch" } do
       assert.matches ("Examples?:\n  scan%-policy " .. command,
                       succeed (command .. " --help"))
     end
+  end)
+
+  it ("watches the files of a server", function ()
+    local scan = write ("scan '1'.prom", table.concat ({
+      'nbdkit_scan_size_bytes{export=""} 1048576',
+      'nbdkit_scan_covered_bytes{export=""} 524288',
+      'nbdkit_scan_state{export="",state="running"} 1' }, "\n"))
+    local clone = write ("clone.prom", 'nbdkit_clone_present_bytes{export=""} 262144\n')
+    local out = succeed (('watch "%s" %s --count 2 --interval 10ms'):format (scan, clone))
+    local line = "%d%d:%d%d:%d%d %(default export%), running, 50 %% of 1 MiB, "
+      .. "clone has 25 %%\n"
+    assert.matches ("^" .. line .. line .. "$", out)
+    local err = fail (1, "watch " .. directory .. "/no-such")
+    assert.matches ("no%-such: No such file", err)
+    assert.matches ("a whole number from 1 up expected, got '0'",
+                    fail (2, "watch x --count 0"))
   end)
 
   it ("lists the built-ins", function ()

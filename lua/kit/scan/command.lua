@@ -20,6 +20,7 @@ local testing = require "scan.testing"
 local trace = require "scan.trace"
 local translate = require "scan.translate"
 local units = require "scan.units"
+local watch = require "scan.watch"
 local world = require "scan.world"
 
 local M = {}
@@ -255,6 +256,23 @@ goes with its neighbours, or keeps its place. The share of each is told at the e
   move:option ("--to", "The image that it was rebuilt to: a raw file or an NBD URI.")
     :argname ("NEW"):count (1)
 
+  local view = parser:command ("watch",
+    "Show what a server is doing, from the file that scan-stats=FILE writes.")
+  view:epilog [[
+Examples:
+  scan-policy watch /run/nbdkit/scan.prom
+  scan-policy watch scan.prom clone.prom      with what the clone filter counts
+  scan-policy watch scan.prom --count 1       once, as for a script
+
+On a terminal the view is drawn anew in place, until Ctrl-C; elsewhere it is a line for
+each export. The strip shows which share of the disk is in which state, not where.]]
+  view:argument ("file", "What scan-stats, or clone-stats, names."):argname ("FILE")
+    :args ("+")
+  view:option ("--interval", "Between two views. Default: 2s, or 10s with no terminal.")
+    :argname ("TIME"):convert (seconds ("--interval"))
+  view:option ("--count", "End after so many. Default: go on.")
+    :argname ("N"):convert (count ("--count", 1))
+
   parser:command ("list", "List the built-in policies.")
   return parser
 end
@@ -342,8 +360,8 @@ local function disk_options (options, loaded)
   return disk
 end
 
-local function is_terminal ()
-  return (os.execute ("test -t 2"))
+local function is_terminal (descriptor)
+  return os.execute ("test -t " .. descriptor) or false
 end
 
 -- Progress on standard error: rewritten in place on a terminal.
@@ -352,7 +370,7 @@ local function progress_meter (label, describe)
   local meter = { shown = false }
   function meter.show (done, all)
     local now = os.time ()
-    if terminal == nil then terminal = is_terminal () or false end
+    if terminal == nil then terminal = is_terminal (2) end
     if now - last < (terminal and 1 or PROGRESS_SECONDS) then return end
     last, meter.shown = now, terminal
     io.stderr:write (terminal and "\r" or "",
@@ -566,6 +584,63 @@ function COMMANDS.translate (options)
              share (counts.shift), share (counts.place),
              counts.lost > 0 and (", %s behind the end of the new image")
                :format (share (counts.lost)) or ""))
+  return 0
+end
+
+-- What a command prints, without the end of the line.
+local function output_of (command)
+  local handle = io.popen (command)
+  local line = handle and handle:read ("l")
+  if handle then handle:close () end
+  return line
+end
+
+function COMMANDS.watch (options)
+  local quoted = {}
+  for i, path in ipairs (options.file) do
+    quoted[i] = "'" .. path:gsub ("'", "'\\''") .. "'"
+  end
+  local terminal = is_terminal (1)
+  local view = { terminal = terminal }
+  -- When each was written, as one text; a file is replaced as a whole.
+  local function stamps ()
+    return output_of ("stat -L -c %.6Y -- " .. table.concat (quoted, " ")
+                      .. " 2>/dev/null | sort -n | tr '\\n' ' '") or ""
+  end
+  function view.read ()
+    local texts, written
+    repeat
+      texts, written = {}, stamps ()
+      for i, path in ipairs (options.file) do
+        local text, message = world.read_file (path)
+        if not text then return nil, message end
+        texts[i] = text
+      end
+    until written == stamps ()
+    return table.concat (texts, "\n"), tonumber (written:match ("(%S+) $")) or 0
+  end
+  function view.clock () return os.time () end
+  function view.sleep (time)
+    return (os.execute (("sleep %.2f"):format (time)))
+  end
+  function view.size ()
+    local rows, columns = (output_of ("stty size 2>/dev/null </dev/tty") or "")
+      :match ("^(%d+) (%d+)$")
+    return tonumber (columns) or 80, tonumber (rows) or 24
+  end
+  function view.write (text)
+    io.write (text)
+    io.flush ()
+  end
+  function view.date () return (os.date ("%H:%M:%S")) end
+
+  local called, ok, message = pcall (watch.run, view, {
+    interval = options.interval or (terminal and 2 or 10), count = options.count,
+  })
+  -- Ctrl-C while something was drawn; while it sleeps, that is told otherwise.
+  if not called and tostring (ok):find ("interrupted!", 1, true) then return 0 end
+  if not called then error (ok, 0) end
+  if not ok then refuse (message) end
   return 0
 end
 
