@@ -11,6 +11,7 @@
  */
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,9 +74,9 @@ read_present (const struct walk *w, uint64_t first, uint64_t end)
     return 0;
   err = disk_read (store->fd, w->buf + (lo - w->offset), hi - lo, lo);
   if (err != 0)
-    nbdkit_error ("clone: cannot read %s at offset %llu: %s",
-                  store->path ? store->path : "the temporary file",
-                  (unsigned long long) lo, strerror (err));
+    nbdkit_error ("clone: cannot read %s at offset %" PRIu64 ": %s",
+                  store->path ? store->path : "the temporary file", lo,
+                  strerror (err));
   return err;
 }
 
@@ -270,9 +271,8 @@ walk_blocks (struct walk *w, uint64_t first, uint64_t end)
     return err;
   count (&store->counters, COUNT_JOINS, 1);
   if (clone_debug_joins)
-    nbdkit_debug ("clone: blocks %llu to %llu: waiting for a fetch in flight",
-                  (unsigned long long) w->joined_first,
-                  (unsigned long long) w->joined_end);
+    nbdkit_debug ("clone: blocks %" PRIu64 " to %" PRIu64 ": waiting for a "
+                  "fetch in flight", w->joined_first, w->joined_end);
   /* Only for those that there were: who tries again after a failure is not
    * waited for in turn.
    */
