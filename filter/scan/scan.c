@@ -28,6 +28,7 @@
 #include "layers.h"
 #include "library.h"
 #include "options.h"
+#include "recorder.h"
 #include "report.h"
 #include "scans.h"
 
@@ -38,6 +39,7 @@ int scan_debug_reads;
 static unsigned times_loaded;   /* all share these variables */
 static int thread_model = -1;
 static struct budget *budget;
+static struct recorder *recorder; /* or NULL */
 static bool count_reads;        /* somebody wants to know */
 
 /* scan-background: the one scan of the default export, and what it is a scan of;
@@ -137,6 +139,11 @@ scan_config_complete (nbdkit_next_config_complete *next,
     nbdkit_error ("scan: malloc: %m");
     return -1;
   }
+  if (options.record_file != NULL) {
+    recorder = recorder_new (options.record_key, options.record_file);
+    if (recorder == NULL)
+      return -1;
+  }
   if (options.cow_block_size > 0)
     guard_set_block (options.cow_block_size);
   layers_advise ();
@@ -219,6 +226,8 @@ start_scan (struct generation *generation, const char *name, nbdkit_next *next,
     if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
       config.next = next;
   }
+  if (recorder != NULL && recorder_claim (recorder, generation->export->name))
+    config.recorder = recorder;
   return scans_start (&config, generation);
 }
 
@@ -226,6 +235,8 @@ static int
 scan_after_fork (nbdkit_backend *backend)
 {
   report_start ();
+  if (recorder != NULL && recorder_start (recorder) == -1)
+    return -1;
   if (!options.background || !thread_model_allows_scan () || !may_open (""))
     return 0;
   background_generation = exports_get_newest ("");
@@ -238,6 +249,8 @@ static void
 scan_cleanup (nbdkit_backend *backend)
 {
   scans_stop_all ();
+  recorder_free (recorder);
+  recorder = NULL;
   report_stop ();
 }
 
@@ -249,6 +262,7 @@ scan_unload (void)
   scans_leave (background);
   if (key_error == 0)
     pthread_key_delete (default_name);
+  recorder_free (recorder);
   exports_free ();
   budget_free (budget);
   library_free ();
