@@ -64,7 +64,7 @@ endif
 common_sources := $(sort $(wildcard filter/common/*.c))
 scan_sources  := $(sort $(wildcard filter/scan/*.c filter/policy/*.c \
 	filter/report/*.c)) $(common_sources)
-clone_sources := $(sort $(wildcard filter/clone/*.c))
+clone_sources := $(sort $(wildcard filter/clone/*.c)) $(common_sources)
 
 # Texts that are compiled into the scan filter; lua/kit/ is for authors only.
 embedded_lua := filter/policy/boot.lua \

@@ -35,7 +35,7 @@ entry_end (const struct entry *entry)
 struct reads {
   struct reads_head head;       /* first: see reads_are_wanted; atomic */
 
-  /* Leaf lock: nothing is called while it is held. */
+  /* Leaf lock, for a few instructions. */
   pthread_mutex_t lock;
   pthread_cond_t cond;          /* something happened; with lock */
 

@@ -48,11 +48,12 @@ static bool count_reads;        /* somebody wants to know */
 static struct scan *background;
 static struct generation *background_generation;
 
-/* What the layer below has told this connection, in its handshake, to be the
- * name of the default export; NULL if the client has not asked.  The server
- * keeps it for as long.
+/* For each connection's thread: what the layer below has told this connection, in
+ * its handshake, to be the name of the default export; NULL if the client has not
+ * asked.  The server keeps it for as long.
  */
-static __thread const char *default_name;
+static pthread_key_t default_name;
+static int key_error;           /* errno of making it */
 
 /* Per connection. */
 struct handle {
@@ -82,7 +83,8 @@ first_warning (enum warning warning)
 static void
 scan_load (void)
 {
-  times_loaded++;
+  if (times_loaded++ == 0)
+    key_error = pthread_key_create (&default_name, NULL);
 }
 
 static int
@@ -117,6 +119,11 @@ scan_config_complete (nbdkit_next_config_complete *next,
   }
   if (options_complete () == -1)
     return -1;
+  if (key_error != 0) {
+    errno = key_error;
+    nbdkit_error ("scan: pthread_key_create: %m");
+    return -1;
+  }
   config.policy = library_policy (options.policy, error);
   if (config.policy == NULL) {
     nbdkit_error ("scan-policy=%s: %s", options.policy, error);
@@ -250,8 +257,12 @@ scan_cleanup (nbdkit_backend *backend)
 static void
 scan_unload (void)
 {
+  if (--times_loaded > 0)
+    return;
   scans_leave (background);
   recorder_free (recorder);
+  if (key_error == 0)
+    pthread_key_delete (default_name);
   exports_free ();
   budget_free (budget);
   library_free ();
@@ -263,7 +274,7 @@ static int
 scan_preconnect (nbdkit_next_preconnect *next, nbdkit_backend *nxdata,
                  int readonly)
 {
-  default_name = NULL;
+  pthread_setspecific (default_name, NULL);
   return next (nxdata, readonly);
 }
 
@@ -276,15 +287,19 @@ static const char *
 scan_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
                      int readonly, int is_tls)
 {
-  default_name = next (nxdata, readonly);
-  return default_name;
+  const char *name = next (nxdata, readonly);
+
+  pthread_setspecific (default_name, name);
+  return name;
 }
 
 static bool
 is_default_export (const char *name)
 {
+  const char *of_default = pthread_getspecific (default_name);
+
   return *name == '\0' ||
-    (default_name != NULL && strcmp (name, default_name) == 0);
+    (of_default != NULL && strcmp (name, of_default) == 0);
 }
 
 static void *

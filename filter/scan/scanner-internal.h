@@ -6,11 +6,7 @@
  * its threads, steps.c what its policy asks for, and fetch.c all that it reads
  * of the source.  Nothing else may include this.
  *
- * Locks of this filter, outermost first: a vm's policy lock or that of the list of
- * scans, then a scanner's joining, then a scanner's lock, then that of the exports,
- * then the leaf locks (map, read queue, results, failures, budget, guard), under which
- * nothing is called.  None is held across a call to the layer below.  The client's
- * read path takes the read queue's, and the map's where that is needed (see map.h).
+ * The order of locks is in docs/design.md.
  */
 
 #ifndef SCAN_SCANNER_INTERNAL_H
@@ -56,7 +52,10 @@ struct worker {
 };
 
 struct scanner {
-  /* Immutable once the first worker has opened its source. */
+  /* Written before another thread sees them: by scanner_start, and, in the
+   * background, config.info and driver.size by the first worker, before it lets
+   * another be started.
+   */
   struct scanner_config config;
   struct vm_driver driver;
   struct vm_scan *scan;
