@@ -67,7 +67,7 @@ endif
 common_sources := $(sort $(wildcard filter/common/*.c))
 scan_sources  := $(sort $(wildcard filter/scan/*.c filter/policy/*.c \
 	filter/report/*.c)) $(common_sources)
-clone_sources := $(sort $(wildcard filter/clone/*.c))
+clone_sources := $(sort $(wildcard filter/clone/*.c)) $(common_sources)
 
 # Texts that are compiled into the scan filter; lua/kit/ is for authors only.
 embedded_lua := filter/policy/boot.lua \
@@ -172,11 +172,12 @@ $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
+$(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
 	scan/fetch scan/failures scan/results scan/opening scan/ticket scan/budget \
 	scan/guard scan/reads \
-	scan/source scan/map report/stats) $(vm_objects)
+	scan/source scan/map scan/recorder scan/journal report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
 
@@ -260,8 +261,14 @@ build/fuzz/have-fuzzer:
 
 # Pages that are not of section 1.
 section_nbdkit-scan-policy := 3
+section_nbdkit-scan-library := 3
 
-man_pages := $(foreach page,$(patsubst docs/%.pod,%,$(wildcard docs/*.pod)), \
+# What nbdkit-scan-library(3) is made from: what policies and their tests may use.
+reference_lua := lua/runtime/scan/host.lua $(sort $(wildcard lua/library/scan/*.lua)) \
+	$(addprefix lua/kit/scan/,testing.lua contract.lua simulator.lua plot.lua)
+
+man_pages := build/man/nbdkit-scan-library.3 \
+	$(foreach page,$(patsubst docs/%.pod,%,$(wildcard docs/*.pod)), \
 	build/man/$(page).$(or $(section_$(page)),1))
 
 VERSION := $(shell sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)
@@ -275,6 +282,13 @@ define pod2man
 	             +%Y-%m-%d)" --utf8 --errors=die $< $@
 endef
 
+build/docs/nbdkit-scan-library.pod: docs/reference $(reference_lua)
+	@mkdir -p $(@D)
+	$(Q)$(LUA) docs/reference $(reference_lua) > $@.tmp
+	$(Q)mv $@.tmp $@
+
+build/man/%.3: build/docs/%.pod debian/changelog
+	$(pod2man)
 build/man/%.1: docs/%.pod debian/changelog
 	$(pod2man)
 build/man/%.3: docs/%.pod debian/changelog

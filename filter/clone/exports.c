@@ -14,6 +14,7 @@
 #include <nbdkit-filter.h>
 
 #include "cleanup.h"
+#include "escape.h"
 #include "exports.h"
 #include "options.h"
 
@@ -78,6 +79,7 @@ static int
 find_path (const char *export_name, char **path)
 {
   CLEANUP_FREE char *name = NULL;
+  char shown[128];
 
   *path = NULL;
   if (options.file != NULL) {
@@ -88,8 +90,9 @@ find_path (const char *export_name, char **path)
   else if (options.dir != NULL) {
     name = exports_file_name (export_name);
     if (name == NULL && errno == ENAMETOOLONG) {
-      nbdkit_error ("clone: the name of the export '%.64s...' is too long for "
-                    "that of a file in clone-dir", export_name);
+      nbdkit_error ("clone: the name of the export %s is too long for that of a "
+                    "file in clone-dir",
+                    escape (ESCAPE_NAME, export_name, shown, sizeof shown));
       return -1;
     }
     if (name == NULL || asprintf (path, "%s/%s", options.dir, name) == -1)
@@ -163,15 +166,18 @@ count_temporary (void)
 struct export *
 exports_get (const char *name)
 {
+  char has[ESCAPE_NAME_MAX], wanted[ESCAPE_NAME_MAX];
   struct export *export;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
   export = take_named (name);
   if (export == NULL) {
     if (options.file != NULL && exports != NULL) {
-      nbdkit_error ("clone: clone-file=%s is for one export, and that is '%s', "
-                    "so '%s' can't be had; use clone-dir to clone several",
-                    options.file, exports->name, name);
+      nbdkit_error ("clone: clone-file=%s is for one export, and that is %s, "
+                    "so %s can't be had; use clone-dir to clone several",
+                    options.file,
+                    escape (ESCAPE_NAME, exports->name, has, sizeof has),
+                    escape (ESCAPE_NAME, name, wanted, sizeof wanted));
       return NULL;
     }
     export = new_export (name);

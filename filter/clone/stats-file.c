@@ -15,6 +15,7 @@
 #include <nbdkit-filter.h>
 
 #include "cleanup.h"
+#include "escape.h"
 #include "exports.h"
 #include "options.h"
 #include "stats-file.h"
@@ -75,20 +76,6 @@ value_of (struct store *store, unsigned which)
   }
 }
 
-/* The value of a label: quotes, backslashes and line ends are escaped. */
-static void
-write_label (FILE *fp, const char *value)
-{
-  for (; *value; ++value)
-    if (*value == '\n')
-      fputs ("\\n", fp);
-    else {
-      if (*value == '"' || *value == '\\')
-        fputc ('\\', fp);
-      fputc (*value, fp);
-    }
-}
-
 static void
 write_metric (FILE *fp, const struct metric *metric)
 {
@@ -103,7 +90,7 @@ write_metric (FILE *fp, const struct metric *metric)
     store = exports_store (export);
     if (store != NULL) {
       fprintf (fp, "%s{export=\"", metric->name);
-      write_label (fp, export->name);
+      escape_to_file (ESCAPE_LABEL, export->name, fp);
       fprintf (fp, "\"} %" PRIu64 "\n",
                value_of (store, metric->which));
     }

@@ -16,6 +16,7 @@
 
 #include "cleanup.h"
 #include "disk.h"
+#include "escape.h"
 #include "options.h"
 #include "store.h"
 
@@ -139,16 +140,20 @@ static int
 check_identity (struct store *store, const struct map_identity *identity,
                 const char *expect_name)
 {
+  char has[ESCAPE_NAME_MAX], wanted[ESCAPE_NAME_MAX];
   struct stat st;
 
   if (expect_name != NULL && strcmp (identity->export_name, expect_name) != 0)
-    nbdkit_error ("clone: %s is a clone of the export '%s', not of '%s'; use "
+    nbdkit_error ("clone: %s is a clone of the export %s, not of %s; use "
                   "clone-dir to clone several", store->path,
-                  identity->export_name, expect_name);
+                  escape (ESCAPE_NAME, identity->export_name, has, sizeof has),
+                  escape (ESCAPE_NAME, expect_name, wanted, sizeof wanted));
   else if (options.id != NULL && strcmp (identity->id, options.id) != 0)
-    nbdkit_error ("clone: %s was made with clone-id='%s', and clone-id=%s was "
+    nbdkit_error ("clone: %s was made with clone-id=%s, and clone-id=%s was "
                   "given; name another file, or move both files away to begin "
-                  "anew", store->path, identity->id, options.id);
+                  "anew", store->path,
+                  escape (ESCAPE_NAME, identity->id, has, sizeof has),
+                  options.id);
   else if (options.block_size_given &&
            identity->block_size != options.block_size)
     nbdkit_error ("clone: %s was made with clone-block-size=%" PRIu32 ", and "

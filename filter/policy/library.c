@@ -38,7 +38,7 @@ struct file {
   struct text text;
 };
 
-/* Leaf lock; guards the list, and is held while a file is read. */
+/* Leaf lock, and held while a file is read; guards the list. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct file *files;
 

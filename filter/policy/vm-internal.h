@@ -47,7 +47,7 @@ struct vm {
   struct vm_config config;
   bool bounded;                 /* no decision can take long, see vm.c */
 
-  /* The policy lock, taken before a read queue's lock and after no other. */
+  /* The policy lock. */
   pthread_mutex_t lock;
 
   /* Protected by lock. */

@@ -108,10 +108,11 @@ static int
 native_warn (lua_State *L)
 {
   const struct vm *vm = vm_of (L);
-  const char *message = luaL_checkstring (L, 1);
+  char text[WARNING_MAX];
 
+  escape (ESCAPE_TEXT, luaL_checkstring (L, 1), text, sizeof text);
   if (!vm->loading || vm->driver == NULL)
-    nbdkit_error ("scan: warning: %.*s", WARNING_MAX, message);
+    nbdkit_error ("scan: warning: %s", text);
   return 0;
 }
 

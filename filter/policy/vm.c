@@ -20,6 +20,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "cleanup.h"
 #include "vm-internal.h"
 
 /* How long one attempt at the policy lock is. */
@@ -247,12 +248,9 @@ load (struct vm *vm, const struct vm_driver *driver)
 int
 vm_load (struct vm *vm)
 {
-  int r;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&vm->lock);
 
-  pthread_mutex_lock (&vm->lock);
-  r = load (vm, NULL);
-  pthread_mutex_unlock (&vm->lock);
-  return r;
+  return load (vm, NULL);
 }
 
 const char *

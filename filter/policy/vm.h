@@ -7,8 +7,8 @@
  *
  * A vm has one lock, the policy lock.  It is taken inside vm_load and
  * vm_resume, for as long as Lua runs, and by nobody else; so a client read
- * never waits for it.  While it is held, the driver's functions are called (see
- * scanner-internal.h for the order of locks).
+ * never waits for it.  While it is held, the driver's functions are called;
+ * the order of locks is in docs/design.md.
  *
  * Any thread may call any function here.  vm_resume is for one thread at a time
  * per scan.

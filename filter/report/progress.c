@@ -45,7 +45,7 @@ static struct {
   double bytes_per_second;
   uint64_t last_ns, last_bytes;
   size_t width;                 /* of the line on the terminal */
-} state;
+} state = { .shown = UINT64_MAX };
 
 struct line {
   char text[320];

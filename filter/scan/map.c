@@ -45,7 +45,7 @@ struct map {
   _Atomic uint64_t size;
   _Atomic uint64_t touched;     /* by a read after they had been fetched */
 
-  pthread_mutex_t lock;         /* leaf; nothing is called while it is held */
+  pthread_mutex_t lock;         /* leaf */
 
   /* Protected by lock. */
   uint64_t changes;

@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <ctype.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -307,6 +308,33 @@ set_stats (const char *key, const char *value)
   return options.stats_file == NULL ? -1 : 0;
 }
 
+static int
+set_record (const char *key, const char *value)
+{
+  if (options.record_file != NULL) {
+    nbdkit_error ("%s: there is one file to record to, and %s=%s was given; "
+                  "scan-trace records as well", key, options.record_key,
+                  options.record_file);
+    return -1;
+  }
+  options.record_key = key;
+  options.record_file = nbdkit_absolute_path (value);
+  return options.record_file == NULL ? -1 : 0;
+}
+
+/* Where there is no trace yet, the policy has no file of that name. */
+static int
+set_trace (const char *key, const char *value)
+{
+  struct stat st;
+
+  if (set_record (key, value) == -1)
+    return -1;
+  if (stat (value, &st) == -1 && errno == ENOENT)
+    return 0;
+  return add_file (key, "trace", value);
+}
+
 static const struct parameter {
   const char *name;
   /* Returns -1 after nbdkit_error. */
@@ -325,6 +353,8 @@ static const struct parameter {
   { "scan-limit",          set_limit },
   { "scan-policy-memory",  set_policy_memory },
   { "scan-policy-timeout", set_policy_timeout },
+  { "scan-record",         set_record },
+  { "scan-trace",          set_trace },
   { "scan-progress",       set_progress },
   { "scan-stats",          set_stats },
 };
@@ -483,6 +513,11 @@ options_complete (void)
                   stock_boolean + strlen (PREFIX));
     return -1;
   }
+  if (strcmp (options.policy, "learn") == 0 && options.record_file == NULL) {
+    nbdkit_error ("scan-policy=learn needs scan-trace=FILE, where to keep what it "
+                  "learns");
+    return -1;
+  }
   if (options.method == SOURCE_READ &&
       (uint64_t) options.threads * options.size > SCRATCH_MAX) {
     nbdkit_error ("scan-threads=%u with scan-size=%" PRIu32 " and "
@@ -500,4 +535,5 @@ options_free (void)
 {
   free (options.args);
   free ((char *) options.stats_file);
+  free ((char *) options.record_file);
 }

@@ -35,7 +35,7 @@ entry_end (const struct entry *entry)
 struct reads {
   struct reads_head head;       /* first: see reads_are_wanted; atomic */
 
-  /* Leaf lock: nothing is called while it is held. */
+  /* Leaf lock, for a few instructions. */
   pthread_mutex_t lock;
   pthread_cond_t cond;          /* something happened; with lock */
 
@@ -45,6 +45,7 @@ struct reads {
   _Atomic uint64_t full_end;    /* of the newest, when last the queue was full */
 
   size_t looked_at;             /* the first ones, by reads_look */
+  atomic_uint lost;             /* that were left out, or made way */
 
   /* Decider only: when reads_wait last returned, and the value of events then. */
   uint64_t waited_ns;
@@ -119,8 +120,11 @@ add (struct reads *reads, struct entry entry)
     reads->queue[len++] = entry;
     atomic_store_explicit (&reads->len, len, memory_order_relaxed);
   }
-  else if (entry_end (&reads->queue[READS_MAX-1]) < entry_end (&entry))
-    reads->queue[READS_MAX-1] = entry;
+  else {
+    atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
+    if (entry_end (&reads->queue[READS_MAX-1]) < entry_end (&entry))
+      reads->queue[READS_MAX-1] = entry;
+  }
   if (len == READS_MAX)
     atomic_store_explicit (&reads->full_end,
                            entry_end (&reads->queue[READS_MAX-1]),
@@ -142,6 +146,8 @@ reads_begin (struct reads *reads, struct map *map,
       atomic_load_explicit (&reads->full_end, memory_order_relaxed) <
       offset + count)
     add (reads, (struct entry) { offset, count, met });
+  else
+    atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
   note_event (reads);
   return met;
 }
@@ -212,6 +218,12 @@ reads_look (struct reads *reads, struct met_read *out)
 
   reads->looked_at += n;
   return n;
+}
+
+unsigned
+reads_take_lost (struct reads *reads)
+{
+  return atomic_exchange (&reads->lost, 0);
 }
 
 void

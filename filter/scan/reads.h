@@ -72,6 +72,9 @@ extern size_t reads_take (struct reads *reads, struct met_read *out);
  */
 extern size_t reads_look (struct reads *reads, struct met_read *out);
 
+/* How many reads the queue had no room for since this was last called. */
+extern unsigned reads_take_lost (struct reads *reads);
+
 /* Wait until a read has begun or ended or reads_wake was called since
  * reads_wait last returned, or until deadline_ns (see clock.h).  Reads that
  * were taken meanwhile count too: it may return early.  It returns within half a

@@ -28,6 +28,7 @@
 #include "layers.h"
 #include "library.h"
 #include "options.h"
+#include "recorder.h"
 #include "report.h"
 #include "scans.h"
 
@@ -38,6 +39,7 @@ int scan_debug_reads;
 static unsigned times_loaded;   /* all share these variables */
 static int thread_model = -1;
 static struct budget *budget;
+static struct recorder *recorder; /* or NULL */
 static bool count_reads;        /* somebody wants to know */
 
 /* scan-background: the one scan of the default export, and what it is a scan of;
@@ -46,11 +48,12 @@ static bool count_reads;        /* somebody wants to know */
 static struct scan *background;
 static struct generation *background_generation;
 
-/* What the layer below has told this connection, in its handshake, to be the
- * name of the default export; NULL if the client has not asked.  The server
- * keeps it for as long.
+/* For each connection's thread: what the layer below has told this connection, in
+ * its handshake, to be the name of the default export; NULL if the client has not
+ * asked.  The server keeps it for as long.
  */
-static __thread const char *default_name;
+static pthread_key_t default_name;
+static int key_error;           /* errno of making it */
 
 /* Per connection. */
 struct handle {
@@ -80,7 +83,8 @@ first_warning (enum warning warning)
 static void
 scan_load (void)
 {
-  times_loaded++;
+  if (times_loaded++ == 0)
+    key_error = pthread_key_create (&default_name, NULL);
 }
 
 static int
@@ -115,6 +119,11 @@ scan_config_complete (nbdkit_next_config_complete *next,
   }
   if (options_complete () == -1)
     return -1;
+  if (key_error != 0) {
+    errno = key_error;
+    nbdkit_error ("scan: pthread_key_create: %m");
+    return -1;
+  }
   config.policy = library_policy (options.policy, error);
   if (config.policy == NULL) {
     nbdkit_error ("scan-policy=%s: %s", options.policy, error);
@@ -129,6 +138,11 @@ scan_config_complete (nbdkit_next_config_complete *next,
   if (budget == NULL) {
     nbdkit_error ("scan: malloc: %m");
     return -1;
+  }
+  if (options.record_file != NULL) {
+    recorder = recorder_new (options.record_key, options.record_file);
+    if (recorder == NULL)
+      return -1;
   }
   if (options.cow_block_size > 0)
     guard_set_block (options.cow_block_size);
@@ -212,6 +226,8 @@ start_scan (struct generation *generation, const char *name, nbdkit_next *next,
     if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
       config.next = next;
   }
+  if (recorder != NULL && recorder_claim (recorder, generation->export->name))
+    config.recorder = recorder;
   return scans_start (&config, generation);
 }
 
@@ -219,6 +235,8 @@ static int
 scan_after_fork (nbdkit_backend *backend)
 {
   report_start ();
+  if (recorder != NULL && recorder_start (recorder) == -1)
+    return -1;
   if (!options.background || !thread_model_allows_scan () || !may_open (""))
     return 0;
   background_generation = exports_get_newest ("");
@@ -231,13 +249,20 @@ static void
 scan_cleanup (nbdkit_backend *backend)
 {
   scans_stop_all ();
+  recorder_free (recorder);
+  recorder = NULL;
   report_stop ();
 }
 
 static void
 scan_unload (void)
 {
+  if (--times_loaded > 0)
+    return;
   scans_leave (background);
+  if (key_error == 0)
+    pthread_key_delete (default_name);
+  recorder_free (recorder);
   exports_free ();
   budget_free (budget);
   library_free ();
@@ -249,7 +274,7 @@ static int
 scan_preconnect (nbdkit_next_preconnect *next, nbdkit_backend *nxdata,
                  int readonly)
 {
-  default_name = NULL;
+  pthread_setspecific (default_name, NULL);
   return next (nxdata, readonly);
 }
 
@@ -262,15 +287,19 @@ static const char *
 scan_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
                      int readonly, int is_tls)
 {
-  default_name = next (nxdata, readonly);
-  return default_name;
+  const char *name = next (nxdata, readonly);
+
+  pthread_setspecific (default_name, name);
+  return name;
 }
 
 static bool
 is_default_export (const char *name)
 {
+  const char *of_default = pthread_getspecific (default_name);
+
   return *name == '\0' ||
-    (default_name != NULL && strcmp (name, default_name) == 0);
+    (of_default != NULL && strcmp (name, of_default) == 0);
 }
 
 static void *

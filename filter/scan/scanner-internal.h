@@ -6,11 +6,7 @@
  * its threads, steps.c what its policy asks for, and fetch.c all that it reads
  * of the source.  Nothing else may include this.
  *
- * Locks of this filter, outermost first: a vm's policy lock or that of the list of
- * scans, then a scanner's joining, then a scanner's lock, then that of the exports,
- * then the leaf locks (map, read queue, results, failures, budget, guard), under which
- * nothing is called.  None is held across a call to the layer below.  The client's
- * read path takes the read queue's, and the map's where that is needed (see map.h).
+ * The order of locks is in docs/design.md.
  */
 
 #ifndef SCAN_SCANNER_INTERNAL_H
@@ -56,7 +52,10 @@ struct worker {
 };
 
 struct scanner {
-  /* Immutable once the first worker has opened its source. */
+  /* Written before another thread sees them: by scanner_start, and, in the
+   * background, config.info and driver.size by the first worker, before it lets
+   * another be started.
+   */
   struct scanner_config config;
   struct vm_driver driver;
   struct vm_scan *scan;
@@ -83,6 +82,7 @@ struct scanner {
   unsigned nr_idle;             /* that wait to become the decider */
   unsigned in_flight;           /* prefetches */
   bool deciding;                /* there is a decider */
+  bool left;                    /* scanner_tell_stop was called */
   bool warned_of_thread;        /* that could not be used */
   struct outage outage;
 
@@ -94,6 +94,7 @@ struct scanner {
   struct ticket ticket;
   struct met_read read_batch[READS_MAX];
   struct met_read look_batch[READS_MAX];
+  size_t nr_looked_at;          /* of those that are in the queue */
   struct vm_failure failure_batch[FAILURES_MAX];
   struct vm_result result_batch[RESULTS_MAX];
   struct source_extents extents; /* for disk:next_data */
@@ -118,6 +119,16 @@ extern bool scan_advance (struct scanner *s, enum scan_phase phase);
  * use; the lock must not be held.
  */
 extern void scan_end (struct scanner *s, enum stats_state state);
+
+/* Tell the map and the recorder of the reads that nobody has looked at yet.  The
+ * policy gets them all the same.  The caller is the decider.
+ */
+extern void scan_look_at_reads (struct scanner *s);
+
+/* The scan is over, and its first worker goes on telling the recorder of reads:
+ * until that wants no more, or the client has left.
+ */
+extern void scan_record_on (struct scanner *s);
 
 /* -- workers.c ------------------------------------------------------------- */
 

@@ -17,23 +17,48 @@
 #include "scanner-internal.h"
 #include "stats.h"
 
+/* How often reads are looked after once the scan is over: their queue is for a
+ * client of ten thousand a second, and nobody has to wake anybody.
+ */
+#define RECORD_LOOK_NS (NS_PER_SECOND / 50)
+
 /* -- what the policy may ask about ----------------------------------------- */
+
+/* Tell the map and the recorder of reads. */
+static void
+note_reads (struct scanner *s, const struct met_read *reads, size_t n)
+{
+  size_t i;
+
+  for (i = 0; i < n; ++i)
+    map_read (s->config.map, reads[i].range);
+  if (n > 0 && recorder_is_on (s->config.recorder))
+    recorder_add (s->config.recorder, reads, n, reads_take_lost (s->reads));
+}
+
+void
+scan_look_at_reads (struct scanner *s)
+{
+  const size_t n = reads_look (s->reads, s->look_batch);
+
+  note_reads (s, s->look_batch, n);
+  s->nr_looked_at += n;
+}
 
 static size_t
 driver_reads (void *opaque, const struct met_read **out)
 {
   struct scanner *s = opaque;
   const size_t n = reads_take (s->reads, s->read_batch);
-  struct range range;
   size_t i;
 
-  for (i = 0; i < n; ++i) {
-    range = s->read_batch[i].range;
-    map_read (s->config.map, range);
-    if (scan_debug_reads)
+  note_reads (s, s->read_batch + s->nr_looked_at, n - s->nr_looked_at);
+  s->nr_looked_at = 0;
+  if (scan_debug_reads)
+    for (i = 0; i < n; ++i)
       nbdkit_debug ("scan: read offset=0x%" PRIx64 " count=0x%" PRIx64,
-                    range.offset, range.count);
-  }
+                    s->read_batch[i].range.offset,
+                    s->read_batch[i].range.count);
   *out = s->read_batch;
   return n;
 }
@@ -60,12 +85,9 @@ static bool
 driver_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
 {
   struct scanner *s = opaque;
-  size_t n, i;
 
   /* The policy need not have asked for them. */
-  n = reads_look (s->reads, s->look_batch);
-  for (i = 0; i < n; ++i)
-    map_read (s->config.map, s->look_batch[i].range);
+  scan_look_at_reads (s);
   return map_missing (s->config.map, from, to, missing);
 }
 
@@ -119,9 +141,31 @@ scan_end (struct scanner *s, enum stats_state state)
 {
   if (!scan_advance (s, SCAN_OVER))
     return;
-  reads_stop (s->reads);
+  if (!recorder_is_on (s->config.recorder))
+    reads_stop (s->reads);
   reads_wake (s->reads);
   stats_scan_ends (s->config.stats, state);
+}
+
+void
+scan_record_on (struct scanner *s)
+{
+  const struct met_read *reads;
+  bool left;
+
+  do {
+    driver_reads (s, &reads);
+    {
+      const uint64_t next_ns = clock_now_ns () + RECORD_LOOK_NS;
+      ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+      while (!s->left && clock_wait_until (&s->stops, &s->lock, next_ns) == 0)
+        ;
+      left = s->left;
+    }
+  } while (!left && recorder_is_on (s->config.recorder));
+  driver_reads (s, &reads);
+  reads_stop (s->reads);
 }
 
 /* -- the functions of scanner.h -------------------------------------------- */
@@ -189,6 +233,12 @@ void
 scanner_tell_stop (struct scanner *s)
 {
   scan_advance (s, SCAN_STOPS);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+    s->left = true;
+    pthread_cond_broadcast (&s->stops);
+  }
   reads_wake (s->reads);
 }
 

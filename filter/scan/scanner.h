@@ -20,6 +20,7 @@
 
 #include "budget.h"
 #include "map.h"
+#include "recorder.h"
 #include "reads.h"
 #include "source.h"
 #include "stats.h"
@@ -37,6 +38,7 @@ struct scanner_config {
   struct budget *budget;        /* shared by all scans */
   struct stats *stats;          /* the export's */
   struct map *map;              /* of this disk at this size */
+  struct recorder *recorder;    /* of the reads of this disk, or NULL */
   bool background;              /* for no connection: info is not known yet */
 
   /* Either the connection's context and what is known of it, or a backend to

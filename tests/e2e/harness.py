@@ -190,6 +190,7 @@ class Server:
         self.dir = tempfile.mkdtemp (prefix="scan-e2e-")
         self.socket = os.path.join (self.dir, "sock")
         self.lines = []         # what log returns
+        self.raw = []           # the same, as bytes, before unescape
         self.partial = b""      # of the next line
         self.ended = False      # no more lines will come
         self.changed = threading.Condition ()
@@ -255,6 +256,7 @@ class Server:
                     break
                 self.ended = some == b""
                 *lines, self.partial = (self.partial + some).split (b"\n")
+                self.raw += lines
                 for line in lines:
                     self._take (unescape (line.decode (errors="replace")))
                 self.changed.notify_all ()

@@ -41,8 +41,8 @@ end)
 describe ("docs/fleet.md", function ()
   it ("simulates what it deploys", function ()
     local text = read ("docs/fleet.md")
-    local simulated = text:match ("scan%-policy simulate .-\n\n")
-    local deployed = text:match ("nbdkit %-U edge.sock .-\n\n")
+    local simulated = text:match ("scan%-policy simulate .-```")
+    local deployed = text:match ("scan%-policy=replay scan%-file%-trace=tuesday.-```")
     assert.equal (deployed:match ("scan%-size=(%w+)"),
                   simulated:match ("%-%-block (%w+)"))
     assert.equal (deployed:match ("scan%-threads=(%w+)"),
