@@ -19,7 +19,6 @@
 --
 -- @module scan.combinators
 
-local blockmap = require "scan.blockmap"
 local host = require "scan.host"
 
 local M = {}
@@ -91,8 +90,8 @@ function M.chain (...)
   end
 end
 
--- So many blocks of a hole skipped in a row are given up in one turn, so that
--- no decision gets long on a huge empty disk.
+-- After so many prefetches left out in a row there is a wait, so that no decision
+-- gets long on a huge disk of which nothing is to be fetched.
 local SKIP_MOST = 4096
 
 --- Leave out what is a hole.
@@ -139,52 +138,32 @@ function M.skip_holes (policy)
   end
 end
 
--- What is remembered by `once` is this fine, or a block if that is less.
-local ONCE_UNIT_BYTES = 65536
-
---- Never ask for the same bytes twice.
---
--- Remembers what has been asked for in units of 64K, or of a block if that is
--- less; a request that covers a part of a unit goes through and is forgotten.
--- A range whose prefetch failed may be asked for again, once the policy has
--- seen it in `failures`.  Memory is bounded (see scan.blockmap).
+--- Leave out what is there already: what a client has read, and what was fetched or
+-- is in flight, by whatever scan of the export (see `disk:missing`).
 -- @tparam function policy
 -- @treturn function of the disk
 function M.once (policy)
   local run = policy_function (policy, "once", 1)
   return function (disk)
-    local unit = math.min (disk.block, ONCE_UNIT_BYTES)
-    local units = (disk.size - 1) // unit + 1
-    local asked = blockmap.new (units)
+    local skipped = 0
     local outer = {}
 
     function outer:prefetch (offset, count)
       local stop = range_end (disk, offset, count)
       if not stop then return disk:prefetch (offset, count) end
-      local last = (stop - 1) // unit + 1
-      local at = asked:next_missing (offset // unit)
-      while at and at < last do
-        local added = asked:next_added (at, last)
-        local from, to = math.max (at * unit, offset), stop
-        if added < last then to = added * unit end
-        -- Only what is covered whole; the disk's last unit may be short.
-        asked:add ((from + unit - 1) // unit, to == disk.size and units or to // unit)
-        disk:prefetch (from, to - from)
-        at = asked:next_missing (added)
-      end
-    end
-
-    function outer:failures ()
-      local next_failure, state, control = disk:failures ()
-      return function ()
-        local offset, count, name = next_failure (state, control)
-        control = offset
-        if offset then
-          for i = offset // unit, (offset + count - 1) // unit do
-            asked:remove (i)
-          end
+      local from, missing = disk:missing (offset, stop)
+      if from then
+        skipped = 0
+      else
+        skipped = skipped + 1
+        if skipped == SKIP_MOST then
+          skipped = 0
+          disk:wait (0)
         end
-        return offset, count, name
+      end
+      while from do
+        disk:prefetch (from, missing)
+        from, missing = disk:missing (from + missing, stop)
       end
     end
 

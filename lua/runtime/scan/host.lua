@@ -7,8 +7,9 @@
 -- one).  It runs in a coroutine; everything that may take time (`prefetch`,
 -- `wait`, `settle`, `next_data`, `pread`) is a *request* that is yielded to the
 -- runner, which does it and resumes the policy with the answer.  Everything
--- that is only a question (`reads`, `failures`, `reads_in_flight`, `idle`,
--- `closed`, `now`) is answered at once by the runner's *driver*.  The filter,
+-- that is only a question (`reads`, `missing`, `results`, `failures`,
+-- `reads_in_flight`, `idle`, `closed`, `now`) is answered at once by the runner's
+-- *driver*.  The filter,
 -- the simulator and the test kit are three runners; a policy can't tell them
 -- apart.
 --
@@ -24,7 +25,10 @@
 -- called with the disk as an argument, which they ignore:
 --
 --     size, block, export   bytes, bytes, name
---     reads ()              -> iterator over (offset, count), oldest first
+--     reads ()              -> iterator over (offset, count, met), oldest first
+--     missing (from, to)    -> offset, count of the first range in [from, to) that
+--                              was neither read nor fetched nor is in flight
+--     results ()            -> iterator over (offset, count, seconds, errno name)
 --     failures ()           -> iterator over (offset, count, errno name)
 --     reads_in_flight ()    -> number
 --     idle ()               -> seconds
@@ -63,6 +67,15 @@ local function check_offset (disk, offset, what, level)
            .. disk.size .. ")", level or 3)
   end
   return n
+end
+
+-- A whole number of bytes, which may be anywhere.
+local function whole (n, what)
+  local integer = type (n) == "number" and tointeger (n)
+  if not integer then
+    error (what .. " should be a whole number of bytes, got " .. tostring (n), 3)
+  end
+  return integer
 end
 
 local function check_count (count, what, level)
@@ -139,6 +152,23 @@ function Disk:pread (offset, count)
   return yield ("pread", offset, count)
 end
 
+-- `disk:missing` for a driver: what it is asked, made a range of the disk.
+local function missing_of (driver)
+  local missing, size = driver.missing, driver.size
+  return function (disk, from, to)
+    if math_type (from) ~= "integer" then from = whole (from, "disk:missing: from") end
+    if to == nil then
+      to = size
+    elseif math_type (to) ~= "integer" then
+      to = whole (to, "disk:missing: to")
+    end
+    if from < 0 then from = 0 end
+    if to > size then to = size end
+    if from >= to then return nil end
+    return missing (disk, from, to)
+  end
+end
+
 --- The disk that a policy sees.
 -- @tparam table driver of the runner; kept, not copied
 -- @treturn table disk
@@ -161,11 +191,32 @@ function M.disk (driver)
 
     -- Questions go straight to the driver.
 
+    --- The first range that no client has read, and that was neither fetched nor is
+    -- in flight.  All scans of the export share what is known.  That is bounded: on
+    -- a huge disk things are forgotten, so a range may be given that is there
+    -- already, and never the other way round.
+    -- @function disk:missing
+    -- @tparam integer from in bytes
+    -- @tparam[opt] integer to where to end, in bytes; the end of the disk if it is
+    -- left out or lies beyond
+    -- @treturn integer|nil offset in bytes, nil if there is none
+    -- @treturn integer count of it, or of as much as was looked at
+    missing = missing_of (driver),
+
     --- The client reads since this was last called, oldest first.  What a loop
     -- that is broken off has not looked at is not shown again.
     -- @function disk:reads
-    -- @treturn function iterator over offset, count (bytes)
+    -- @treturn function iterator over offset, count (bytes), and what the read met
+    -- when it began: "hit" if all of it had been read or fetched before, "late" if
+    -- what had not was in flight, "miss" if not
     reads = driver.reads,
+
+    --- What became of the prefetches that ended since this was last called, pieces
+    -- of a block or less.  The newest 256 are kept.
+    -- @function disk:results
+    -- @treturn function iterator over offset, count (bytes), seconds that it took,
+    -- errno name or nil if all is well
+    results = driver.results,
 
     --- The prefetches that failed since this was last called.
     -- @function disk:failures
