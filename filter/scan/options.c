@@ -96,12 +96,15 @@ parse_bool (const char *key, const char *value, bool *result)
   return 0;
 }
 
-/* Digits, perhaps a unit after them, and not too large. */
+/* Digits, perhaps with what strtoimax skips before them and a unit after them, and
+ * not too large.
+ */
 static bool
 is_size (const char *text)
 {
   static const char units[] = "bkmgtpe";
-  const char *value = text + strspn (text, " \t\n\v\f\r");
+  const char *start = text + strspn (text, " \t\n\v\f\r");
+  const char *value = start + (*start == '+');
   const size_t n = strspn (value, "0123456789");
   const char unit = tolower ((unsigned char) value[n]);
   const char *p = strchr (units, unit); /* the end, if there is no unit */

@@ -261,9 +261,9 @@ scan_unload (void)
   if (--times_loaded > 0)
     return;
   scans_leave (background);
+  recorder_free (recorder);
   if (key_error == 0)
     pthread_key_delete (default_name);
-  recorder_free (recorder);
   exports_free ();
   budget_free (budget);
   library_free ();

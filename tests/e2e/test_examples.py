@@ -14,17 +14,13 @@ import subprocess
 import nbd
 import pytest
 
-from harness import CHECK_WITH, PATIENCE_SECS, SCAN, TOP
+from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP
 
 UNITS = os.path.join (TOP, "packaging/systemd")
 RULES = os.path.join (TOP, "packaging/prometheus/nbdkit-scan.rules.yml")
 DASHBOARD = os.path.join (TOP, "packaging/prometheus/grafana-dashboard.json")
-CLONE = os.path.join (os.path.dirname (SCAN), "nbdkit-clone-filter.so")
 
 pytestmark = pytest.mark.skipif (CHECK_WITH != "", reason="not about the filter")
-
-needs_clone = pytest.mark.skipif (not os.path.exists (CLONE),
-                                  reason="there is no clone filter")
 
 
 def needs (program):
@@ -65,7 +61,6 @@ def exec_start (state):
     return [*words[:at], "pattern", "1M", *words[at + 2:]]
 
 
-@needs_clone
 @needs ("systemd-socket-activate")
 def test_the_unit_serves_a_disk_on_its_socket (tmp_path):
     state = tmp_path / "state"
@@ -94,20 +89,15 @@ def test_the_unit_serves_a_disk_on_its_socket (tmp_path):
 # -- Prometheus ----------------------------------------------------------------
 
 def known_metrics ():
-    """Those that the filters write; the clone's only if it is here."""
-    text = read ("filter/report/metrics.c")
-    clone = os.path.join (TOP, "filter/clone")
-    for name in os.listdir (clone) if os.path.isdir (clone) else []:
-        text += read (clone, name)
-    return set (re.findall (r'"(nbdkit_(?:scan|clone)_\w+)"', text)) | \
+    text = "".join (read (folder, name) for folder in ("filter/report", "filter/clone")
+                    for name in os.listdir (os.path.join (TOP, folder)))
+    return set (re.findall (r'"(nbdkit_(?:scan|clone)_\w+)', text)) | \
         set (re.findall (r"(nbdkit_scan_policy_info)", text))
 
 
 def check_metrics (text):
     used = set (re.findall (r"\bnbdkit_(?:scan|clone)_\w+", text))
     assert len (used) > 5
-    if not os.path.isdir (os.path.join (TOP, "filter/clone")):
-        used = {name for name in used if not name.startswith ("nbdkit_clone_")}
     assert used - known_metrics () == set ()
 
 

@@ -21,7 +21,7 @@ import time
 import nbd
 import pytest
 
-from harness import CHECK_WITH, PATIENCE_SECS, SCAN, nbdkit
+from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, nbdkit
 
 FINISHED = "scan: finished scanning the plugin"
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
@@ -33,6 +33,7 @@ DISK = random.Random (15).randbytes (BLOCK * BLOCKS)
 LAYERS = {
     "cow": ("cow", ["cow-on-read=true", "scan-method=read", "scan-threads=4"]),
     "cache": ("cache", ["cache-on-read=true"]),
+    "clone": (CLONE, ["scan-threads=4"]),
 }
 each_layer = pytest.mark.parametrize ("layer", LAYERS)
 

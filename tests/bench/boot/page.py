@@ -12,7 +12,6 @@ import stacks
 
 DOCS = os.path.join (stacks.TOP, "docs")
 BEGIN, END = "<!-- bench-boot: begin -->", "<!-- bench-boot: end -->"
-HEADING = "## A guest that boots"
 
 # Above this, a stack is not worth having.
 SLOW = 1.05
