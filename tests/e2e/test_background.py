@@ -5,6 +5,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -253,10 +254,12 @@ def start_origin (sock, log, size="64K"):
     process = subprocess.Popen (["nbdkit", "-f", "-U", sock, "--filter=log", "memory",
                                  size, f"logfile={log}", "logappend=true"])
     deadline = time.monotonic () + 60
-    while not os.path.exists (sock):
+    while True:
         assert process.poll () is None and time.monotonic () < deadline
+        with socket.socket (socket.AF_UNIX) as client:
+            if client.connect_ex (sock) == 0:
+                return process
         time.sleep (0.001)
-    return process
 
 
 HALVES = """
