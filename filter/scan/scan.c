@@ -42,15 +42,16 @@ static struct budget *budget;
 static struct recorder *recorder; /* or NULL */
 static bool count_reads;        /* somebody wants to know */
 
-/* scan-background: the one scan of the default export, and what it is a scan of;
- * NULL if there is none.  Written in .after_fork, when there are no connections.
+/* scan-background: the one scan of the default export, and what it is a scan
+ * of; NULL if there is none.  Written in .after_fork, when there are no
+ * connections.
  */
 static struct scan *background;
 static struct generation *background_generation;
 
-/* For each connection's thread: what the layer below has told this connection, in
- * its handshake, to be the name of the default export; NULL if the client has not
- * asked.  The server keeps it for as long.
+/* For each connection's thread: what the layer below has told this connection,
+ * in its handshake, to be the name of the default export; NULL if the client has
+ * not asked.  The server keeps it for as long.
  */
 static pthread_key_t default_name;
 static int key_error;           /* errno of making it */
@@ -195,8 +196,8 @@ may_open (const char *export_name)
                   "scan-background=true", why);
   else
     nbdkit_error ("scan: warning: %s, not scanning; use parameters that name "
-                  "one disk, or leave out what makes nbdkit serialize requests, "
-                  "such as the retry and noparallel filters", why);
+                  "one disk, or leave out what makes nbdkit serialize "
+                  "requests, such as the retry and noparallel filters", why);
   return false;
 }
 
