@@ -29,8 +29,8 @@ extern void failures_init (struct failures *failures);
 extern void failures_destroy (struct failures *failures);
 
 /* Keep one, and warn of the first that is a fault of the source: EBUSY says
- * that it was left out.  What fails once a scan doesn't go on is no fault: what was
- * below may be gone with the client.  Any thread.
+ * that it was left out.  What fails once a scan doesn't go on is no fault: what
+ * was below may be gone with the client.  Any thread.
  */
 extern void failures_add (struct failures *failures, struct range range,
                           int err, bool goes_on);
