@@ -152,6 +152,7 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
+$(B)/tests/unit-pace: $(call unit_objects,scan/pace)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/budget scan/guard \
