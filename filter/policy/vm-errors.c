@@ -132,6 +132,7 @@ after_cut_path (const char *message, const char *path)
 static char *
 with_name (const struct vm *vm, const char *message)
 {
+  const char *name = vm->config.policy->name;
   const char *end = strchrnul (message, '\n'), *p;
   char *result;
 
@@ -140,15 +141,13 @@ with_name (const struct vm *vm, const char *message)
     if (p != NULL && p < end)
       message = p + 2;
   }
-  if (vm->policy_name == NULL)
-    return strdup (message);
-  p = after_cut_path (message, vm->policy_name);
+  p = after_cut_path (message, name);
   if (p != NULL)
-    return asprintf (&result, "%s%s", vm->policy_name, p) == -1 ? NULL : result;
-  p = strstr (message, vm->policy_name);
+    return asprintf (&result, "%s%s", name, p) == -1 ? NULL : result;
+  p = strstr (message, name);
   if (p != NULL && p < end)
     return strdup (message);
-  return asprintf (&result, "%s: %s", vm->policy_name, message) == -1
+  return asprintf (&result, "%s: %s", name, message) == -1
     ? NULL : result;
 }
 

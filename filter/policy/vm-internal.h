@@ -24,7 +24,6 @@
 #include <lualib.h>
 
 #include "clock.h"
-#include "library.h"
 #include "vm.h"
 
 #if LUA_VERSION_NUM != 504
@@ -41,6 +40,7 @@ enum kill_reason { ALIVE, TIMED_OUT, CLIENT_GONE };
 struct vm {
   /* Immutable. */
   struct vm_config config;
+  bool bounded;                 /* no decision can take long, see vm.c */
 
   /* The policy lock, taken before a read queue's lock and after no other. */
   pthread_mutex_t lock;
@@ -49,8 +49,6 @@ struct vm {
   lua_State *L;                 /* NULL before loading and after a failure */
   size_t used_bytes, limit_bytes;
   int main_ref, run_ref;
-  const char *policy_name;      /* as messages have it; the library's */
-  bool bounded;                 /* no decision can take long, see vm.c */
   bool loaded;
   char *error;                  /* set once */
   /* The decision in progress. */

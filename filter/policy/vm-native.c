@@ -205,12 +205,12 @@ native_find_policy (lua_State *L)
   const struct vm_config *config = &vm_of (L)->config;
   const char *name = luaL_checkstring (L, 1);
   char error[LIBRARY_ERROR_MAX] = "";
+  bool given = false;
   size_t i;
 
   for (i = 0; i < config->nr_args; ++i)
-    if (strcmp (config->args[i].value, name) == 0)
-      return vm_push_text (L, library_policy (name, error), error);
-  return vm_push_text (L, library_neighbour (name, error), error);
+    given = given || strcmp (config->args[i].value, name) == 0;
+  return vm_push_text (L, library_neighbour (name, given, error), error);
 }
 
 /* read_at (offset, count): upvalue is the text. */

@@ -73,8 +73,7 @@ static int
 boot (lua_State *L)
 {
   struct vm *vm = lua_touserdata (L, 1);
-  const struct text *text, *policy;
-  char error[LIBRARY_ERROR_MAX] = "";
+  const struct text *text;
   size_t i;
 
   lua_settop (L, 0);
@@ -96,14 +95,7 @@ boot (lua_State *L)
   lua_call (L, 1, 2);                           /* load main */
   vm->main_ref = luaL_ref (L, LUA_REGISTRYINDEX); /* load */
 
-  policy = library_policy (vm->config.policy, error);
-  if (policy == NULL) {
-    lua_pushfstring (L, "scan-policy: %s", error);
-    return lua_error (L);
-  }
-  vm->policy_name = policy->name;
-  vm->bounded = is_bounded (policy);
-  vm_push_text (L, policy, error);                 /* load text chunk_name ours */
+  vm_push_text (L, vm->config.policy, NULL);    /* load text chunk_name ours */
   lua_pop (L, 1);
   lua_createtable (L, 0, vm->config.nr_args);   /* load text chunk_name args */
   for (i = 0; i < vm->config.nr_args; ++i) {
@@ -174,6 +166,7 @@ vm_new (const struct vm_config *config)
   if (vm == NULL)
     return NULL;
   vm->config = *config;
+  vm->bounded = is_bounded (config->policy);
   vm->limit_bytes = config->memory_bytes;
   pthread_mutex_init (&vm->lock, NULL);
   return vm;
@@ -198,7 +191,6 @@ load (struct vm *vm, const struct vm_driver *driver)
   int status;
 
   vm->loaded = true;
-  vm->policy_name = vm->config.policy;
   vm_begin_decision (vm, driver);
   L = vm->L = lua_newstate (vm_alloc, vm);
   if (L == NULL) {

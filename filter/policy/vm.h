@@ -8,7 +8,7 @@
  * A vm has one lock, the policy lock.  It is taken inside vm_load and
  * vm_resume, for as long as Lua runs, and by nobody else; so a client read
  * never waits for it.  While it is held, the driver's functions are called (see
- * scanner.c for the order of locks).
+ * scanner-internal.h for the order of locks).
  *
  * Any thread may call any function here.  vm_resume is for one thread at a time
  * per scan.
@@ -21,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "library.h"
 #include "range.h"
 
 /* Most bytes that one VM_PREAD asks for; the same number is in host.lua. */
@@ -38,7 +39,7 @@ struct vm_arg {
  * outlive the vm.
  */
 struct vm_config {
-  const char *policy;           /* a file or a built-in, see library.h */
+  const struct text *policy;
   const struct vm_arg *args;    /* nr_args of them */
   size_t nr_args;
   size_t memory_bytes;

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <strings.h>
 
+#include <sys/stat.h>
+
 #include <nbdkit-filter.h>
 
 #include "budget.h"
@@ -28,7 +30,6 @@
 
 struct options options = {
   .size = 2 * 1024 * 1024,
-  .policy = "default",
   .threads = 1,
   .method = SOURCE_CACHE,
   .exports = "",
@@ -256,6 +257,22 @@ notice_layer_below (const char *key, const char *value)
   }
 }
 
+/* A built-in comes before a file of its name; say so to those who may have meant
+ * the file.
+ */
+static void
+advise_of_hidden_file (const char *name)
+{
+  char error[LIBRARY_ERROR_MAX];
+  const struct text *policy = library_policy (name, error);
+  struct stat st;
+
+  if (policy != NULL && policy->builtin &&
+      stat (name, &st) == 0 && S_ISREG (st.st_mode))
+    nbdkit_error ("scan: warning: scan-policy=%s is the built-in policy; for the "
+                  "file in this directory, use scan-policy=./%s", name, name);
+}
+
 int
 options_set (const char *key, const char *value)
 {
@@ -316,6 +333,10 @@ options_set (const char *key, const char *value)
 int
 options_complete (void)
 {
+  if (options.policy == NULL)
+    options.policy = "default";
+  else
+    advise_of_hidden_file (options.policy);
   if (stock_boolean != NULL && strcmp (options.policy, "default") != 0) {
     nbdkit_error ("%s is only for the default policy, and scan-policy=%s was "
                   "given; use one of them, or hand the policy an argument "

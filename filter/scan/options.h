@@ -16,7 +16,7 @@
 
 struct options {
   uint32_t size;                /* scan-size, bytes */
-  const char *policy;
+  const char *policy;           /* as given, or "default" */
   struct vm_arg *args;          /* for the policy; nr_args of them */
   size_t nr_args;
   unsigned threads;

@@ -6,7 +6,7 @@
  *
  * While clients are connected, a background scan walks the disk and asks the
  * layer below to cache it.  This file tells the story of a connection; what a
- * scan does is in scanner.c, and docs/design.md is a tour of the rest.
+ * scan does is in scanner.h, and docs/design.md is a tour of the rest.
  */
 
 #include <errno.h>
@@ -20,6 +20,7 @@
 #include <nbdkit-filter.h>
 
 #include "budget.h"
+#include "contexts.h"
 #include "debug.h"
 #include "exports.h"
 #include "guard.h"
@@ -61,7 +62,9 @@ struct handle {
 };
 
 /* One warning per server for each thing that can't work. */
-enum warning { NOT_THIS_EXPORT, THREAD_MODEL, NO_CACHE, NR_WARNINGS };
+enum warning {
+  NOT_THIS_EXPORT, THREAD_MODEL, NO_CACHE, NO_CONTEXTS, NR_WARNINGS
+};
 static atomic_bool warned[NR_WARNINGS];
 
 static bool
@@ -76,34 +79,33 @@ scan_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 {
   const int r = options_set (key, value);
 
-  if (r == 0)
-    return next (nxdata, key, value);
-  return r == -1 ? -1 : 0;
+  if (r != 0)
+    return r == -1 ? -1 : 0;
+  contexts_note (key);
+  return next (nxdata, key, value);
 }
 
 static int
 scan_config_complete (nbdkit_next_config_complete *next,
                       nbdkit_backend *nxdata)
 {
-  const struct vm_config config = {
-    .policy = options.policy,
+  struct vm_config config = {
     .args = options.args,
     .nr_args = options.nr_args,
     .memory_bytes = options.policy_memory,
     .timeout_ns = options.policy_timeout_ns,
     .timed = options.stats_file != NULL,
   };
-  const struct text *policy;
   char error[LIBRARY_ERROR_MAX] = "";
 
   if (options_complete () == -1)
     return -1;
-  policy = library_policy (options.policy, error);
-  if (policy == NULL) {
+  config.policy = library_policy (options.policy, error);
+  if (config.policy == NULL) {
     nbdkit_error ("scan-policy=%s: %s", options.policy, error);
     return -1;
   }
-  library_set_policy (policy);
+  library_set_policy (config.policy);
   count_reads = options.stats_file != NULL || options.progress;
   if (exports_init (&config, count_reads) == -1)
     return -1;
@@ -130,6 +132,7 @@ scan_get_ready (int final_thread_model)
   };
 
   thread_model = final_thread_model;
+  contexts_init ();
   return report_init (&config);
 }
 
@@ -144,6 +147,27 @@ thread_model_allows_scan (void)
                   "PARALLEL or SERIALIZE_REQUESTS thread model, not scanning; "
                   "a scan would hold up the clients' requests, so use another "
                   "plugin or filter below, or leave out --filter=scan");
+  return false;
+}
+
+/* May a scan open this export for itself?  Warns if not. */
+static bool
+may_open (const char *export_name)
+{
+  const char *why = contexts_why_not (export_name);
+
+  if (why == NULL)
+    return true;
+  if (!first_warning (NO_CONTEXTS))
+    return false;
+  if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
+    nbdkit_error ("scan: warning: %s; there is no scan in the background, each "
+                  "client's connection is scanned as without "
+                  "scan-background=true", why);
+  else
+    nbdkit_error ("scan: warning: %s, not scanning; use parameters that name "
+                  "one disk, or leave out what makes nbdkit serialize requests, "
+                  "such as the retry and noparallel filters", why);
   return false;
 }
 
@@ -180,7 +204,7 @@ scan_after_fork (nbdkit_backend *backend)
   struct export *export;
 
   report_start ();
-  if (!options.background || !thread_model_allows_scan ())
+  if (!options.background || !thread_model_allows_scan () || !may_open (""))
     return 0;
   export = exports_get ("");
   if (export != NULL)
@@ -273,6 +297,9 @@ can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
     return false;
   }
   if (!thread_model_allows_scan ())
+    return false;
+  if (thread_model != NBDKIT_THREAD_MODEL_PARALLEL &&
+      !may_open (h->export_name))
     return false;
   if (source_ask (next, info) == -1)
     return false;               /* the server will find that out for itself */

@@ -210,7 +210,7 @@ find_extent (const struct nbdkit_extents *list, uint64_t offset)
 
 uint64_t
 source_next_data (struct source *source, struct source_extents *extents,
-                  uint64_t offset, const atomic_bool *stop)
+                  uint64_t offset, const atomic_int *stop)
 {
   size_t i, n;
 

@@ -186,7 +186,11 @@ main (int argc, char *argv[])
     fprintf (stderr, "usage: decisions POLICY BLOCKS ROUNDS [NAME=VALUE...]\n");
     exit (EXIT_FAILURE);
   }
-  config.policy = argv[1];
+  config.policy = library_policy (argv[1], error);
+  if (config.policy == NULL) {
+    fprintf (stderr, "decisions: %s\n", error);
+    exit (EXIT_FAILURE);
+  }
   blocks = strtoull (argv[2], NULL, 10);
   rounds = atoi (argv[3]);
   for (i = 4; i < argc; ++i) {
@@ -206,7 +210,7 @@ main (int argc, char *argv[])
     else if (config.nr_args < sizeof args / sizeof args[0])
       args[config.nr_args++] = (struct vm_arg) { argv[i], equals + 1 };
   }
-  library_set_policy (library_policy (config.policy, error));
+  library_set_policy (config.policy);
 
   for (i = 0; i < rounds; ++i) {
     struct vm *vm = vm_new (&config);

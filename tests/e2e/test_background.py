@@ -85,6 +85,7 @@ def test_reads_of_all_clients_reach_the_policy (tmp_path):
     policy.write_text (OBSERVER)
     with nbdkit ([SCAN], gate ("size=1M"), [BACKGROUND, f"scan-policy={policy}"],
                  VERBOSE) as server:
+        server.wait_line ("gate: open 1 ")  # the scan's
         handles = [server.connect () for _ in range (8)]
         for i, h in enumerate (handles):
             h.pread (512, i * 1024)

@@ -347,12 +347,15 @@ void
 fuzz_run (const char *policy, const uint8_t *data, size_t size)
 {
   const struct vm_arg arg = { "blocks", "3" };
+  char error[LIBRARY_ERROR_MAX];
   const struct vm_config config = {
-    .policy = policy, .args = &arg, .nr_args = 1,
+    .policy = library_policy (policy, error), .args = &arg, .nr_args = 1,
     .memory_bytes = MEMORY_BYTES, .timeout_ns = TIMEOUT_NS,
   };
-  struct vm *vm = vm_new (&config);
+  struct vm *vm;
 
+  CHECK (config.policy != NULL);
+  vm = vm_new (&config);
   CHECK (vm != NULL);
   verbose = getenv ("FUZZ_VERBOSE") != NULL;
   bytes = data;

@@ -20,8 +20,8 @@
 #define BLOCKS 16
 #define FINISHED "finished scanning"
 
-static const struct vm_config vm_config = {
-  .policy = "default", .memory_bytes = 16 * 1024 * 1024,
+static struct vm_config vm_config = {
+  .memory_bytes = 16 * 1024 * 1024,
   .timeout_ns = 3600 * NS_PER_SECOND,
 };
 
@@ -229,12 +229,11 @@ test_failures (void)
 int
 main (void)
 {
-  const struct text *policy;
   char error[LIBRARY_ERROR_MAX];
 
   stub_reset ();
-  policy = library_policy ("default", error);
-  library_set_policy (policy);
+  vm_config.policy = library_policy ("default", error);
+  library_set_policy (vm_config.policy);
 
   test_all_well (1, false);
   test_all_well (4, false);

@@ -131,7 +131,7 @@ static const char POLICY[] =
 static const struct vm_arg args[] = { { "name", "value" } };
 
 static struct vm_config config = {
-  .policy = path, .args = args, .nr_args = 1,
+  .args = args, .nr_args = 1,
   .memory_bytes = 16 * 1024 * 1024, .timeout_ns = 3600 * NS_PER_SECOND,
 };
 
@@ -320,15 +320,14 @@ main (void)
 {
   const long before = stub_outstanding ();
   char message[4096], error[LIBRARY_ERROR_MAX];
-  const struct text *policy;
 
   stub_reset ();
   write_policy (POLICY);
   /* Read once, before anything fails; it is kept. */
-  policy = library_policy (path, error);
+  config.policy = library_policy (path, error);
   unlink (path);
-  check (policy != NULL, "the policy is read");
-  library_set_policy (policy);
+  check (config.policy != NULL, "the policy is read");
+  library_set_policy (config.policy);
 
   check (run (message) == FINISHED, "the policy runs to its end %s", message);
   test_messages ();

@@ -88,22 +88,29 @@ local function built_in_names ()
   return table.concat (names, ", ")
 end
 
---- Find a policy: a file, or else a built-in with or without `.lua`.
+local function built_in (name)
+  if name:find ("/", 1, true) then return nil end
+  local path = ("%s/%s.lua"):format (POLICY_DIR, (name:gsub ("%.lua$", "")))
+  return read_file (path), path
+end
+
+--- Find a policy as the filter does: without a slash a built-in, with or without
+-- `.lua`, else a file.
 -- @tparam string name
 -- @treturn string|nil its text, or nil and why not
 -- @treturn string its path
 function M.find (name)
+  local text, path = built_in (name)
+  if text then return text, path end
   local handle, message, code = io.open (name, "rb")
   if handle then
     handle:close ()
-    local text, read_message = read_file (name)
+    local read_message
+    text, read_message = read_file (name)
     if text then return without_interpreter (text), name end
     return nil, read_message
   end
   if name:find ("/", 1, true) or code ~= 2 then return nil, message end
-  local path = ("%s/%s.lua"):format (POLICY_DIR, (name:gsub ("%.lua$", "")))
-  local text = read_file (path)
-  if text then return text, path end
   return nil, ("%s: neither a file nor a built-in policy; the built-in ones are: %s")
     :format (name, built_in_names ())
 end
@@ -199,13 +206,35 @@ local function find_module (dir, name)
   return nil, message
 end
 
-local function make_native (world, dir, files, print_line)
+local function print_to_stderr (line)
+  io.stderr:write (line, "\n")
+end
+
+-- A policy that another one asks for: a built-in, a file beside it, or what was
+-- given as an argument.
+local function find_policy (dir, args, name)
+  local text, path = built_in (name)
+  if not text and not name:find ("/", 1, true) then
+    path = ("%s/%s.lua"):format (dir, (name:gsub ("%.lua$", "")))
+    text = without_interpreter (read_file (path))
+  end
+  if text then return text, "@" .. path end
+  for _, value in pairs (args) do
+    if value == name then
+      text, path = M.find (name)
+      return text, text and "@" .. path or path
+    end
+  end
+  return nil, ("there is no built-in policy '%s', and no file of that name "
+               .. "beside the policy"):format (name)
+end
+
+local function make_native (world, dir, options)
+  local args, files = options.args or {}, options.files or {}
   return {
     find_module = function (name) return outside (world, find_module, dir, name) end,
     find_policy = function (name)
-      local text, path = outside (world, M.find, name)
-      if text then return text, "@" .. path end
-      return nil, path
+      return outside (world, find_policy, dir, args, name)
     end,
     open_file = function (name)
       local contents = files[name]
@@ -214,13 +243,11 @@ local function make_native (world, dir, files, print_line)
         return string.sub (contents, offset + 1, offset + count)
       end
     end,
-    print = function (line) outside (world, print_line, line) end,
+    print = function (line)
+      outside (world, options.print or print_to_stderr, line)
+    end,
     alive = function () check_alive (world) end,
   }
-end
-
-local function print_to_stderr (line)
-  io.stderr:write (line, "\n")
 end
 
 --- Load a policy.  An error in it is raised as a string, with its place.
@@ -251,8 +278,7 @@ function M.load (options)
 
   local text, path = M.find (policy)
   if not text then error (path, 0) end
-  local native = make_native (world, path:match ("^(.*)/[^/]*$") or ".",
-                              options.files or {}, options.print or print_to_stderr)
+  local native = make_native (world, path:match ("^(.*)/[^/]*$") or ".", options)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
   world.own_globals = {}
