@@ -155,7 +155,7 @@ $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-pace: $(call unit_objects,scan/pace)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads)
-$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
+$(B)/tests/unit-scanner: $(call unit_objects,scan/line scan/pace scan/scanner scan/workers scan/steps \
 	scan/fetch scan/failures scan/ticket scan/budget scan/guard scan/reads \
 	scan/source report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)

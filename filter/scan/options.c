@@ -246,6 +246,10 @@ notice_layer_below (const char *key, const char *value)
     if (!to_size (value, &options.cache_min_block_size))
       options.cache_min_block_size = 0;
   }
+  else if (strcmp (key, "cow-on-cache") == 0) {
+    if (!to_bool (value, &options.cow_on_cache))
+      options.cow_on_cache = true;
+  }
   /* These two may also be a path. */
   else if (strcmp (key, "cow-on-read") == 0) {
     if (!to_bool (value, &options.cow_on_read))
@@ -277,6 +281,7 @@ int
 options_set (const char *key, const char *value)
 {
   const char *name;
+  bool pace = false;
   int r;
 
   if (strcmp (key, "scan-ahead") == 0 || strcmp (key, "scan-clock") == 0 ||
@@ -305,6 +310,10 @@ options_set (const char *key, const char *value)
                         &options.threads);
   else if (strcmp (key, "scan-background") == 0)
     r = parse_bool (key, value, &options.background);
+  else if (strcmp (key, "scan-pace") == 0) {
+    r = parse_bool (key, value, &pace);
+    options.pace = pace ? PACE_ON : PACE_OFF;
+  }
   else if (strcmp (key, "scan-rate") == 0)
     r = parse_size (key, value, 1,
                     "bytes per second, like 500K or 10M", &options.rate);

@@ -37,9 +37,6 @@
 #define ANEW_MIN_NS (10 * NS_PER_SECOND)
 #define ANEW_MAX_NS (80 * NS_PER_SECOND)
 
-#define RETRY_MIN_NS (NS_PER_SECOND / 1000)
-#define RETRY_MAX_NS (NS_PER_SECOND / 50)
-
 static inline double
 least (double a, double b)
 {
@@ -390,5 +387,17 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
 uint64_t
 pace_retry_ns (const struct pace *p, uint64_t now_ns)
 {
-  return now_ns + most (RETRY_MIN_NS, least (RETRY_MAX_NS, p->latency_ns / 8));
+  return now_ns + most (PACE_RETRY_MIN_NS,
+                        least (PACE_RETRY_MAX_NS, p->latency_ns / 8));
+}
+
+const char *
+pace_phase_name (enum pace_phase phase)
+{
+  static const char *const names[] = {
+    [PACE_FIRST] = "first", [PACE_MORE] = "more", [PACE_LARGER] = "larger",
+    [PACE_HOLD] = "hold", [PACE_PROBE] = "probe",
+  };
+
+  return names[phase];
 }

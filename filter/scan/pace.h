@@ -60,6 +60,10 @@
 #define PACE_DEPTH 8           /* pieces */
 #define PACE_NEAR_NS 500000
 
+/* How long nobody looks whether the client has left room. */
+#define PACE_RETRY_MIN_NS 1000000
+#define PACE_RETRY_MAX_NS 20000000
+
 enum pace_phase {
   PACE_FIRST, PACE_MORE, PACE_LARGER, PACE_HOLD, PACE_PROBE,
 };
@@ -148,5 +152,8 @@ extern void pace_end (struct pace *pace, struct pace_transfer *transfer,
 
 /* When to look at the client again, if there was no room. */
 extern uint64_t pace_retry_ns (const struct pace *pace, uint64_t now_ns);
+
+/* For the debug log. */
+extern const char *pace_phase_name (enum pace_phase phase);
 
 #endif /* SCAN_PACE_H */

@@ -32,16 +32,21 @@
 
 int scan_debug_decisions;
 int scan_debug_reads;
+int scan_debug_pace;
 
 /* Written before the server serves, and by nobody after. */
 static int thread_model = -1;
 static struct budget *budget;
+static struct line *line;       /* NULL if scans are not paced */
 static bool count_reads;        /* somebody wants to know */
 
 /* scan-background: the one scan of the default export; NULL if there is none.
  * Written in .after_fork and .cleanup, when there are no connections.
  */
 static struct scanner *background;
+
+/* What clients read, for the line.  Nothing else is done for it on the read path. */
+static struct line_clients clients;
 
 /* What the layer below calls its default export, or NULL if it has not been
  * asked yet.  Protected by the lock, a leaf.
@@ -115,8 +120,18 @@ scan_config_complete (nbdkit_next_config_complete *next,
     nbdkit_error ("scan: malloc: %m");
     return -1;
   }
+  if (options.pace == PACE_ON ||
+      (options.pace == PACE_BY_POLICY && !vm_is_stock (config.policy))) {
+    line = line_new (options.size, &clients);
+    if (line == NULL) {
+      nbdkit_error ("scan: malloc: %m");
+      return -1;
+    }
+  }
   if (options.cow_block_size > 0)
     guard_set_block (options.cow_block_size);
+  if (options.method == SOURCE_READ || options.cow_on_cache)
+    guard_enable ();
   layers_advise ();
   return next (nxdata);
 }
@@ -185,6 +200,7 @@ start_scan (struct export *export, const char *name, nbdkit_next *next,
     .threads = options.threads,
     .method = options.method,
     .budget = budget,
+    .line = line,
     .stats = export->stats,
     .background = next == NULL,
     .backend = backend,
@@ -226,6 +242,7 @@ scan_unload (void)
   exports_free ();
   free (default_name);
   budget_free (budget);
+  line_free (line);
   library_free ();
   options_free ();
 }
@@ -381,10 +398,14 @@ scan_pread (nbdkit_next *next, void *handle,
 
   if (count_reads)
     stats_read (h->export->stats, range);
+  if (line != NULL)
+    atomic_fetch_add (&clients.begun, count);
   noted = reads_begin (h->reads, range);
   r = next->pread (next, buf, count, offset, flags, err);
   if (noted)
     reads_end (h->reads);
+  if (line != NULL)
+    atomic_fetch_add (&clients.ended, count);
   return r;
 }
 

@@ -7,7 +7,7 @@
  * of the source.  Nothing else may include this.
  *
  * Locks of this filter, outermost first: a vm's policy lock, then a scanner's
- * lock, then the leaf locks (read queue, failures, budget, guard, exports),
+ * lock, then the leaf locks (read queue, failures, budget, line, guard, exports),
  * under which nothing is called.  None is held across a call to the layer
  * below, and the client's read path takes the read queue's alone.
  */
@@ -42,6 +42,7 @@ struct worker {
   pthread_t thread;
   struct source *source;        /* its own, or the scanner's */
   void *scratch;                /* one block, for SOURCE_READ */
+  struct pace_transfer transfer; /* what it reads now */
 };
 
 struct scanner {

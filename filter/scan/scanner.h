@@ -19,6 +19,7 @@
 #include <nbdkit-filter.h>
 
 #include "budget.h"
+#include "line.h"
 #include "reads.h"
 #include "source.h"
 #include "stats.h"
@@ -34,6 +35,7 @@ struct scanner_config {
   unsigned threads;             /* most prefetches in flight */
   enum source_method method;
   struct budget *budget;        /* shared by all scans */
+  struct line *line;            /* so is this; NULL if scans are not paced */
   struct stats *stats;          /* the export's */
   bool background;              /* for no connection: info is not known yet */
 
