@@ -38,7 +38,7 @@ struct file {
   struct text text;
 };
 
-/* Leaf lock; guards the list, and is held while a file is read. */
+/* Leaf lock, and held while a file is read; guards the list. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct file *files;
 
@@ -374,6 +374,19 @@ library_file (const char *name)
   char error[LIBRARY_ERROR_MAX];
 
   return get_file ("file:", name, NULL, error);
+}
+
+size_t
+library_files_bytes (void)
+{
+  const struct file *file;
+  size_t bytes = 0;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+  for (file = files; file != NULL; file = file->next)
+    if (strncmp (file->key, "file:", strlen ("file:")) == 0)
+      bytes += file->text.length;
+  return bytes;
 }
 
 void

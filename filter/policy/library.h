@@ -56,7 +56,7 @@ extern const struct text *library_runtime (const char *name);
 /* True if a place in a message, "FILE:LINE: ...", is in a module of ours. */
 extern bool library_is_ours (const char *place);
 
-/* A text of our own by its path in the source tree; it must exist. */
+/* A text of our own by its path in the source tree, or NULL. */
 extern const struct text *library_builtin (const char *path);
 
 /* Say where modules are looked for: beside this policy. */
@@ -70,6 +70,9 @@ extern int library_add_file (const char *name, const char *path,
 
 /* The file of this name, or NULL if none was given. */
 extern const struct text *library_file (const char *name);
+
+/* How many bytes all of these have. */
+extern size_t library_files_bytes (void);
 
 /* At unload. */
 extern void library_free (void);

@@ -100,27 +100,30 @@ may_use (const struct link_map *object, const char *function)
 }
 
 /* Find the plugin.  It is the one object with this function, and nbdkit makes
- * its symbols global.  Stores its name as in nbdkit-NAME-plugin.so, or the file's
- * name.  Returns NULL if there is none.
+ * its symbols global.  Stores its name, as in nbdkit-NAME-plugin.so, cut to size
+ * bytes.  Returns NULL if there is none.
  */
 static const struct link_map *
 find_plugin (char *name, size_t size)
 {
   const void *init = dlsym (RTLD_DEFAULT, "plugin_init");
   struct link_map *object;
-  const char *file;
+  const char *file, *rest;
   Dl_info info;
+  size_t length;
 
   if (init == NULL ||
       dladdr1 (init, &info, (void **) &object, RTLD_DL_LINKMAP) == 0)
     return NULL;
-  file = strrchr (info.dli_fname, '/');
-  file = file != NULL ? file + 1 : info.dli_fname;
+  file = basename (info.dli_fname);
   if (strncmp (file, "nbdkit-", 7) == 0)
     file += 7;
-  snprintf (name, size, "%.*s", (int) strcspn (file, "-."), file);
-  if (strncmp (file + strlen (name), "-plugin.", 8) != 0)
-    snprintf (name, size, "%s", file);
+  rest = strstr (file, "-plugin.");
+  length = rest != NULL ? (size_t) (rest - file) : strlen (file);
+  if (length >= size)
+    length = size - 1;
+  memcpy (name, file, length);
+  name[length] = '\0';
   return object;
 }
 

@@ -53,7 +53,8 @@ keep (struct failures *failures, struct vm_failure failure)
 }
 
 void
-failures_add (struct failures *failures, struct range range, int err)
+failures_add (struct failures *failures, struct range range, int err,
+              bool goes_on)
 {
   static atomic_bool told_full;
   const bool first = keep (failures, (struct vm_failure) { range, err });
@@ -66,6 +67,10 @@ failures_add (struct failures *failures, struct range range, int err)
                     "prefetched and written: set TMPDIR to another place, or "
                     "scan-limit", strerror (err));
   }
+  else if (first && !goes_on)
+    nbdkit_debug ("scan: prefetch of %" PRIu64 " bytes at offset %" PRIu64
+                  " failed at the end of the scan: %s", range.count,
+                  range.offset, strerror (err));
   else if (first)
     nbdkit_error ("scan: warning: prefetch of %" PRIu64 " bytes at offset %"
                   PRIu64 " failed: %s; the scan goes on, and will not warn "

@@ -33,9 +33,12 @@ struct failures {
 extern void failures_init (struct failures *failures);
 extern void failures_destroy (struct failures *failures);
 
-/* Keep one, and warn of the first that is a fault of the source.  Any thread. */
+/* Keep one, and warn of the first that is a fault of the source.  What fails
+ * once a scan doesn't go on is none: what was below may be gone with the client.
+ * Any thread.
+ */
 extern void failures_add (struct failures *failures, struct range range,
-                          int err);
+                          int err, bool goes_on);
 
 /* Copy all, oldest first, to out, which has room for FAILURES_MAX, and keep
  * none.  Returns how many.  Any thread.
@@ -49,7 +52,7 @@ extern void failures_end_row (struct failures *failures);
 /* How long to leave the source alone, as things are: nothing for the first few
  * failures in a row, then twice as long with each FAILURES_DOUBLE more.
  */
-#define FAILURES_DOUBLE 8
+#define FAILURES_DOUBLE 16
 extern uint64_t failures_pause_ns (struct failures *failures);
 
 /* Has the layer that keeps what is fetched run full (ENOSPC)?  Then there is no

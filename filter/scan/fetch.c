@@ -6,52 +6,89 @@
  * writes, counted, and its failure told.  See scanner-internal.h.
  */
 
+#include "clock.h"
 #include "guard.h"
 #include "scanner-internal.h"
 #include "stats.h"
 
+/* Keep what became of a prefetch for the policy. */
 static void
-note_result (struct scanner *s, struct range range, int err)
+note_result (struct scanner *s, struct vm_result result)
 {
-  if (err == 0) {
+  results_add (&s->results, result);
+  if (result.err == 0) {
     failures_end_row (&s->failures);
     return;
   }
-  failures_add (&s->failures, range, err);
+  failures_add (&s->failures, result.range, result.err,
+                scan_phase (s) == SCAN_GOES_ON);
   reads_wake (s->reads);
+}
+
+static struct vm_result
+prefetch_once (struct scanner *s, struct worker *w, struct range range)
+{
+  struct vm_result result = { .range = range };
+  struct guard_op op;
+  uint64_t started_ns;
+
+  if (!guard_begin_prefetch (&op, range)) {
+    stats_prefetch_skipped (s->config.stats);
+    result.err = VM_SKIPPED;
+    return result;
+  }
+  stats_prefetch_begins (s->config.stats);
+  map_prefetch_begins (s->config.map, range);
+  started_ns = clock_now_ns ();
+  result.err = source_prefetch (w->source, range, w->scratch);
+  result.ns = clock_now_ns () - started_ns;
+  map_prefetch_ends (s->config.map, range, result.err == 0);
+  stats_prefetch_ends (s->config.stats, range, result.ns, result.err == 0);
+  guard_end (&op);
+  return result;
 }
 
 void
 fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
 {
-  struct guard_op op;
-  int err = VM_SKIPPED;
+  struct vm_result result;
+  bool again;
 
   ticket_begin (w);
-  if (guard_begin_prefetch (&op, range)) {
-    stats_prefetch_begins (s->config.stats, range);
-    err = source_prefetch (w->source, range, w->scratch);
-    stats_prefetch_ends (s->config.stats, range, err == 0);
-    guard_end (&op);
-  }
-  else
-    stats_prefetch_skipped (s->config.stats);
-  ticket_end (w, err == 0 ? range.count : 0);
-  note_result (s, range, err);
+  result = prefetch_once (s, w, range);
+  again = opening_again (w, result.err);
+  if (again)
+    result = prefetch_once (s, w, range);
+  ticket_end (w, result.err == 0 && !again ? range.count : 0);
+  note_result (s, result);
 }
 
-int
-fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
+/* Returns 0 or an errno. */
+static int
+read_once (struct scanner *s, struct worker *w, struct range range, void *buf)
 {
   struct guard_op op;
   int err = VM_SKIPPED;
 
-  ticket_begin (w);
   /* A layer that keeps what is read makes no difference between the two. */
   if (guard_begin_prefetch (&op, range)) {
     err = source_pread (w->source, range, buf);
     guard_end (&op);
   }
-  ticket_end (w, err == 0 ? range.count : 0);
+  return err;
+}
+
+int
+fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
+{
+  bool again;
+  int err;
+
+  ticket_begin (w);
+  err = read_once (s, w, range, buf);
+  again = opening_again (w, err);
+  if (again)
+    err = read_once (s, w, range, buf);
+  ticket_end (w, err == 0 && !again ? range.count : 0);
   return err;
 }

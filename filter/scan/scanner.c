@@ -17,19 +17,48 @@
 #include "scanner-internal.h"
 #include "stats.h"
 
+/* How often reads are looked after once the scan is over: their queue is for a
+ * client of ten thousand a second, and nobody has to wake anybody.
+ */
+#define RECORD_LOOK_NS (NS_PER_SECOND / 50)
+
 /* -- what the policy may ask about ----------------------------------------- */
 
+/* Tell the map and the recorder of reads. */
+static void
+note_reads (struct scanner *s, const struct met_read *reads, size_t n)
+{
+  size_t i;
+
+  for (i = 0; i < n; ++i)
+    map_read (s->config.map, reads[i].range);
+  if (n > 0 && recorder_is_on (s->config.recorder))
+    recorder_add (s->config.recorder, reads, n, reads_take_lost (s->reads));
+}
+
+void
+scan_look_at_reads (struct scanner *s)
+{
+  const size_t n = reads_look (s->reads, s->look_batch);
+
+  note_reads (s, s->look_batch, n);
+  s->nr_looked_at += n;
+}
+
 static size_t
-driver_reads (void *opaque, const struct range **out)
+driver_reads (void *opaque, const struct met_read **out)
 {
   struct scanner *s = opaque;
   const size_t n = reads_take (s->reads, s->read_batch);
   size_t i;
 
+  note_reads (s, s->read_batch + s->nr_looked_at, n - s->nr_looked_at);
+  s->nr_looked_at = 0;
   if (scan_debug_reads)
     for (i = 0; i < n; ++i)
       nbdkit_debug ("scan: read offset=0x%" PRIx64 " count=0x%" PRIx64,
-                    s->read_batch[i].offset, s->read_batch[i].count);
+                    s->read_batch[i].range.offset,
+                    s->read_batch[i].range.count);
   *out = s->read_batch;
   return n;
 }
@@ -41,6 +70,25 @@ driver_failures (void *opaque, const struct vm_failure **out)
 
   *out = s->failure_batch;
   return failures_take (&s->failures, s->failure_batch);
+}
+
+static size_t
+driver_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+{
+  struct scanner *s = opaque;
+
+  *out = s->result_batch;
+  return results_take (&s->results, s->result_batch, dropped);
+}
+
+static bool
+driver_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
+{
+  struct scanner *s = opaque;
+
+  /* The policy need not have asked for them. */
+  scan_look_at_reads (s);
+  return map_missing (s->config.map, from, to, missing);
 }
 
 static unsigned
@@ -73,25 +121,51 @@ driver_gone (void *opaque)
 
 /* -- the end of a scan ----------------------------------------------------- */
 
-void
+bool
 scan_advance (struct scanner *s, enum scan_phase phase)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
   if (phase <= scan_phase (s))
-    return;
+    return false;
   atomic_store (&s->phase, phase);
   pthread_cond_broadcast (&s->role_free);
   pthread_cond_broadcast (&s->landed);
   pthread_cond_broadcast (&s->stops);
+  pthread_cond_broadcast (&s->try_now);
+  return true;
 }
 
 void
 scan_end (struct scanner *s, enum stats_state state)
 {
-  scan_advance (s, SCAN_OVER);
-  reads_stop (s->reads);
+  if (!scan_advance (s, SCAN_OVER))
+    return;
+  if (!recorder_is_on (s->config.recorder))
+    reads_stop (s->reads);
+  reads_wake (s->reads);
   stats_scan_ends (s->config.stats, state);
+}
+
+void
+scan_record_on (struct scanner *s)
+{
+  const struct met_read *reads;
+  bool left;
+
+  do {
+    driver_reads (s, &reads);
+    {
+      const uint64_t next_ns = clock_now_ns () + RECORD_LOOK_NS;
+      ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+      while (!s->left && clock_wait_until (&s->stops, &s->lock, next_ns) == 0)
+        ;
+      left = s->left;
+    }
+  } while (!left && recorder_is_on (s->config.recorder));
+  driver_reads (s, &reads);
+  reads_stop (s->reads);
 }
 
 /* -- the functions of scanner.h -------------------------------------------- */
@@ -112,16 +186,21 @@ scanner_start (const struct scanner_config *config)
     .export = config->export_name,
     .reads = driver_reads,
     .failures = driver_failures,
+    .results = driver_results,
+    .missing = driver_missing,
     .reads_in_flight = driver_reads_in_flight,
     .idle_ns = driver_idle_ns,
     .closed = driver_closed,
     .gone = driver_gone,
   };
   pthread_mutex_init (&s->lock, NULL);
+  pthread_mutex_init (&s->joining, NULL);
   pthread_cond_init (&s->role_free, NULL);
   pthread_cond_init (&s->landed, NULL);
   clock_cond_init (&s->stops);
+  clock_cond_init (&s->try_now);
   failures_init (&s->failures);
+  results_init (&s->results);
   s->max_workers = config->threads;
   s->workers = calloc (config->threads, sizeof *s->workers);
   s->reads = reads_new ();
@@ -151,17 +230,42 @@ scanner_start (const struct scanner_config *config)
 }
 
 void
+scanner_tell_stop (struct scanner *s)
+{
+  scan_advance (s, SCAN_STOPS);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+    s->left = true;
+    pthread_cond_broadcast (&s->stops);
+  }
+  reads_wake (s->reads);
+}
+
+void
 scanner_stop (struct scanner *s)
 {
-  unsigned i;
+  scanner_tell_stop (s);
+  workers_join (s, false);
+}
 
-  scan_advance (s, SCAN_STOPS);
-  reads_wake (s->reads);
+void
+scanner_join (struct scanner *s)
+{
+  scanner_tell_stop (s);
+  workers_join (s, true);
+}
 
-  /* No worker is started any more. */
-  for (i = 0; i < s->nr_workers; ++i)
-    pthread_join (s->workers[i].thread, NULL);
-  s->nr_workers = 0;
+void
+scanner_try_now (struct scanner *s)
+{
+  opening_try_now (s);
+}
+
+bool
+scanner_has_ended (struct scanner *s)
+{
+  return workers_have_ended (s);
 }
 
 void
@@ -170,17 +274,20 @@ scanner_free (struct scanner *s)
   if (s == NULL)
     return;
   if (s->reads != NULL)
-    scanner_stop (s);
+    scanner_join (s);
   vm_scan_free (s->scan);
   reads_free (s->reads);
   source_forget_extents (&s->extents);
   source_close (s->source);
   free (s->pread_buf);
   free (s->workers);
+  results_destroy (&s->results);
   failures_destroy (&s->failures);
+  pthread_cond_destroy (&s->try_now);
   pthread_cond_destroy (&s->stops);
   pthread_cond_destroy (&s->landed);
   pthread_cond_destroy (&s->role_free);
+  pthread_mutex_destroy (&s->joining);
   pthread_mutex_destroy (&s->lock);
   free (s);
 }

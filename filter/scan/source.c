@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #include "clock.h"
-#include "layers.h"
+#include "quirks.h"
 #include "source.h"
 
 /* The most that is asked of .extents at once: nearly all that a count can say,
@@ -43,7 +43,7 @@ source_ask (nbdkit_next *next, struct source_info *info)
   r = next->can_cache (next);
   if (r == -1)
     return -1;
-  info->can_cache = r == NBDKIT_CACHE_NATIVE && !layers_cache_hangs ();
+  info->can_cache = r == NBDKIT_CACHE_NATIVE && !quirks_cache_hangs ();
   r = next->can_extents (next);
   if (r == -1)
     return -1;

@@ -13,6 +13,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "debug.h"
+#include "escape.h"
 #include "scanner-internal.h"
 #include "stats.h"
 
@@ -40,6 +41,7 @@ step_wait (struct scanner *s, struct worker *w,
   reads_wait (s->reads, request->until_ns > least ? request->until_ns : least);
 }
 
+/* Wait until no prefetch is in flight, or the scan stops. */
 static void
 step_settle (struct scanner *s, struct worker *w,
              const struct vm_request *request, struct vm_answer *answer)
@@ -59,7 +61,7 @@ step_next_data (struct scanner *s, struct worker *w,
                                             &answer->more);
 
   if (offset > from)
-    stats_hole (s->config.stats, (struct range) { from, offset - from });
+    map_hole (s->config.map, (struct range) { from, offset - from });
   if (offset < s->driver.size) {
     answer->type = VM_OFFSET;
     answer->offset = offset;
@@ -129,14 +131,26 @@ log_request (const struct step *step, const struct vm_request *request,
                   step->name, request->range.offset, request->range.count, why);
 }
 
+/* Wait until no prefetch is in flight; scanner_stop would wait as well. */
+static void
+let_land (struct scanner *s)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  while (s->in_flight > 0)
+    pthread_cond_wait (&s->landed, &s->lock);
+}
+
 /* End the scan because of this, which is not a request. */
 static void
 end (struct scanner *s, enum vm_request_type why)
 {
   enum stats_state state = STATS_WAITING;
+  char error[ESCAPE_TEXT_MAX];
 
   if (why == VM_FAILED) {
-    nbdkit_error ("scan: %s", vm_error (s->config.vm));
+    nbdkit_error ("scan: %s", escape (ESCAPE_TEXT, vm_error (s->config.vm),
+                                      error, sizeof error));
     state = STATS_FAILED;
   }
   else if (why == VM_GONE) {
@@ -147,6 +161,7 @@ end (struct scanner *s, enum vm_request_type why)
     nbdkit_debug ("scan: exiting background thread on %s",
                   s->config.background ? "server exit" : "connection close");
   else {
+    let_land (s);
     nbdkit_debug ("scan: finished scanning the plugin");
     state = STATS_FINISHED;
   }
@@ -176,6 +191,8 @@ steps_ask_policy (struct scanner *s, struct worker *w)
   const struct step *step;
 
   do {
+    if (scan_phase (s) == SCAN_OVER)
+      return false;
     if (scan_phase (s) == SCAN_STOPS)
       scan_advance (s, SCAN_LAST_TURN);
     request = vm_resume (s->scan, &answer);
@@ -194,6 +211,9 @@ steps_ask_policy (struct scanner *s, struct worker *w)
     if (step->waits)
       ticket_give (s);
     step->run (s, w, &request, &answer);
+    /* A policy may wait for long and ask for no reads. */
+    if (step->waits && recorder_is_on (s->config.recorder))
+      scan_look_at_reads (s);
     if (!steps_take_room (s))
       return false;
   } while (request.type != VM_PREFETCH);

@@ -21,10 +21,46 @@ worker_start (struct scanner *s)
   int err;
 
   w->scanner = s;
+  w->state = WORKER_AT_WORK;
   err = pthread_create (&w->thread, NULL, run_worker, w);
   if (err == 0)
     s->nr_workers++;
   return err;
+}
+
+/* Is this a thread to be waited for? */
+static bool
+is_to_join (struct scanner *s, const struct worker *w, bool also_opening)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  return !w->joined && (also_opening || w->state != WORKER_OPENING);
+}
+
+void
+workers_join (struct scanner *s, bool also_opening)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->joining);
+  unsigned i;
+
+  /* No worker is started any more. */
+  for (i = 0; i < s->nr_workers; ++i)
+    if (is_to_join (s, &s->workers[i], also_opening)) {
+      pthread_join (s->workers[i].thread, NULL);
+      s->workers[i].joined = true;
+    }
+}
+
+bool
+workers_have_ended (struct scanner *s)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+  unsigned i;
+
+  for (i = 0; i < s->nr_workers; ++i)
+    if (s->workers[i].state != WORKER_ENDED)
+      return false;
+  return true;
 }
 
 static bool
@@ -58,6 +94,21 @@ give_up_worker (struct scanner *s, const char *why, bool is_last)
 
 /* -- what a worker needs --------------------------------------------------- */
 
+/* Get a source for a worker that has none.  Returns NULL if there is none to be
+ * had.  The first worker of a scan in the background waits for it, and so do the
+ * others while one of them does.
+ */
+static struct source *
+get_source (struct scanner *s, struct worker *w)
+{
+  struct source *source = opening_open (w);
+
+  if (source == NULL && s->config.background &&
+      (is_first (w) || opening_is_outage (s)))
+    source = opening_wait (w);
+  return source;
+}
+
 /* Give a worker its source and memory.  Returns NULL, or why it can't work. */
 static const char *
 equip (struct scanner *s, struct worker *w)
@@ -66,8 +117,7 @@ equip (struct scanner *s, struct worker *w)
 
   w->source = s->source;
   if (w->source == NULL)
-    w->source = source_open (s->config.backend, s->config.export_name,
-                             s->config.method);
+    w->source = get_source (s, w);
   if (w->source == NULL)
     return "could not open the layer below for a scan thread";
   if (size_is_known &&
@@ -90,7 +140,11 @@ look_at_disk (struct scanner *s, struct worker *w)
 {
   s->config.info = *source_get_info (w->source);
   s->driver.size = s->config.info.size;
-  stats_set_size (s->config.stats, s->driver.size);
+  if (!map_set_size (s->config.map, s->driver.size)) {
+    nbdkit_error ("scan: warning: the disk has another size than a client was "
+                  "told, not scanning");
+    return false;
+  }
   if (s->config.method != SOURCE_CACHE || s->config.info.can_cache)
     return true;
   nbdkit_error ("scan: warning: underlying plugin does not support "
@@ -105,6 +159,8 @@ prepare_worker (struct scanner *s, struct worker *w)
 {
   const char *why = equip (s, w);
 
+  if (scan_phase (s) != SCAN_GOES_ON && s->source == NULL)
+    return false;
   if (why != NULL) {
     give_up_worker (s, why, is_first (w));
     return false;
@@ -187,6 +243,8 @@ decide (struct scanner *s, struct worker *w, struct range *range)
   do {
     if (!steps_take_room (s))
       return false;
+    if (recorder_is_on (s->config.recorder))
+      scan_look_at_reads (s);
     if (scan_phase (s) != SCAN_GOES_ON)
       s->pending.count = 0;
     if (s->pending.count == 0 && !steps_ask_policy (s, w)) {
@@ -231,6 +289,16 @@ note_landed (struct scanner *s)
   pthread_cond_signal (&s->landed);
 }
 
+static void
+note_end (struct worker *w)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&w->scanner->lock);
+
+  w->state = WORKER_ENDED;
+  w->scanner->nr_ended++;
+  opening_count (w->scanner);
+}
+
 static void *
 run_worker (void *vp)
 {
@@ -251,8 +319,12 @@ run_worker (void *vp)
     }
   }
   else if (is_first (w))
-    scan_end (s, STATS_FAILED);
+    scan_end (s, scan_phase (s) == SCAN_GOES_ON
+              ? STATS_FAILED : STATS_WAITING);
 
   release_worker (s, w);
+  if (is_first (w) && recorder_is_on (s->config.recorder))
+    scan_record_on (s);
+  note_end (w);
   return NULL;
 }

@@ -62,7 +62,7 @@ nbdkit_absolute_path (const char *path)
 /* A client that is away: no reads, no failures. */
 
 static size_t
-no_reads (void *opaque, const struct range **out)
+no_reads (void *opaque, const struct met_read **out)
 {
   return 0;
 }
@@ -71,6 +71,21 @@ static size_t
 no_failures (void *opaque, const struct vm_failure **out)
 {
   return 0;
+}
+
+static size_t
+no_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+{
+  *dropped = 0;
+  return 0;
+}
+
+/* Nothing was ever read or fetched. */
+static bool
+all_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
+{
+  *missing = (struct range) { from, to - from };
+  return true;
 }
 
 static unsigned
@@ -122,6 +137,7 @@ scan (struct vm *vm, uint64_t blocks)
   const struct vm_driver driver = {
     .size = blocks * BLOCK, .block = BLOCK, .export = "",
     .reads = no_reads, .failures = no_failures,
+    .results = no_results, .missing = all_missing,
     .reads_in_flight = no_reads_in_flight, .idle_ns = idle_ns,
     .closed = no, .gone = no,
   };

@@ -184,9 +184,9 @@ def test_a_source_that_goes_on_failing_is_left_alone (tmp_path, scans):
                  [f"scan-size={BLOCK}", *scans], VERBOSE) as server:
         start = time.monotonic ()
         h = server.connect ()
-        server.poll (lambda: len (server.calls ("cache")) >= 50, "failures")
-        # After 8 come pauses of 1 ms, after 16 of 2, and so on.
-        least = sum (0.001 * 2 ** (n // 8 - 1) for n in range (8, 49))
+        server.poll (lambda: len (server.calls ("cache")) >= 100, "failures")
+        # After 16 come pauses of 1 ms, after 32 of 2, and so on.
+        least = sum (0.001 * 2 ** (n // 16 - 1) for n in range (16, 99))
         assert time.monotonic () - start >= least
         server.disconnect (h)
         server.wait_line ("gate: close 1$")

@@ -12,6 +12,7 @@ local OPTIONS = {
   clock = { shared_state = true },
   default = { shared_state = true },
   forever = { endless = true },
+  learn = { shared_state = true },
   regions = { files = { regions = "128K 64K 2\n0 64K\n1M 64K 1\n" } },
   replay = { files = { trace = "128K 64K\n0 512\n1M 4K\n" } },
 }

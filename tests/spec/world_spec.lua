@@ -100,6 +100,20 @@ describe ("scan.world", function ()
                     failure { policy = "default", args = { n = 5 } })
   end)
 
+  it ("gives more time to load a policy that has files to read", function ()
+    local path = write ("counts.lua", [[
+      for _ = 1, 150 * 1000 * 1000 do end
+      return function () while true do end end
+    ]])
+    assert.matches ("the policy ran 100 million instructions", failure { policy = path })
+    local loaded = world.load { policy = path,
+                                files = { trace = (" "):rep (1024 * 1024) } }
+    -- But no more to decide.
+    local ok, message = loaded:resume (coroutine.create (loaded.run))
+    assert.is_false (ok)
+    assert.matches ("the policy ran 100 million instructions", message)
+  end)
+
   describe ("require", function ()
     local function required (name)
       return world.load {

@@ -21,6 +21,9 @@ local M = {}
 -- a second's worth).
 M.LIMIT_INSTRUCTIONS = 100 * 1000 * 1000
 
+--- And so many more for each byte of its files while it is loaded.
+M.FILE_BYTE_INSTRUCTIONS = 100
+
 local STEP_INSTRUCTIONS = 1000 * 1000
 
 -- Modules lie in a folder each for what runs policies, for what policies may
@@ -163,9 +166,9 @@ function World:new_globals ()
 end
 
 local function check_alive (world)
-  if world.used > M.LIMIT_INSTRUCTIONS then
+  if world.used > world.limit then
     error (("the policy ran %d million instructions without coming back; does it loop?")
-             :format (M.LIMIT_INSTRUCTIONS // 1000000), 0)
+             :format (world.limit // 1000000), 0)
   end
 end
 
@@ -174,7 +177,7 @@ end
 local function make_hook (world)
   local function hook ()
     world.used = world.used + STEP_INSTRUCTIONS
-    if world.used > M.LIMIT_INSTRUCTIONS then
+    if world.used > world.limit then
       debug.sethook (hook, "", 1)
       check_alive (world)
     end
@@ -208,6 +211,10 @@ end
 
 local function print_to_stderr (line)
   io.stderr:write (line, "\n")
+end
+
+local function warn_on_stderr (message)
+  io.stderr:write ("warning: ", message, "\n")
 end
 
 -- A policy that another one asks for: a built-in, a file beside it, or what was
@@ -246,6 +253,9 @@ local function make_native (world, dir, options)
     print = function (line)
       outside (world, options.print or print_to_stderr, line)
     end,
+    warn = function (message)
+      outside (world, options.warn or warn_on_stderr, message)
+    end,
     alive = function () check_alive (world) end,
   }
 end
@@ -254,12 +264,12 @@ end
 -- @tparam table options `policy` (a file's name, a built-in's name, or a
 -- function of the disk, which is taken as it is); `args` (table of the
 -- scan-arg-NAME=VALUE strings); `files` (table of NAME = contents); `print`
--- (function of a line, standard error if left out)
+-- and `warn` (functions of a line, standard error if left out)
 -- @treturn table world with `run` (a function of the disk), `name` and `resume`;
 -- its scans share the policy's upvalues, as the connections of one export do
 function M.load (options)
   local policy = options.policy
-  local world = setmetatable ({ used = 0 }, World)
+  local world = setmetatable ({ used = 0, limit = M.LIMIT_INSTRUCTIONS }, World)
   world.hook = make_hook (world)
   if type (policy) == "function" then
     world.run, world.name = policy, "function"
@@ -293,8 +303,12 @@ function M.load (options)
     return co
   end
 
+  for _, contents in pairs (options.files or {}) do
+    world.limit = world.limit + #contents * M.FILE_BYTE_INSTRUCTIONS
+  end
   local co = coroutine.create (sandbox.load)
   local ok, run = world:resume (co, world.env, text, "@" .. path, options.args or {})
+  world.limit = M.LIMIT_INSTRUCTIONS
   if not ok then error (run, 0) end
   if coroutine.status (co) ~= "dead" then
     error (path .. ": the policy asked for something while it was loaded; "

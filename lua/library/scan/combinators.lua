@@ -19,7 +19,6 @@
 --
 -- @module scan.combinators
 
-local blockmap = require "scan.blockmap"
 local host = require "scan.host"
 
 local M = {}
@@ -139,52 +138,27 @@ function M.skip_holes (policy)
   end
 end
 
--- What is remembered by `once` is this fine, or a block if that is less.
-local ONCE_UNIT_BYTES = 65536
-
---- Never ask for the same bytes twice.
+--- Never ask for what is there: what has been fetched or is on its way, by whichever
+-- scan of the export, and what clients have read.
 --
--- Remembers what has been asked for in units of 64K, or of a block if that is
--- less; a request that covers a part of a unit goes through and is forgotten.
--- A range whose prefetch failed may be asked for again, once the policy has
--- seen it in `failures`.  Memory is bounded (see scan.blockmap).
+-- A range whose prefetch failed is not there.  See `disk:missing` for how exact that
+-- is.
 -- @tparam function policy
 -- @treturn function of the disk
 function M.once (policy)
   local run = policy_function (policy, "once", 1)
   return function (disk)
-    local unit = math.min (disk.block, ONCE_UNIT_BYTES)
-    local units = (disk.size - 1) // unit + 1
-    local asked = blockmap.new (units)
     local outer = {}
 
     function outer:prefetch (offset, count)
       local stop = range_end (disk, offset, count)
       if not stop then return disk:prefetch (offset, count) end
-      local last = (stop - 1) // unit + 1
-      local at = asked:next_missing (offset // unit)
-      while at and at < last do
-        local added = asked:next_added (at, last)
-        local from, to = math.max (at * unit, offset), stop
-        if added < last then to = added * unit end
-        -- Only what is covered whole; the disk's last unit may be short.
-        asked:add ((from + unit - 1) // unit, to == disk.size and units or to // unit)
-        disk:prefetch (from, to - from)
-        at = asked:next_missing (added)
-      end
-    end
-
-    function outer:failures ()
-      local next_failure, state, control = disk:failures ()
-      return function ()
-        local offset, count, name = next_failure (state, control)
-        control = offset
-        if offset then
-          for i = offset // unit, (offset + count - 1) // unit do
-            asked:remove (i)
-          end
-        end
-        return offset, count, name
+      local from, length = disk:missing (offset, stop)
+      while from do
+        -- A block at a time, or what is read meanwhile would be fetched.
+        length = math.min (length, disk.block)
+        disk:prefetch (from, length)
+        from, length = disk:missing (from + length, stop)
       end
     end
 
@@ -430,15 +404,28 @@ function M.interleave (...)
   end
 end
 
---- The policy that an argument names, for policies that can go on with another.
+--- The policy that an argument names, for policies that can go on with another.  Its
+-- own arguments are those with the name before theirs: scan-arg-then=data is given
+-- scan-arg-then.NAME=VALUE as NAME.  List both for `check_known`: "then", "then.*".
 -- @tparam table args of the policy
 -- @tparam string name of the argument
 -- @tparam function find `scan.policy`, which modules can't see
 -- @treturn function|nil the policy; nil if the argument is not given
 function M.named (args, name, find)
+  local own, prefix = {}, name .. "."
+  for key, value in pairs (args) do
+    if key:sub (1, #prefix) == prefix then own[key:sub (#prefix + 1)] = value end
+  end
   local value = args[name]
-  if value == nil then return nil end
-  local ok, policy = pcall (find, value)
+  if value == nil then
+    local key = next (own)
+    if key then
+      error (("scan-arg-%s%s: there is no scan-arg-%s to give it to")
+               :format (prefix, key, name), 0)
+    end
+    return nil
+  end
+  local ok, policy = pcall (find, value, own)
   if ok then return policy end
   error (("scan-arg-%s: %s"):format (name, tostring (policy)), 0)
 end

@@ -7,8 +7,9 @@
 -- one).  It runs in a coroutine; everything that may take time (`prefetch`,
 -- `wait`, `settle`, `next_data`, `pread`) is a *request* that is yielded to the
 -- runner, which does it and resumes the policy with the answer.  Everything
--- that is only a question (`reads`, `failures`, `reads_in_flight`, `idle`,
--- `closed`, `now`) is answered at once by the runner's *driver*.  The filter,
+-- that is only a question (`reads`, `missing`, `results`, `failures`,
+-- `reads_in_flight`, `idle`, `closed`, `now`) is answered at once by the runner's
+-- *driver*.  The filter,
 -- the simulator and the test kit are three runners; a policy can't tell them
 -- apart.
 --
@@ -25,7 +26,10 @@
 -- called with the disk as an argument, which they ignore:
 --
 --     size, block, export   bytes, bytes, name
---     reads ()              -> iterator over (offset, count), oldest first
+--     reads ()              -> iterator over (offset, count, met), oldest first
+--     missing (from, to)    -> offset, count of the first range in [from, to) that
+--                              was neither read nor fetched nor is in flight
+--     results ()            -> iterator over (offset, count, seconds, errno name)
 --     failures ()           -> iterator over (offset, count, errno name)
 --     reads_in_flight ()    -> number
 --     idle ()               -> seconds
@@ -51,31 +55,64 @@ M.PREAD_MAX_BYTES = 1024 * 1024
 
 local Disk = {}
 
--- An offset inside the disk, as an integer.  `2^20` is a float in Lua and a
--- natural thing to write, so whole floats are taken.
-local function check_offset (disk, offset, what, level)
+-- An offset inside a disk of this size, as an integer; or nil and what is wrong.
+-- `2^20` is a float in Lua and a natural thing to write, so whole floats are taken.
+local function to_offset (size, offset)
   local n = type (offset) == "number" and tointeger (offset)
   if not n then
-    error (what .. ": offset should be a whole number of bytes, got "
-           .. tostring (offset), level or 3)
+    return nil, "offset should be a whole number of bytes, got " .. tostring (offset)
   end
-  if n < 0 or n >= disk.size then
-    error (what .. ": offset " .. n .. " is outside the disk (size "
-           .. disk.size .. ")", level or 3)
+  if n < 0 or n >= size then
+    return nil, "offset " .. n .. " is outside the disk (size " .. size .. ")"
   end
   return n
 end
 
-local function check_count (count, what, level)
+-- A whole number of bytes, which may be anywhere.
+local function whole (n, what)
+  local integer = type (n) == "number" and tointeger (n)
+  if not integer then
+    error (what .. " should be a whole number of bytes, got " .. tostring (n), 3)
+  end
+  return integer
+end
+
+local function to_count (count)
   local n = type (count) == "number" and tointeger (count)
   if not n then
-    error (what .. ": count should be a whole number of bytes, got "
-           .. tostring (count), level or 3)
+    return nil, "count should be a whole number of bytes, got " .. tostring (count)
   end
-  if n < 1 then
-    error (what .. ": count should be at least 1, got " .. n, level or 3)
-  end
+  if n < 1 then return nil, "count should be at least 1, got " .. n end
   return n
+end
+
+local function check_offset (disk, offset, what, level)
+  local n, wrong = to_offset (disk.size, offset)
+  if not n then error (what .. ": " .. wrong, level or 3) end
+  return n
+end
+
+local function check_count (count, what, level)
+  local n, wrong = to_count (count)
+  if not n then error (what .. ": " .. wrong, level or 3) end
+  return n
+end
+
+--- What `disk:prefetch` makes of its arguments, here and in the filter, which calls
+-- this for all that are not plainly right.
+-- @tparam integer size of the disk
+-- @tparam integer block bytes
+-- @param offset
+-- @param[opt] count
+-- @treturn integer|nil offset, or nil if there is something wrong
+-- @treturn integer|string count, cut at the end of the disk; or a message
+function M.prefetch_range (size, block, offset, count)
+  local first, wrong = to_offset (size, offset)
+  local length = block
+  if first and count ~= nil then length, wrong = to_count (count) end
+  if wrong then return nil, "disk:prefetch: " .. wrong end
+  if length > size - first then length = size - first end
+  return first, length
 end
 
 --- Prefetch this range next.  Returns when there is room for another prefetch
@@ -84,16 +121,11 @@ end
 -- @tparam[opt] integer count in bytes, one block if left out; cut at the end
 -- of the disk, and issued a block at a time if it is more than a block
 function Disk:prefetch (offset, count)
-  if math_type (offset) ~= "integer" or offset < 0 or offset >= self.size then
-    offset = check_offset (self, offset, "disk:prefetch")
-  end
-  if not count then
-    count = self.block
-  elseif math_type (count) ~= "integer" or count < 1 then
-    count = check_count (count, "disk:prefetch")
-  end
-  if count > self.size - offset then count = self.size - offset end
-  yield ("prefetch", offset, count)
+  -- Without a colon there is no disk here: but then the offset is what is missing.
+  local first, length = M.prefetch_range (offset and self.size, offset and self.block,
+                                          offset, count)
+  if not first then error (length, 2) end
+  yield ("prefetch", first, length)
 end
 
 --- Nothing to do now: come back after a client read, a failed prefetch, or the
@@ -148,6 +180,23 @@ function Disk:pread (offset, count)
   return yield ("pread", offset, count)
 end
 
+-- `disk:missing` for a driver: what it is asked, made a range of the disk.
+local function missing_of (driver)
+  local missing, size = driver.missing, driver.size
+  return function (disk, from, to)
+    if math_type (from) ~= "integer" then from = whole (from, "disk:missing: from") end
+    if to == nil then
+      to = size
+    elseif math_type (to) ~= "integer" then
+      to = whole (to, "disk:missing: to")
+    end
+    if from < 0 then from = 0 end
+    if to > size then to = size end
+    if from >= to then return nil end
+    return missing (disk, from, to)
+  end
+end
+
 --- The disk that a policy sees.
 -- @tparam table driver of the runner; kept, not copied
 -- @treturn table disk
@@ -170,11 +219,32 @@ function M.disk (driver)
 
     -- Questions go straight to the driver.
 
+    --- The first range that no client has read, and that was neither fetched nor is
+    -- in flight.  All scans of the export share what is known.  That is bounded: on
+    -- a huge disk things are forgotten, so a range may be given that is there
+    -- already, and never the other way round.
+    -- @function disk:missing
+    -- @tparam integer from in bytes
+    -- @tparam[opt] integer to where to end, in bytes; the end of the disk if it is
+    -- left out or lies beyond
+    -- @treturn integer|nil offset in bytes, nil if there is none
+    -- @treturn integer count of it, or of as much as was looked at
+    missing = missing_of (driver),
+
     --- The client reads since this was last called, oldest first.  What a loop
     -- that is broken off has not looked at is not shown again.
     -- @function disk:reads
-    -- @treturn function iterator over offset, count (bytes)
+    -- @treturn function iterator over offset, count (bytes), and what the read met
+    -- when it began: "hit" if all of it had been read or fetched before, "late" if
+    -- what had not was in flight, "miss" if not
     reads = driver.reads,
+
+    --- What became of the prefetches that ended since this was last called, pieces
+    -- of a block or less.  The newest 256 are kept.
+    -- @function disk:results
+    -- @treturn function iterator over offset, count (bytes), seconds that it took,
+    -- errno name or nil if all is well
+    results = driver.results,
 
     --- The prefetches that failed since this was last called.
     -- @function disk:failures
