@@ -6,7 +6,8 @@
 local contract = require "scan.contract"
 local world = require "scan.world"
 
--- What the contract has to know of some.
+-- What the contract has to know of some.  Those that fetch nothing twice share what is
+-- known of the export.
 local OPTIONS = {
   adaptive = { shared_state = true },
   clock = { shared_state = true },
