@@ -173,6 +173,7 @@ scan_get_ready (int final_thread_model)
     .policy = options.policy,
     .progress = options.progress,
     .stats_file = options.stats_file,
+    .line = line,
   };
 
   thread_model = final_thread_model;
