@@ -258,8 +258,8 @@ transfers_needed (const struct pace *p)
   }
 }
 
-/* While the level doubles, transfers wait for those of the burst it begins with.
- * None waits for less than what is in flight, so the least trip is the one.
+/* While the level doubles, transfers wait for those of the burst that it begins
+ * with.  None waits for less than what is in flight, so the least trip counts.
  */
 static struct pace_means
 means_of_level (const struct pace *p)

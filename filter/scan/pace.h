@@ -37,8 +37,9 @@
  *
  * Pieces are an eighth to a sixteenth of the window, but PACE_SMALLEST at least
  * and more where requests are what limits, so that a read that has to wait for
- * one waits little longer than for its own.  A transfer is charged a whole piece
- * however short it is, and the client at least one if it has any in flight.
+ * one waits little longer than for its own.  A transfer is charged a whole
+ * piece however short it is, and the client half of one at least, or the
+ * smallest, if it has any in flight.
  *
  * Where the window has no room for two pieces (a source that does one thing at
  * a time, a near one, a very thin one), only the client's pauses are used: once
