@@ -24,8 +24,9 @@
  * - PACE_MORE: the level doubles for as long as more brings more.
  * - PACE_LARGER: if that has ended below PACE_DEPTH pieces, what limits may be
  *   requests (connections, our own threads): the pieces double, their number
- *   stays, for as long as more brings more and a piece takes no longer than
- *   twice what the smallest takes.
+ *   stays, for as long as more brings more (0.4 here, and a fifth more than the
+ *   smaller ones brought), and a piece takes no longer than twice what the
+ *   smallest takes.  Four tries, for one may have been held up.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, or to PACE_MORE.  Not below two pieces, where the
@@ -91,7 +92,7 @@ struct pace {
   unsigned nr_ended, nr_full, nr_not_full;
   struct pace_means sum;        /* of the full ones */
   double least_trip_ns;
-  double most;                  /* in flight */
+  double last;                  /* in flight when the last one began */
 
   /* The level that it is compared to. */
   struct pace_means low;
