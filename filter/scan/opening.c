@@ -132,9 +132,9 @@ opening_wait (struct worker *w)
   calls = get_calls (s);
   count_waiting (s, 1);
   if (first_warning (s))
-    nbdkit_error ("scan: warning: could not open the layer below for a scan in "
-                  "the background; it goes on when that can be opened, and will "
-                  "not warn again");
+    nbdkit_error ("scan: warning: could not open the layer below for a scan "
+                  "in the background; it goes on when that can be opened, and "
+                  "will not warn again");
   do {
     rest_longer (&w->opening);
     rest (w, calls);

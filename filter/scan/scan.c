@@ -44,8 +44,9 @@ static struct line *line;       /* NULL if scans are not paced */
 static struct recorder *recorder; /* or NULL */
 static bool count_reads;        /* somebody wants to know */
 
-/* scan-background: the one scan of the default export, and what it is a scan of;
- * NULL if there is none.  Written in .after_fork, when there are no connections.
+/* scan-background: the one scan of the default export, and what it is a scan
+ * of; NULL if there is none.  Written in .after_fork, when there are no
+ * connections.
  */
 static struct scan *background;
 static struct generation *background_generation;
@@ -211,8 +212,8 @@ may_open (const char *export_name)
                   "scan-background=true", why);
   else
     nbdkit_error ("scan: warning: %s, not scanning; use parameters that name "
-                  "one disk, or leave out what makes nbdkit serialize requests, "
-                  "such as the retry and noparallel filters", why);
+                  "one disk, or leave out what makes nbdkit serialize "
+                  "requests, such as the retry and noparallel filters", why);
   return false;
 }
 

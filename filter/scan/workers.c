@@ -95,8 +95,8 @@ give_up_worker (struct scanner *s, const char *why, bool is_last)
 /* -- what a worker needs --------------------------------------------------- */
 
 /* Get a source for a worker that has none.  Returns NULL if there is none to be
- * had.  The first worker of a scan in the background waits for it, and so do the
- * others while one of them does.
+ * had.  The first worker of a scan in the background waits for it, and so do
+ * the others while one of them does.
  */
 static struct source *
 get_source (struct scanner *s, struct worker *w)
@@ -123,7 +123,7 @@ equip (struct scanner *s, struct worker *w)
   if (size_is_known &&
       source_get_info (w->source)->size != s->driver.size)
     return "the layer below was opened again for a scan thread and is a disk "
-      "of another size (nbdkit tells the plugin no export name then)";
+      "of another size";
   if (s->config.method == SOURCE_READ) {
     w->scratch = malloc (s->config.block);
     if (w->scratch == NULL)
