@@ -380,7 +380,7 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
 
   pace_give (p, t);
   p->nr_ended++;
-  if (count == 0 || (p->piece > PACE_SMALLEST && count < charge))
+  if (count == 0 || charge == 0 || (p->piece > PACE_SMALLEST && count < charge))
     return;
   if (trip_ns < PACE_NEAR_NS) {
     p->nr_near++;

@@ -36,7 +36,8 @@ struct ticket {
 };
 
 /* See that there is room for some bytes; waits for it until the scan stops,
- * which needs none.  Returns false if there never will be.
+ * which needs none, or has reads for a policy that nothing is pending of: it is
+ * asked then, before some are lost.  Returns false if there never will be.
  */
 extern bool ticket_take (struct scanner *s);
 
