@@ -270,3 +270,10 @@ reads_idle_ns (struct reads *reads)
   last = atomic_load (&reads->last_ns);
   return now > last ? now - last : 1;   /* 0 says that one is in flight */
 }
+
+bool
+reads_are_many (struct reads *reads)
+{
+  return atomic_load_explicit (&reads->len, memory_order_relaxed) >=
+    READS_MAX / 2;
+}

@@ -95,4 +95,7 @@ extern unsigned reads_in_flight (struct reads *reads);
  */
 extern uint64_t reads_idle_ns (struct reads *reads);
 
+/* Is the queue half full, so that somebody should take from it? */
+extern bool reads_are_many (struct reads *reads);
+
 #endif /* SCAN_READS_H */

@@ -51,7 +51,7 @@ static bool count_reads;        /* somebody wants to know */
 static struct scan *background;
 static struct generation *background_generation;
 
-/* What clients read, for the line; nothing else is done for it on the read path. */
+/* What clients read: all that is done for the line on the read path. */
 static struct line_clients clients;
 
 /* For each connection's thread: what the layer below has told this connection, in
@@ -174,6 +174,7 @@ scan_get_ready (int final_thread_model)
     .policy = options.policy,
     .progress = options.progress,
     .stats_file = options.stats_file,
+    .line = line,
   };
 
   thread_model = final_thread_model;

@@ -17,8 +17,8 @@
  */
 #define EXTENTS_MAX_COUNT (UINT32_MAX & ~UINT32_C (0x1ffffff))
 
-/* A walk over a vast hole takes so many calls, or the first that ends later than
- * this, before it comes back.
+/* A walk over a vast hole comes back after so many calls, or after the first
+ * that ends later than this.
  */
 #define WALK_CALLS 64
 #define WALK_NS (NS_PER_SECOND / 100)

@@ -20,8 +20,8 @@
 /* The shortest disk:wait, so that a policy can't spin by waiting for 0. */
 #define WAIT_MIN_NS (NS_PER_SECOND / 1000)
 
-/* A walk over a vast hole rests for as long after each stretch of it, so that one
- * without an end doesn't keep a processor busy.
+/* A walk over a vast hole rests for as long after each stretch of it, so that
+ * one without an end doesn't keep a processor busy.
  */
 #define WALK_REST_NS (NS_PER_SECOND / 100)
 

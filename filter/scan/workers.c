@@ -215,9 +215,9 @@ leave_role (struct scanner *s, bool in_hand)
 }
 
 /* What one prefetch gets of a range: a block at most, and less if there is room
- * for less.  A layer that keeps what is fetched does so in blocks of its own, and
- * fetches one twice if two pieces meet in it; so a piece of a block ends where
- * theirs are likely to.
+ * for less.  A layer that keeps what is fetched does so in blocks of its own,
+ * and fetches one twice if two pieces meet in it; so a piece of a block ends
+ * where theirs are likely to.
  */
 static struct range
 first_piece (struct range range, uint32_t block, uint32_t most)

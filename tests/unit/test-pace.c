@@ -333,7 +333,7 @@ test_beside (void)
   init (&sim, 20, 50 * MB, 4, 8);
   add_client (&sim, 1, 4096, 1);
   expect (&sim, "four at a time, one is the client's",
-          3 * 128 * 1024 / 0.02262, 1.5);
+          3 * 128 * 1024 / 0.02262, 1.75);
 }
 
 /* A client that fills the line is left alone. */
