@@ -16,9 +16,9 @@
  * So a fetch never stores over a client's data, however late it comes, and a
  * write never waits for the plugin's answer to somebody else's read.
  *
- * Claims live on the stack of who makes them; nothing is allocated.  One lock, a
- * leaf, guards all claims and who waits for them.  A waiter holds no claim, so
- * nobody waits in a circle; each has its own condition.
+ * Claims live on the stack of who makes them; nothing is allocated.  One lock,
+ * a leaf, guards all claims and who waits for them.  A waiter holds no claim,
+ * so nobody waits in a circle; each has its own condition.
  */
 
 #ifndef CLONE_CLAIMS_H
@@ -62,8 +62,8 @@ enum claim_result {
 
 /* Claim to read blocks from first on, the first of which was absent.  Reads in
  * flight of at most join_blocks blocks are left to be joined: *end is moved to
- * where this read, or the one to join, ends.  CLAIM_JOIN sets the claim's number
- * to that of the one to join.
+ * where this read, or the one to join, ends.  CLAIM_JOIN sets the claim's
+ * number to that of the one to join.
  */
 extern enum claim_result claims_begin_read (struct claims *claims,
                                             struct claim *claim,
@@ -80,9 +80,9 @@ extern void claims_begin_ask (struct claims *claims, struct claim *claim,
 extern void claims_join (struct claims *claims, uint64_t first, uint64_t end,
                          uint64_t join_blocks, uint64_t last);
 
-/* Claim to store the first run of blocks from first on, and before end, that may
- * be stored; false if there is none.  `read` is the claim under which the plugin
- * was asked.
+/* Claim to store the first run of blocks from first on, and before end, that
+ * may be stored; false if there is none.  `read` is the claim under which the
+ * plugin was asked.
  */
 extern bool claims_begin_store (struct claims *claims, struct claim *claim,
                                 const struct claim *read, uint64_t first,

@@ -2,8 +2,8 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* The thread that makes durable, every now and then, what no client has asked to
- * be flushed: what was fetched; and that writes the counters.
+/* The thread that makes durable, every now and then, what no client has asked
+ * to be flushed: what was fetched; and that writes the counters.
  */
 
 #ifndef CLONE_COMMITTER_H

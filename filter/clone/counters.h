@@ -18,7 +18,7 @@ enum counter {
   COUNT_FETCHED_BYTES,
   COUNT_FETCH_FAILURES,
   COUNT_KEPT_BYTES,             /* of what was fetched */
-  COUNT_NOT_KEPT,               /* fetches of which a part was not, for trouble */
+  COUNT_NOT_KEPT,               /* fetches, or a part of them */
   COUNT_HOLE_BYTES,             /* present because the plugin has holes there */
   COUNT_WRITTEN_BYTES,          /* by clients, zeroes and trims too */
   COUNT_COMMITS,

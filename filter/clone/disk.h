@@ -3,7 +3,8 @@
  */
 
 /* The system calls of the clone filter's files, whole: they go on after a
- * signal or a short transfer.  Everything that reaches a file goes through here.
+ * signal or a short transfer.  Everything that reaches a file goes through
+ * here.
  *
  * Functions return 0, or an errno, and print nothing, unless said otherwise.
  * Any thread may call them.

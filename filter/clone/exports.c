@@ -90,8 +90,8 @@ find_path (const char *export_name, char **path)
   else if (options.dir != NULL) {
     name = exports_file_name (export_name);
     if (name == NULL && errno == ENAMETOOLONG) {
-      nbdkit_error ("clone: the name of the export %s is too long for that of a "
-                    "file in clone-dir",
+      nbdkit_error ("clone: the name of the export %s is too long for that of "
+                    "a file in clone-dir",
                     escape (ESCAPE_NAME, export_name, shown, sizeof shown));
       return -1;
     }
@@ -204,7 +204,9 @@ is_lasting (const struct export *export)
     !map_written (export->store->map);
 }
 
-/* One that nobody uses and that is one too many, as with exports_get; or NULL. */
+/* One that nobody uses and that is one too many, as from exports_get; or
+ * NULL.
+ */
 static struct export *
 get_surplus (void)
 {
@@ -220,8 +222,8 @@ get_surplus (void)
   return NULL;
 }
 
-/* It stays in the list until its store is closed, as nobody could open the files
- * before.
+/* It stays in the list until its store is closed, as nobody could open the
+ * files before.
  */
 static void
 let_go (struct export *export)

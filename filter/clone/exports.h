@@ -27,7 +27,7 @@ struct export {
 
   /* Held while the store is opened, made or closed. */
   pthread_mutex_t lock;
-  struct store *store;          /* NULL: not open; stays while there are users */
+  struct store *store;          /* NULL: not open; stays while it is used */
 
   /* Protected by the lock of the list. */
   unsigned users;
@@ -35,8 +35,8 @@ struct export {
   struct export *next;
 };
 
-/* With clone-file, open the clone if there is one, so that what is wrong with it
- * is said before there are clients.  Returns -1 after nbdkit_error.
+/* With clone-file, open the clone if there is one, so that what is wrong with
+ * it is said before there are clients.  Returns -1 after nbdkit_error.
  */
 extern int exports_start (void);
 

@@ -11,6 +11,7 @@
  */
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,14 +74,14 @@ read_present (const struct walk *w, uint64_t first, uint64_t end)
     return 0;
   err = disk_read (store->fd, w->buf + (lo - w->offset), hi - lo, lo);
   if (err != 0)
-    nbdkit_error ("clone: cannot read %s at offset %llu: %s",
-                  store->path ? store->path : "the temporary file",
-                  (unsigned long long) lo, strerror (err));
+    nbdkit_error ("clone: cannot read %s at offset %" PRIu64 ": %s",
+                  store->path ? store->path : "the temporary file", lo,
+                  strerror (err));
   return err;
 }
 
-/* From an absent block on, how far to read in one go: over small gaps, and to the
- * last absent block that fits.
+/* From an absent block on, how far to read in one go: over small gaps, and to
+ * the last absent block that fits.
  */
 static uint64_t
 end_of_run (const struct walk *w, uint64_t first, uint64_t end)
@@ -115,7 +116,8 @@ overlay_present (const struct store *store, char *data, uint64_t first,
   uint64_t stop, offset;
   int err;
 
-  for (; (first = map_find (store->map, first, end, true)) < end; first = stop) {
+  for (; (first = map_find (store->map, first, end, true)) < end;
+       first = stop) {
     stop = map_find (store->map, first, end, false);
     offset = store_offset (store, first);
     err = disk_read (store->fd, data + (offset - base),
@@ -269,9 +271,8 @@ walk_blocks (struct walk *w, uint64_t first, uint64_t end)
     return err;
   count (&store->counters, COUNT_JOINS, 1);
   if (clone_debug_joins)
-    nbdkit_debug ("clone: blocks %llu to %llu: waiting for a fetch in flight",
-                  (unsigned long long) w->joined_first,
-                  (unsigned long long) w->joined_end);
+    nbdkit_debug ("clone: blocks %" PRIu64 " to %" PRIu64 ": waiting for a "
+                  "fetch in flight", w->joined_first, w->joined_end);
   /* Only for those that there were: who tries again after a failure is not
    * waited for in turn.
    */
@@ -341,7 +342,7 @@ fetch_block (const struct request *req, uint64_t block, int *err)
 
 /* -- holes ----------------------------------------------------------------- */
 
-/* How far ahead to ask for extents, so that a scan asks once for many pieces. */
+/* How far ahead to ask for extents: a scan asks once for many pieces. */
 #define ASK_BYTES (UINT64_C (64) << 20)
 
 static void
@@ -369,12 +370,18 @@ fetch_extents (const struct request *req, uint32_t count_, uint64_t offset,
                struct nbdkit_extents *extents, int *err)
 {
   struct store *const store = req->store;
+  const uint32_t unit = req->source->minimum;
+  /* Widened to what the plugin wants; what is too much the server cuts off. */
+  const uint64_t lo = offset / unit * unit;
+  const uint64_t most = lo + UINT32_MAX / unit * unit;
+  const uint64_t hi = min64 ((offset + count_ + unit - 1) / unit * unit,
+                             min64 (store->size, most));
   struct claim claim;
   int r;
 
   claims_begin_ask (&store->claims, &claim, store_block (store, offset),
                     store_block_after (store, offset + count_));
-  r = req->next->extents (req->next, count_, offset, 0, extents, err);
+  r = req->next->extents (req->next, hi - lo, lo, 0, extents, err);
   if (r == 0)
     learn (store, &claim, extents, offset, count_);
   claims_end (&store->claims, &claim);

@@ -23,10 +23,11 @@
  * damaged: the first is harmless, the second may have held the only trace of a
  * client's write.  So the record has a digest of all pages and their commits,
  * apart from those that this very commit writes, which it lists.  When the map
- * is loaded the pages found must have this digest.  The page "settled" is written
- * after the sync and not synced itself; if it is there, the pages in the list are
- * durable too, and must be found.  What does not pass this has lost bits.  They
- * can be fetched again if no client has ever written; else it is refused.
+ * is loaded the pages found must have this digest.  The page "settled" is
+ * written after the sync and not synced itself; if it is there, the pages in
+ * the list are durable too, and must be found.  What does not pass this has
+ * lost bits.  They can be fetched again if no client has ever written; else it
+ * is refused.
  */
 
 #include <endian.h>
@@ -53,7 +54,9 @@
 enum page_number { IDENTITY, RECORD = 2, SETTLED = 4, BITS = 8 };
 
 /* In the order of the file. */
-static const char magics[][8] = { "nbdclone", "clonerec", "cloneset", "clonemap" };
+static const char magics[][8] = {
+  "nbdclone", "clonerec", "cloneset", "clonemap"
+};
 enum kind { KIND_IDENTITY, KIND_RECORD, KIND_SETTLED, KIND_BITS };
 
 struct head {
@@ -341,8 +344,8 @@ make_record (union page *page, enum kind kind, uint64_t generation,
   seal (page, kind, generation, 0);
 }
 
-/* Take the next dirty pages, with their bits as they are now.  Returns how many;
- * *from is where to go on.
+/* Take the next dirty pages, with their bits as they are now.  Returns how
+ * many; *from is where to go on.
  */
 static unsigned
 take_batch (struct map *map, uint64_t *from, uint32_t *listed)

@@ -2,14 +2,15 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* Which blocks of a disk are in the clone: a bit each, in memory and in a file.
+/* Which blocks of a disk are in the clone: a bit each, in memory and in a
+ * file.
  *
  * In memory any thread may ask and set; bits are never cleared, and neither
- * takes a lock.  A bit is set after the data it speaks of is in the clone's file,
- * and who finds it set finds that data.
+ * takes a lock.  A bit is set after the data it speaks of is in the clone's
+ * file, and who finds it set finds that data.
  *
- * The file outlives the server, and also a crash of the machine at any instant:
- * see map.c for its format and why.  One thread at a time may commit.
+ * The file outlives the server, and also a crash of the machine at any
+ * instant: see map.c for its format and why.  One thread at a time may commit.
  */
 
 #ifndef CLONE_MAP_H
@@ -78,8 +79,8 @@ map_complete (const struct map *map)
  * colon.
  */
 
-/* Has this file not become a map yet?  The machine may have stopped while it was
- * made.  Returns -1 with errno set if it can't be read.
+/* Has this file not become a map yet?  The machine may have stopped while it
+ * was made.  Returns -1 with errno set if it can't be read.
  */
 extern int map_file_is_unborn (int fd);
 

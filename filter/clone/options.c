@@ -37,8 +37,8 @@ bad_value (const char *key, const char *value, const char *allowed)
   return -1;
 }
 
-/* A number of bytes with one of nbdkit's suffixes.  nbdkit's own parser prints a
- * message that doesn't name the parameter.
+/* A number of bytes with one of nbdkit's suffixes.  nbdkit's own parser prints
+ * a message that doesn't name the parameter.
  */
 static bool
 to_size (const char *value, uint64_t *result)
@@ -146,8 +146,8 @@ options_set (const char *key, const char *value)
   return 0;
 }
 
-/* Whoever the server runs as later may not be who runs it now, so only what will
- * not change is looked at.
+/* Whoever the server runs as later may not be who runs it now, so only what
+ * will not change is looked at.
  */
 static int
 check_file (void)

@@ -51,10 +51,10 @@ extern void options_free (void);
   "                         (default 2M).\n"                               \
   "clone-commit=SECS        How often to make what is new durable\n"       \
   "                         (default 5).\n"                                \
-  "clone-write=local|through Write to the clone only, or to the plugin too\n" \
-  "                         (default local).\n"                            \
-  "clone-reserve=SIZE       Free space that fetches leave (default 5% of the\n" \
-  "                         file system, at most 1G).\n"                   \
+  "clone-write=local|through  Write to the clone only, or to the plugin\n" \
+  "                         too (default local).\n"                        \
+  "clone-reserve=SIZE       Free space that fetches leave (default 5% of\n"  \
+  "                         the file system, at most 1G).\n"               \
   "clone-id=NAME            Refuse a clone that was made with another.\n"  \
   "clone-stats=FILE         Write counters, in Prometheus text format."
 

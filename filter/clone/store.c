@@ -38,7 +38,8 @@ new_store (const char *path)
   if (path == NULL)
     return store;
   store->path = strdup (path);
-  if (store->path == NULL || asprintf (&store->map_path, "%s.map", path) == -1) {
+  if (store->path == NULL ||
+      asprintf (&store->map_path, "%s.map", path) == -1) {
     store->map_path = NULL;
     nbdkit_error ("clone: malloc: %m");
     store_close (store);

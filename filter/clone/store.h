@@ -87,8 +87,8 @@ extern bool store_has_room (struct store *store, uint64_t bytes);
 
 /* Keep what was fetched, of the blocks that are still to be kept.  The bytes
  * from offset on are whole blocks, the last cut at the end of the disk.  If
- * force, the reserve does not count.  Returns 0, or the errno for which it could
- * not be kept; the server goes on.
+ * force, the reserve does not count.  Returns 0, or the errno for which it
+ * could not be kept; the server goes on.
  */
 extern int store_keep (struct store *store, const struct claim *read,
                        const void *data, uint64_t offset, uint64_t bytes,
@@ -115,7 +115,7 @@ store_block_after (const struct store *store, uint64_t offset)
   return offset / store->block_size + (offset % store->block_size != 0);
 }
 
-/* Where a block begins, or for the number after the last, where the disk ends. */
+/* Where a block begins; for the number after the last, where the disk ends. */
 static inline uint64_t
 store_offset (const struct store *store, uint64_t block)
 {

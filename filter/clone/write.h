@@ -5,8 +5,8 @@
 /* What changes the disk: writes, zeroes and trims.
  *
  * All go to the clone's file; with clone-write=through to the plugin first.  A
- * trim is a zero that gives the space back, so a disk reads the same whatever is
- * below.
+ * trim is a zero that gives the space back, so a disk reads the same whatever
+ * is below.
  */
 
 #ifndef CLONE_WRITE_H

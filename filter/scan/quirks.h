@@ -15,7 +15,7 @@
 
 /* True if a .cache would never come back: the split plugin's loops for ever,
  * whoever asks (seen with nbdkit 1.32.5), and a server with a scan in there can't
- * be ended.
+ * be ended.  tests/upstream/split-cache-hang tells whether that is mended.
  *
  * There is one plugin in a server, so if that file is loaded it is below us.  The
  * cache filter reads, and does not pass .cache on; it is between us and the plugin

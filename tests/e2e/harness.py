@@ -399,10 +399,6 @@ class Server:
         """Let a held request go, with success or with an errno."""
         self._command (f"release {call.id} {errno}")
 
-    def wait_calls (self, count, op):
-        """Wait until that many requests of a kind have begun."""
-        self._wait (lambda: len (self.calls (op)) >= count, f"{count} x {op}")
-
     def wait_joined (self, *tids):
         """Wait until some thread of the server waits for one of these to end.
 

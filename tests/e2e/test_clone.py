@@ -490,6 +490,16 @@ def test_what_the_plugin_asks_for_is_kept_to ():
                                       (0, 64 * K)]
 
 
+def test_extents_are_asked_for_as_the_plugin_wants ():
+    HOLE = nbd.STATE_HOLE | nbd.STATE_ZERO
+    with clone ("size=4M", f"blocks={64 * K}-{128 * K}",
+                f"data={M + 10 * K}+{M}") as server:
+        h = server.connect (prepare=with_extents)
+        h.pwrite (b"w" * BLOCK, M)
+        assert extents (h, 100 * K, M + BLOCK) == [(6 * K, HOLE), (94 * K, 0)]
+        assert extents (h, 8 * K, 3 * M + 1000)[0] == (8 * K, HOLE)
+
+
 def test_a_block_may_be_larger_than_what_the_plugin_gives ():
     with clone ("blocks=4096-65536", args=["clone-block-size=256K"]) as server:
         h = server.connect ()

@@ -85,9 +85,9 @@ def test_pieces_of_a_block_are_a_debug_message (args, piece):
     ("replay", "trace", "# nothing\n", "scan-file-trace: there are no reads in it"),
     ("regions", "regions", "", "scan-file-regions: there are no regions in it"),
     ("replay", "trace", "2M 4K\n0 4K\n4M 4K\n",
-     "scan-file-trace: 2 of its 3 reads lie beyond the end of the disk (1048576 bytes)"),
+     "scan-file-trace: of 3 ranges, 2 lie beyond the end of the disk (1048576 bytes); "),
     ("regions", "regions", "0 4K\n2M 4K 5\n",
-     "scan-file-regions: 1 of its regions lie beyond the end of the disk"),
+     "scan-file-regions: of 2 ranges, 1 lie beyond the end of the disk"),
 ])
 def test_what_a_policy_warns_of (policy, name, text, said, tmp_path):
     """Once, however many clients and exports there are."""

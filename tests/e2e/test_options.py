@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif (
     CHECK_WITH == "tsan", reason="at start-up there is one thread, and it is slow")
 
 SIZES = ["4096S", "4096s", "8s", "4K", "4k", "1M", "512", "512b", " 4096", "0004096",
-         "32M", "33554432B", "511", "4096X", "4096SS", "4KiB", "0x1000", "-4096", "1e",
+         " +4096", "+-4096", "+", "32M", "33554432B", "511", "4096X", "4096SS", "4KiB", "0x1000", "-4096", "1e",
          "1E", "99999999999E", "9223372036854775808", "K", "", "4096 ", "1.5M"]
 BOOLEANS = ["1", "0", "true", "FALSE", "t", "f", "Yes", "no", "y", "n", "on", "off", "2",
             "maybe", "", "tr", "yess"]

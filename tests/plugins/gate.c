@@ -146,8 +146,8 @@ request (struct handle *h, enum op op, uint64_t offset, uint64_t count)
     event ("two requests at once on connection %u", h->connection);
     abort ();
   }
-  if (minimum > 0 && op >= READ && op <= WRITE &&
-      (offset % minimum != 0 || count > maximum ||
+  if (minimum > 0 && (op == READ || op == WRITE || op == EXTENTS) &&
+      (offset % minimum != 0 || (count > maximum && op != EXTENTS) ||
        (count % minimum != 0 && offset + count != (uint64_t) size))) {
     event ("a request of %" PRIu64 " bytes at %" PRIu64, count, offset);
     abort ();
@@ -190,7 +190,9 @@ request (struct handle *h, enum op op, uint64_t offset, uint64_t count)
   pthread_mutex_unlock (&lock);
 
   if (err) {
+    /* Threads that a filter has made know no nbdkit_set_error. */
     nbdkit_set_error (err);
+    errno = err;
     return -1;
   }
   return 0;
@@ -396,7 +398,7 @@ gate_config (const char *key, const char *value)
   "cache=none|emulate|native   What .can_cache says (default native).\n" \
   "write=true                  Allow writing.\n" \
   "blocks=MINIMUM-MAXIMUM      Say that requests are to be of these sizes, and\n" \
-  "                            abort if a read or write isn't.\n" \
+  "                            abort if one isn't.\n" \
   "data=OFFSET+COUNT           The disk has holes except here; may be repeated.\n" \
   "exports=A,B,C               Export names to list; any name can be opened.\n" \
   "control=FD                  Socket to take commands from.\n" \
@@ -702,6 +704,7 @@ static struct nbdkit_plugin plugin = {
   .trim              = gate_trim,
   .cache             = gate_cache,
   .extents           = gate_extents,
+  .errno_is_preserved = 1,
 };
 
 NBDKIT_REGISTER_PLUGIN (plugin)

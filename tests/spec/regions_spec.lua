@@ -65,9 +65,9 @@ describe ("regions", function ()
     run ("0 4K\n3M 2M\n6M 1\n7M 1\n", { warn = function (line)
       lines[#lines + 1] = line
     end })
-    assert.same ({ "scan-file-regions: of 4 ranges 2 lie beyond the end of the disk "
-                   .. "(4194304 bytes) and are left out, 1 reach beyond it and are cut; "
-                   .. "is this the list of another image?" }, lines)
+    assert.same ({ "scan-file-regions: of 4 ranges, 2 lie beyond the end of the disk "
+                   .. "(4194304 bytes), and 1 in part; is this the list of another "
+                   .. "image?" }, lines)
     run ("0 4M\n", { warn = error })
   end)
 

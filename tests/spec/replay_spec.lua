@@ -87,7 +87,7 @@ describe ("replay", function ()
                  ranges ("9M 1G\n20G 1\n8000000T 64K\n9M 4K\n",
                          { size = 9 * MiB + 2 * BLOCK, warn = warn }))
     assert.equal (1, #lines)
-    assert.matches ("^scan%-file%-trace: of 2 ranges 1 lie beyond the end", lines[1])
+    assert.matches ("^scan%-file%-trace: of 2 ranges, 1 lie beyond the end", lines[1])
     -- A read of the end of a disk of odd size is no stale one.
     assert.same ({ { 0, 100 } }, run ("0 100\n", { size = 100, warn = warn }))
     assert.equal (1, #lines)

@@ -395,7 +395,8 @@ test_damage (bool write)
   check (invented == 0, "damage never makes a bit (%u)", invented);
   check (wrong == 0, "and where clients wrote none is lost (%u)", wrong);
   check (silent == 0, "elsewhere it is said (%u)", silent);
-  check (write == (refused > 0), "it is refused only with writes (%u)", refused);
+  check (write == (refused > 0), "it is refused only with writes (%u)",
+         refused);
   map_free (map);
   close (fd);
 }

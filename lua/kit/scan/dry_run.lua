@@ -130,7 +130,7 @@ local CASES = {
   { "a client that reads each fourth piece",
     function (disk) return { events = in_steps (disk, 0, 4) } end },
   { "a client that reads the last sector first", function (disk)
-    return { events = { { after = 0, read = { disk.size - 512, 512 } } } }
+    return { events = { { after = 0, read = { math.max (disk.size - 512, 0), 512 } } } }
   end },
   { "a client that goes at once",
     function () return { events = { { after = 1, close = true } }, goes = true } end },

@@ -98,33 +98,12 @@ end
 
 -- -- placing ----------------------------------------------------------------------
 
--- Go through the blocks in one direction with the neighbour that was placed last;
--- `place` says where to, or nil.
-local function with_neighbours (blocks, step, place)
-  local last
-  for i = step > 0 and 1 or #blocks, step > 0 and #blocks or 1, step do
-    local block = blocks[i]
-    if not block.new and last and math.abs (block.old - last.old) <= NEAR_BYTES then
-      block.new, block.how = place (block, last.new - last.old)
-    end
-    if block.new then last = block end
-  end
-end
-
--- One of several places: where the neighbours went, or else nearest to that.
-local function place_repeated (blocks)
+local function place_unique (blocks)
   for _, block in ipairs (blocks) do
     if block.places and #block.places == 1 then
       block.new, block.how = block.places[1], "content"
     end
   end
-  local function going_on (block, shift)
-    for _, place in ipairs (block.places or {}) do
-      if place == block.old + shift then return place, "content" end
-    end
-  end
-  with_neighbours (blocks, 1, going_on)
-  with_neighbours (blocks, -1, going_on)
 end
 
 local function nearest (places, wanted)
@@ -137,7 +116,8 @@ local function nearest (places, wanted)
   return best
 end
 
--- What was not found goes with the nearer of its neighbours that were.
+-- What was not found, or is there several times, goes with the nearer of its neighbours
+-- that were found: as far as they did, or to the place nearest to that.
 local function place_by_shift (blocks, size)
   local shifts = {}
   for _, step in ipairs { 1, -1 } do
@@ -204,7 +184,7 @@ function M.translate (from, to, load, progress)
   old:close ()
   find (new, sought, progress)
   new:close ()
-  place_repeated (blocks)
+  place_unique (blocks)
   place_by_shift (blocks, new.size)
 
   local counts = { blocks = #blocks, content = 0, shift = 0, place = 0, lost = 0 }

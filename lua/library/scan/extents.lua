@@ -151,9 +151,9 @@ function M.stale (ranges, size)
     end
   end
   if outside + cut == 0 then return nil end
-  return ("of %d ranges %d lie beyond the end of the disk (%d bytes) and are left out, "
-          .. "%d reach beyond it and are cut; is this the list of another image?")
-    :format (all, outside, size, cut)
+  return ("of %d ranges, %d lie beyond the end of the disk (%d bytes)%s; is this the "
+          .. "list of another image?")
+    :format (all, outside, size, cut > 0 and ", and " .. cut .. " in part" or "")
 end
 
 return M
