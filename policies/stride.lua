@@ -11,12 +11,6 @@
 -- downwards, several at once and with other reads mixed in.  It loses on reads that
 -- have no step, and is slow to begin where they touch; see `readahead`.
 --
--- scan-arg-depth.  Between reads it waits.
---
--- Memory: 64 streams.  It wins on regular steps through a table or a matrix, several
--- at once and with other reads mixed in.  It loses (fetches nothing) on reads that
--- touch, for which there is `readahead`.
---
 -- scan-arg-depth=N   most steps ahead (32)
 
 local arguments = require "scan.args"

@@ -71,8 +71,8 @@ static const struct metric metrics[] = {
   { "nbdkit_scan_prefetches_in_flight", GAUGE,
     "Prefetches on their way.", NULL, value_in_flight, 1 },
   { "nbdkit_scan_quiet_seconds", GAUGE,
-    "While a scan runs, seconds since a prefetch began or ended: large with some "
-    "in flight, the source has stalled.", NULL, value_quiet_ns, 1e-9 },
+    "While a scan runs, seconds since a prefetch began or ended: large with "
+    "some in flight, the source has stalled.", NULL, value_quiet_ns, 1e-9 },
   { "nbdkit_scan_prefetch_failures_total", COUNTER,
     "Prefetches that failed.", NULL, value_failures, 1 },
   { "nbdkit_scan_prefetches_skipped_total", COUNTER,

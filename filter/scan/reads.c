@@ -42,7 +42,7 @@ struct reads {
   /* Protected by lock; len and full_end may be looked at without it. */
   struct entry queue[READS_MAX];
   atomic_size_t len;
-  _Atomic uint64_t full_end;    /* of the newest, when last the queue was full */
+  _Atomic uint64_t full_end;    /* of the newest, when the queue was last full */
 
   size_t looked_at;             /* the first ones, by reads_look */
   atomic_uint lost;             /* that were left out, or made way */

@@ -50,15 +50,15 @@ reads_are_wanted (struct reads *reads)
   return !atomic_load_explicit (&head->stopped, memory_order_relaxed);
 }
 
-/* A client read starts; it is noted here and in the map of the disk.  Returns what
- * map_meet does.  reads_end must be called when it has ended.
+/* A client read starts; it is noted here and in the map of the disk.  Returns
+ * what map_meet does.  reads_end must be called when it has ended.
  */
 extern uint8_t reads_begin (struct reads *reads, struct map *map,
                             uint64_t offset, uint32_t count);
 extern void reads_end (struct reads *reads);
 
-/* No more reads are wanted: the scan has finished.  One that is noted all the same
- * is never taken.
+/* No more reads are wanted: the scan has finished.  One that is noted all the
+ * same is never taken.
  */
 extern void reads_stop (struct reads *reads);
 
@@ -67,8 +67,8 @@ extern void reads_stop (struct reads *reads);
  */
 extern size_t reads_take (struct reads *reads, struct met_read *out);
 
-/* Copy those reads, at most READS_MAX, that neither this nor reads_take has given
- * yet, and leave them in the queue.  Returns how many.
+/* Copy those reads, at most READS_MAX, that neither this nor reads_take has
+ * given yet, and leave them in the queue.  Returns how many.
  */
 extern size_t reads_look (struct reads *reads, struct met_read *out);
 

@@ -102,7 +102,8 @@ def test_a_sparse_tebibyte (tmp_path):
             f.seek (i * (size - (1 << 20)) // (places - 1) >> 20 << 20)
             f.write (b"x" * (1 << 20))
     with nbdkit ([SCAN, "log"], ["file", str (disk)],
-                 [write (tmp_path, DATA_ONLY), f"logfile={log}", "scan-size=1M"],
+                 [write (tmp_path, DATA_ONLY), f"logfile={log}", "scan-size=1M",
+                  "scan-pace=false"],
                  VERBOSE) as server:
         server.connect ()
         server.wait_line (FINISHED)
@@ -168,8 +169,8 @@ def test_pread (tmp_path):
 def test_reads_do_not_wait_for_a_policy_that_preads (tmp_path):
     """No lock is held, neither the policy's nor any other."""
     with nbdkit ([SCAN], gate ("size=64K", "hold=read"),
-                 [write (tmp_path, "return function (disk) disk:pread (0, 1) end")],
-                 VERBOSE) as server:
+                 [write (tmp_path, "return function (disk) disk:pread (0, 1) end"),
+                  "scan-pace=false"], VERBOSE) as server:
         first = server.connect ()
         policys = server.next_call ("read")
         server.send ("hold read 0")

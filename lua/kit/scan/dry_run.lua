@@ -109,7 +109,8 @@ local READS = 100
 
 local function in_steps (disk, first, step)
   local events = {}
-  local count = math.max (512, math.min (64 * KiB, disk.size // (8 * READS) // 512 * 512))
+  local eighth = disk.size // (8 * READS) // 512 * 512
+  local count = math.max (512, math.min (64 * KiB, eighth))
   for i = 0, READS - 1 do
     local offset = first + i * step * count
     if offset >= 0 and offset + count <= disk.size then

@@ -154,21 +154,18 @@ function M.once (policy)
     function outer:prefetch (offset, count)
       local stop = range_end (disk, offset, count)
       if not stop then return disk:prefetch (offset, count) end
-      local from, missing = disk:missing (offset, stop)
-      if from then
+      local from, length = disk:missing (offset, stop)
+      skipped = from and 0 or skipped + 1
+      -- Nothing missing anywhere is no reason never to come back.
+      if skipped == SKIP_MOST then
         skipped = 0
-      else
-        skipped = skipped + 1
-        if skipped == SKIP_MOST then
-          skipped = 0
-          disk:wait (0)
-        end
+        disk:wait (0)
       end
       while from do
         -- A block at a time, or what is read meanwhile would be fetched.
-        missing = math.min (missing, disk.block)
-        disk:prefetch (from, missing)
-        from, missing = disk:missing (from + missing, stop)
+        length = math.min (length, disk.block)
+        disk:prefetch (from, length)
+        from, length = disk:missing (from + length, stop)
       end
     end
 
