@@ -177,7 +177,7 @@ $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
 $(B)/tests/unit-results: $(call unit_objects,scan/results)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
-$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
+$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/looker scan/workers scan/steps \
 	scan/fetch scan/failures scan/results scan/opening scan/ticket scan/budget \
 	scan/line scan/pace scan/guard scan/reads \
 	scan/source scan/map scan/recorder scan/journal report/stats) $(vm_objects)

@@ -11,8 +11,8 @@
  *
  * Any thread may call reads_are_wanted, reads_begin, reads_end, reads_wake,
  * reads_in_flight and reads_idle_ns.
- * Only the scan's decider (one thread at a time) may call reads_take, reads_look
- * and reads_wait.
+ * Only the scan's decider (one thread at a time) may call reads_wait, and one
+ * thread at a time reads_take.
  */
 
 #ifndef SCAN_READS_H
@@ -66,11 +66,6 @@ extern void reads_stop (struct reads *reads);
  * and empty the queue.  Returns how many.
  */
 extern size_t reads_take (struct reads *reads, struct met_read *out);
-
-/* Copy those reads, at most READS_MAX, that neither this nor reads_take has
- * given yet, and leave them in the queue.  Returns how many.
- */
-extern size_t reads_look (struct reads *reads, struct met_read *out);
 
 /* How many reads the queue had no room for since this was last called. */
 extern unsigned reads_take_lost (struct reads *reads);

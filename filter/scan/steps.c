@@ -211,9 +211,6 @@ steps_ask_policy (struct scanner *s, struct worker *w)
     if (step->waits)
       ticket_give (s);
     step->run (s, w, &request, &answer);
-    /* A policy may wait for long and ask for no reads. */
-    if (step->waits && recorder_is_on (s->config.recorder))
-      scan_look_at_reads (s);
     if (!steps_take_room (s))
       return false;
   } while (request.type != VM_PREFETCH);

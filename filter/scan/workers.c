@@ -243,8 +243,6 @@ decide (struct scanner *s, struct worker *w, struct range *range)
   do {
     if (!steps_take_room (s))
       return false;
-    if (recorder_is_on (s->config.recorder))
-      scan_look_at_reads (s);
     if (scan_phase (s) != SCAN_GOES_ON)
       s->pending.count = 0;
     if (s->pending.count == 0 && !steps_ask_policy (s, w)) {
@@ -323,8 +321,6 @@ run_worker (void *vp)
               ? STATS_FAILED : STATS_WAITING);
 
   release_worker (s, w);
-  if (is_first (w) && recorder_is_on (s->config.recorder))
-    scan_record_on (s);
   note_end (w);
   return NULL;
 }
