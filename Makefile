@@ -18,6 +18,8 @@ bench: run-bench       ## measure what scanning is worth (FULL=1: for hours)
 
 bench-costs: run-bench-costs ## measure what it costs: instructions, memory
 
+bench-boot: run-bench-boot ## boot a guest over slow lines (hours; BOOT=--help)
+
 check: run-check       ## run all tests (4 minutes)
 
 check-unit: run-check-unit ## run the C unit tests only
@@ -32,6 +34,8 @@ check-valgrind: run-check-valgrind ## run the tests under valgrind
 
 check-matrix: run-check-matrix ## run the tests on each Debian, in chroots (root; 10 minutes)
 
+check-upstream: run-check-upstream ## which faults of nbdkit's own layers the installed one has
+
 fuzz: run-fuzz         ## run the fuzz targets, FUZZ_SECONDS=20 each
 
 lint: run-lint         ## check the Lua, shell and C sources for mistakes
@@ -39,6 +43,8 @@ lint: run-lint         ## check the Lua, shell and C sources for mistakes
 install: run-install   ## install the filter, its policies, tools and pages
 
 deb: run-deb           ## build a Debian package, into build/deb
+
+rpm: run-rpm           ## build an rpm for Fedora and its kin, into build/rpm
 
 uninstall: run-uninstall ## remove them and bring back what was there before
 
@@ -48,6 +54,6 @@ clean:                 ## remove everything that was built
 help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
-.PHONY: all filter demo bench bench-costs check check-unit check-lua \
-	check-asan check-tsan check-valgrind check-matrix fuzz lint install deb \
-	uninstall clean help
+.PHONY: all filter demo bench bench-costs bench-boot check check-unit check-lua \
+	check-asan check-tsan check-valgrind check-matrix check-upstream fuzz lint \
+	install deb rpm uninstall clean help

@@ -6,7 +6,8 @@
 # -- tools and where things are ------------------------------------------------
 
 PKG_CONFIG ?= pkg-config
-LUA        ?= lua5.4
+# Lua 5.4 has its version in its name, or not where it is the only one.
+LUA        ?= $(if $(shell command -v lua5.4),lua5.4,lua)
 PREFIX     ?= /usr
 
 CFLAGS     ?= -O2 -g
@@ -41,8 +42,10 @@ endif
 
 # Asked only by the rules that need them, so that `make help` needs nothing.
 NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
-LUA_CFLAGS    = $(shell $(PKG_CONFIG) --cflags lua5.4)
-LUA_LIBS      = $(shell $(PKG_CONFIG) --libs lua5.4)
+LUA_PC        = $(firstword $(foreach pc,lua5.4 lua-5.4 lua,$(shell \
+	$(PKG_CONFIG) --exists '$(pc) >= 5.4 $(pc) < 5.5' && echo $(pc))))
+LUA_CFLAGS    = $(shell $(PKG_CONFIG) --cflags $(LUA_PC))
+LUA_LIBS      = $(shell $(PKG_CONFIG) --libs $(LUA_PC))
 
 # Filters have one place, whatever the PREFIX: nbdkit looks nowhere else.
 FILTERDIR     = $(shell $(PKG_CONFIG) --variable=filterdir nbdkit)
@@ -61,9 +64,10 @@ endif
 # -- what the filters are made of ----------------------------------------------
 
 # A folder is a unit: what lies in it is built, embedded or installed with it.
+common_sources := $(sort $(wildcard filter/common/*.c))
 scan_sources  := $(sort $(wildcard filter/scan/*.c filter/policy/*.c \
-	filter/report/*.c))
-clone_sources := $(sort $(wildcard filter/clone/*.c))
+	filter/report/*.c)) $(common_sources)
+clone_sources := $(sort $(wildcard filter/clone/*.c)) $(common_sources)
 
 # Texts that are compiled into the scan filter; lua/kit/ is for authors only.
 embedded_lua := filter/policy/boot.lua \
@@ -73,10 +77,12 @@ scan_objects  := $(scan_sources:%.c=$(B)/%.o) $(B)/embedded.o
 clone_objects := $(clone_sources:%.c=$(B)/%.o)
 
 # What runs policies: programs that test or measure that link only these.
-vm_objects := $(patsubst %.c,$(B)/%.o,$(sort $(wildcard filter/policy/*.c))) \
-	$(B)/embedded.o
+vm_objects := $(patsubst %.c,$(B)/%.o, \
+	$(sort $(wildcard filter/policy/*.c)) $(common_sources)) $(B)/embedded.o
 
-INCLUDES := $(addprefix -Ifilter/,common scan policy report clone)
+# A unit's own folder comes first for its own files; others say which unit they mean
+# where two have a header of one name.
+INCLUDES := -Ifilter $(addprefix -Ifilter/,common scan policy report clone)
 
 # -- the filter ----------------------------------------------------------------
 
@@ -119,7 +125,7 @@ $(B)/have-packages:
 	@$(PKG_CONFIG) --exists nbdkit || { \
 	  echo 'nbdkit.pc is missing: apt-get install nbdkit-plugin-dev' >&2; \
 	  exit 1; }
-	@$(PKG_CONFIG) --exists lua5.4 || { \
+	@test -n '$(LUA_PC)' || { \
 	  echo 'lua5.4.pc is missing: apt-get install liblua5.4-dev' >&2; \
 	  exit 1; }
 	@touch $@
@@ -129,17 +135,25 @@ $(B)/have-packages:
 # Plugins, and libraries to preload, for tests/e2e.
 test_objects := \
 	$(patsubst tests/plugins/%.c,build/tests/nbdkit-%-plugin.so, \
-	  $(filter-out tests/plugins/keep.c,$(wildcard tests/plugins/*.c))) \
-	build/tests/keep.so
+	  $(wildcard tests/plugins/*.c)) \
+	$(patsubst tests/preload/%.c,build/tests/%.so,$(wildcard tests/preload/*.c)) \
+	build/tests/map-dump
 
 build/tests/nbdkit-%-plugin.so: tests/plugins/%.c $(B)/have-packages
 	$(call SAY,PLUGIN,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) $(NBDKIT_CFLAGS) -shared $< -o $@
 
-build/tests/keep.so: tests/plugins/keep.c
+build/tests/%.so: tests/preload/%.c
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -o $@
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -ldl -o $@
+
+# Says what a map of the clone filter holds.
+build/tests/map-dump: tests/clone/map-dump.c build/filter/clone/map.o \
+                      build/filter/clone/crc32c.o build/filter/clone/disk.o
+	$(call SAY,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) $(NBDKIT_CFLAGS) $(INCLUDES) $^ -o $@
 
 # C programs, each from tests/unit/test-NAME.c and what it tests.  STUB_WRAP lets
 # stubs.c make allocations and threads fail.
@@ -151,11 +165,19 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
+$(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
+	clone/crc32c clone/disk)
+$(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
+$(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
-$(B)/tests/unit-reads: $(call unit_objects,scan/reads)
-$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/budget scan/guard \
-	scan/reads scan/source report/stats) $(vm_objects)
+$(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
+$(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
+$(B)/tests/unit-rows: $(call unit_objects,policy/rows)
+$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
+	scan/fetch scan/failures scan/results scan/opening scan/ticket scan/budget \
+	scan/guard scan/reads \
+	scan/source scan/map scan/recorder scan/journal report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
 
@@ -202,6 +224,9 @@ run-check-tsan: $(test_objects)
 run-check-valgrind: filter $(test_objects)
 	$(Q)CHECK_WITH=valgrind tests/run --only e2e $(E2E)
 
+run-check-upstream:
+	$(Q)tests/upstream/run
+
 # -- fuzzing -------------------------------------------------------------------
 
 # For each target.
@@ -236,8 +261,14 @@ build/fuzz/have-fuzzer:
 
 # Pages that are not of section 1.
 section_nbdkit-scan-policy := 3
+section_nbdkit-scan-library := 3
 
-man_pages := $(foreach page,$(patsubst docs/%.pod,%,$(wildcard docs/*.pod)), \
+# What nbdkit-scan-library(3) is made from: what policies and their tests may use.
+reference_lua := lua/runtime/scan/host.lua $(sort $(wildcard lua/library/scan/*.lua)) \
+	$(addprefix lua/kit/scan/,testing.lua contract.lua simulator.lua plot.lua)
+
+man_pages := build/man/nbdkit-scan-library.3 \
+	$(foreach page,$(patsubst docs/%.pod,%,$(wildcard docs/*.pod)), \
 	build/man/$(page).$(or $(section_$(page)),1))
 
 VERSION := $(shell sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)
@@ -251,10 +282,21 @@ define pod2man
 	             +%Y-%m-%d)" --utf8 --errors=die $< $@
 endef
 
+build/docs/nbdkit-scan-library.pod: docs/reference $(reference_lua)
+	@mkdir -p $(@D)
+	$(Q)$(LUA) docs/reference $(reference_lua) > $@.tmp
+	$(Q)mv $@.tmp $@
+
+build/man/%.3: build/docs/%.pod debian/changelog
+	$(pod2man)
 build/man/%.1: docs/%.pod debian/changelog
 	$(pod2man)
 build/man/%.3: docs/%.pod debian/changelog
 	$(pod2man)
+
+# What pages are there to read, and what they show and name, where they say it is.
+shown := $(wildcard docs/*.md docs/*.svg docs/policies/*.svg tests/traces/*.md \
+	tests/traces/*.log packaging/systemd/* packaging/prometheus/*)
 
 # Everything under STAGE as it is to be under /.  Packages begin with this.
 STAGE = build/stage
@@ -272,11 +314,13 @@ run-stage: filter $(man_pages)
 	  ln -s ../../../nbdkit-scan-filter-lua/lua/*/scan/*.lua .
 	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
 	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
-	$(Q)install -m 644 $(wildcard README.md docs/*.md) LICENSE '$(STAGE)$(DOCDIR)/'
+	$(Q)for file in README.md CONTRIBUTING.md LICENSE $(shown); do \
+	  install -D -m 644 $$file '$(STAGE)$(DOCDIR)'/$$file || exit; done
 	$(Q)install -m 644 completion/* '$(STAGE)$(COMPLETIONDIR)/'
 
-# What is there already is kept, and brought back; see packaging/place.
-manifest = $(DATADIR)/installed
+# What is there already is kept, and brought back; see packaging/place.  The list of
+# what was put there has one place, whatever the PREFIX, so that uninstall finds it.
+manifest = $(FILTERDIR)/nbdkit-scan-filter-lua.installed
 
 run-install: run-stage
 	$(Q)packaging/place install '$(STAGE)' '$(manifest)' '$(DESTDIR)'
@@ -298,6 +342,11 @@ run-deb:
 	$(Q)rm -rf build/deb/source
 	@ls build/deb/*.deb
 
+# -- package for Fedora and its kin ---------------------------------------------
+
+run-rpm:
+	$(Q)packaging/rpm/build
+
 # -- what it is worth, and what it costs ---------------------------------------
 
 run-demo:
@@ -309,6 +358,11 @@ run-bench:
 	$(Q)packaging/need bench
 	$(Q)$(MAKE) filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/bench.py $(if $(FULL),--full) $(BENCH)
+
+run-bench-boot:
+	$(Q)packaging/need boot
+	$(Q)$(MAKE) filter
+	$(Q)tests/bench/boot/boot.py $(BOOT)
 
 run-bench-costs: filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/costs.py $(if $(FULL),--full)
@@ -328,7 +382,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place completion/* docs/policies/draw
+	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)

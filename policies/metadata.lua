@@ -15,16 +15,17 @@
 -- Memory: constant.  It wins when the first thing the client does is to mount, to
 -- check or to list files.  It loses a little when that is over before it begins.
 --
--- scan-arg-then=NAME   a policy to go on with, or none (data)
+-- scan-arg-then=NAME        a policy to go on with, or none (data)
+-- scan-arg-then.NAME=VALUE  an argument of that policy
 
 local arguments = require "scan.args"
 local combine = require "scan.combinators"
 local generators = require "scan.generators"
 local metadata = require "scan.metadata"
 local args = ...
-arguments.check_known (args, { "then" })
-local THEN = args["then"] or "data"
-local go_on = THEN ~= "none" and combine.named ({ ["then"] = THEN }, "then", scan.policy)
+arguments.check_known (args, { "then", "then.*" })
+args["then"] = args["then"] or "data"
+local go_on = args["then"] ~= "none" and combine.named (args, "then", scan.policy)
 
 local function walk (disk)
   generators.run (disk, { metadata.new (disk, 0) }, true)

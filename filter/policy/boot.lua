@@ -16,4 +16,4 @@ local function load_policy (text, chunk_name, args)
   return sandbox.load (env, text, chunk_name, args)
 end
 
-return load_policy, host.main
+return load_policy, host.main, host.prefetch_range

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cleanup.h"
 #include "embedded.h"
 #include "library.h"
 
@@ -37,8 +38,9 @@ struct file {
   struct text text;
 };
 
+/* Leaf lock, and held while a file is read; guards the list. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct file *files;      /* protected by lock */
+static struct file *files;
 
 /* Absolute directory of the policy file, NULL if it is a built-in.  Written
  * at start-up only.
@@ -178,12 +180,11 @@ get_file (const char *kind, const char *name, const char *path,
           char error[LIBRARY_ERROR_MAX])
 {
   const struct text *text;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
 
-  pthread_mutex_lock (&lock);
   text = find_file (kind, name);
   if (text == NULL && path != NULL)
     text = add_file (kind, name, path, error);
-  pthread_mutex_unlock (&lock);
   return text;
 }
 
@@ -214,49 +215,63 @@ stem_length (const char *name)
   return n > 4 && strcmp (name + n - 4, ".lua") == 0 ? n - 4 : n;
 }
 
+/* The built-in policy of this name, or NULL. */
 static const struct text *
-builtin_policy (const char *name, char error[LIBRARY_ERROR_MAX])
+builtin_policy (const char *name)
 {
-  const struct text *text;
-  char path[PATH_MAX], policies[LIBRARY_ERROR_MAX / 2] = "";
-  const size_t n = stem_length (name);
+  char path[PATH_MAX];
+  int n;
 
-  snprintf (path, sizeof path, "policies/%.*s.lua", (int) n, name);
-  text = find_builtin (path);
-  if (text == NULL) {
-    list_policies (policies, sizeof policies);
-    snprintf (error, LIBRARY_ERROR_MAX,
-              "there is no file '%.128s' and no built-in policy of that name; "
-              "the built-in policies are: %s", name, policies);
-  }
-  return text;
+  if (strchr (name, '/') != NULL)
+    return NULL;
+  n = snprintf (path, sizeof path, "policies/%.*s.lua",
+                (int) stem_length (name), name);
+  return n > 0 && (size_t) n < sizeof path ? find_builtin (path) : NULL;
+}
+
+static const struct text *
+unknown_policy (const char *name, char error[LIBRARY_ERROR_MAX])
+{
+  char policies[LIBRARY_ERROR_MAX / 2] = "";
+
+  list_policies (policies, sizeof policies);
+  snprintf (error, LIBRARY_ERROR_MAX,
+            "there is no file '%.128s' and no built-in policy of that name; "
+            "the built-in policies are: %s", name, policies);
+  return NULL;
 }
 
 const struct text *
 library_policy (const char *name, char error[LIBRARY_ERROR_MAX])
 {
-  const struct text *text = get_file ("policy:", name, NULL, error);
+  const struct text *text = builtin_policy (name);
 
+  if (text == NULL)
+    text = get_file ("policy:", name, NULL, error);
   if (text != NULL)
     return text;
   if (strchr (name, '/') != NULL || access (name, F_OK) == 0)
     return get_file ("policy:", name, name, error);
-  return builtin_policy (name, error);
+  return unknown_policy (name, error);
 }
 
 const struct text *
-library_neighbour (const char *name, char error[LIBRARY_ERROR_MAX])
+library_neighbour (const char *name, bool given,
+                   char error[LIBRARY_ERROR_MAX])
 {
+  const struct text *text = builtin_policy (name);
   char path[PATH_MAX];
   int n;
 
+  if (text != NULL)
+    return text;
   if (strchr (name, '/') == NULL && policy_dir != NULL) {
     n = snprintf (path, sizeof path, "%s/%.*s.lua", policy_dir,
                   (int) stem_length (name), name);
     if (n > 0 && (size_t) n < sizeof path && access (path, F_OK) == 0)
       return get_file ("beside:", path, path, error);
   }
-  return builtin_policy (name, error);
+  return given ? library_policy (name, error) : unknown_policy (name, error);
 }
 
 /* Module names are words joined by dots: nothing that leads out of the
@@ -359,6 +374,19 @@ library_file (const char *name)
   char error[LIBRARY_ERROR_MAX];
 
   return get_file ("file:", name, NULL, error);
+}
+
+size_t
+library_files_bytes (void)
+{
+  const struct file *file;
+  size_t bytes = 0;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+  for (file = files; file != NULL; file = file->next)
+    if (strncmp (file->key, "file:", strlen ("file:")) == 0)
+      bytes += file->text.length;
+  return bytes;
 }
 
 void

@@ -29,17 +29,19 @@ struct text {
 /* Reads that fail put one line, without a full stop, here. */
 #define LIBRARY_ERROR_MAX 512
 
-/* The policy of this name: a path or an existing file, else a built-in, with
- * or without ".lua".  Returns NULL and fills in error if there is none.
+/* The policy that the operator named: without a slash a built-in, with or without
+ * ".lua", else a file.  Returns NULL and fills in error if there is none.  What
+ * scan-policy names is looked for once, at start-up.
  */
 extern const struct text *library_policy (const char *name,
                                           char error[LIBRARY_ERROR_MAX]);
 
-/* The policy that another policy asks for by name: a file beside the one that
- * library_set_policy named, else a built-in; with or without ".lua", and never
- * a path.  Returns NULL and fills in error if there is none.
+/* The policy that another policy asks for by name, with or without ".lua": a
+ * built-in, else a file beside the one that library_set_policy named.  If the
+ * operator has given this name, as an argument, then also what library_policy
+ * finds; else never a path.  Returns NULL and fills in error if there is none.
  */
-extern const struct text *library_neighbour (const char *name,
+extern const struct text *library_neighbour (const char *name, bool given,
                                              char error[LIBRARY_ERROR_MAX]);
 
 /* The module of this name: one of ours (scan.X), else a file beside the policy
@@ -54,7 +56,7 @@ extern const struct text *library_runtime (const char *name);
 /* True if a place in a message, "FILE:LINE: ...", is in a module of ours. */
 extern bool library_is_ours (const char *place);
 
-/* A text of our own by its path in the source tree; it must exist. */
+/* A text of our own by its path in the source tree, or NULL. */
 extern const struct text *library_builtin (const char *path);
 
 /* Say where modules are looked for: beside this policy. */
@@ -68,6 +70,9 @@ extern int library_add_file (const char *name, const char *path,
 
 /* The file of this name, or NULL if none was given. */
 extern const struct text *library_file (const char *name);
+
+/* How many bytes all of these have. */
+extern size_t library_files_bytes (void);
 
 /* At unload. */
 extern void library_free (void);

@@ -21,18 +21,26 @@ check_scan (lua_State *L)
   return box->scan;
 }
 
-/* The iterator that driver.reads () returns. */
+static const char *const met_names[] = {
+  [MET_MISS] = "miss", [MET_LATE] = "late", [MET_HIT] = "hit",
+};
+
+/* The iterator that driver.reads () returns: upvalues are the box and the names
+ * of what a read can meet.
+ */
 static int
 next_read (lua_State *L)
 {
   struct vm_scan *scan = check_scan (L);
+  const struct met_read *read;
 
   if (scan->next_read == scan->nr_reads)
     return 0;
-  lua_pushinteger (L, scan->reads[scan->next_read].offset);
-  lua_pushinteger (L, scan->reads[scan->next_read].count);
-  scan->next_read++;
-  return 2;
+  read = &scan->reads[scan->next_read++];
+  lua_pushinteger (L, read->range.offset);
+  lua_pushinteger (L, read->range.count);
+  lua_pushvalue (L, lua_upvalueindex (2 + read->met));
+  return 3;
 }
 
 /* driver.reads (): upvalues are the box and the iterator. */
@@ -94,6 +102,63 @@ driver_failures (lua_State *L)
   return 1;
 }
 
+/* The iterator that driver.results () returns. */
+static int
+next_result (lua_State *L)
+{
+  struct vm_scan *scan = check_scan (L);
+  const struct vm_result *result;
+
+  if (scan->next_result == scan->nr_results)
+    return 0;
+  result = &scan->results[scan->next_result++];
+  lua_pushinteger (L, result->range.offset);
+  lua_pushinteger (L, result->range.count);
+  lua_pushnumber (L, (lua_Number) result->ns / NS_PER_SECOND);
+  if (result->err == 0)
+    return 3;
+  lua_pushstring (L, vm_errno_name (result->err));
+  return 4;
+}
+
+/* driver.results (): upvalues are the box and the iterator.  Returns also how
+ * many were forgotten.
+ */
+static int
+driver_results (lua_State *L)
+{
+  struct vm_scan *scan = check_scan (L);
+  uint64_t dropped;
+
+  scan->nr_results =
+    scan->driver->results (scan->driver->opaque, &scan->results, &dropped);
+  scan->next_result = 0;
+  lua_pushvalue (L, lua_upvalueindex (2));
+  lua_pushinteger (L, dropped);
+  return 2;
+}
+
+/* driver.missing (disk, from, to) */
+static int
+driver_missing (lua_State *L)
+{
+  struct vm_scan *scan = check_scan (L);
+  const lua_Integer size = scan->driver->size;
+  lua_Integer from = luaL_checkinteger (L, 2), to = luaL_optinteger (L, 3, size);
+  struct range missing;
+
+  if (from < 0)
+    from = 0;
+  if (to > size)
+    to = size;
+  if (from >= to || !scan->driver->missing (scan->driver->opaque, from, to,
+                                            &missing))
+    return 0;
+  lua_pushinteger (L, missing.offset);
+  lua_pushinteger (L, missing.count);
+  return 2;
+}
+
 /* driver.reads_in_flight () */
 static int
 driver_reads_in_flight (lua_State *L)
@@ -129,50 +194,66 @@ driver_closed (lua_State *L)
   return 1;
 }
 
-/* disk:prefetch (offset [, count]), as Disk.prefetch in host.lua, which says
- * what it does.  Here again because it is called for every block: in Lua it
- * costs as much as all the rest of a usual decision.
+/* Take what was given to disk:prefetch as it is, if it is plainly right: an offset
+ * at 2, and perhaps a count at 3.
+ */
+static bool
+is_plain_range (lua_State *L, const struct vm_driver *driver,
+                struct range *range)
+{
+  lua_Integer offset, count = driver->block;
+
+  if (!lua_isinteger (L, 2))
+    return false;
+  offset = lua_tointeger (L, 2);
+  if (!lua_isnoneornil (L, 3)) {
+    if (!lua_isinteger (L, 3))
+      return false;
+    count = lua_tointeger (L, 3);
+  }
+  if (offset < 0 || (uint64_t) offset >= driver->size || count < 1)
+    return false;
+  range->offset = offset;
+  range->count = driver->size - offset;
+  if ((uint64_t) count < range->count)
+    range->count = count;
+  return true;
+}
+
+/* disk:prefetch (offset [, count]): upvalues are the box, "prefetch", and what
+ * host.lua has to say of arguments that are not plainly right.  Here because it is
+ * called for every block: in Lua it costs as much as all the rest of a usual
+ * decision.
  */
 static int
 driver_prefetch (lua_State *L)
 {
   struct vm_scan *scan = check_scan (L);
-  const lua_Integer size = scan->driver->size;
-  lua_Integer offset, count;
-  int ok;
+  struct range range;
 
-  offset = lua_tointegerx (L, 2, &ok);
-  if (!ok || lua_type (L, 2) != LUA_TNUMBER) {
-    lua_settop (L, 2);          /* one that is not there is nil */
-    return luaL_error (L, "disk:prefetch: offset should be a whole number of "
-                       "bytes, got %s", luaL_tolstring (L, 2, NULL));
+  if (!is_plain_range (L, scan->driver, &range)) {
+    lua_settop (L, 3);          /* what is not there is nil */
+    lua_pushvalue (L, lua_upvalueindex (3));
+    lua_pushinteger (L, scan->driver->size);
+    lua_pushinteger (L, scan->driver->block);
+    lua_pushvalue (L, 2);
+    lua_pushvalue (L, 3);
+    lua_call (L, 4, 2);         /* offset count, or nil message */
+    if (lua_isnil (L, -2))
+      return luaL_error (L, "%s", lua_tostring (L, -1));
+    range.offset = lua_tointeger (L, -2);
+    range.count = lua_tointeger (L, -1);
   }
-  if (offset < 0 || offset >= size)
-    return luaL_error (L, "disk:prefetch: offset %I is outside the disk "
-                       "(size %I)", (LUAI_UACINT) offset, (LUAI_UACINT) size);
-  if (lua_isnoneornil (L, 3))
-    count = scan->driver->block;
-  else {
-    count = lua_tointegerx (L, 3, &ok);
-    if (!ok || lua_type (L, 3) != LUA_TNUMBER)
-      return luaL_error (L, "disk:prefetch: count should be a whole number of "
-                         "bytes, got %s", luaL_tolstring (L, 3, NULL));
-    if (count < 1)
-      return luaL_error (L, "disk:prefetch: count should be at least 1, got "
-                         "%I", (LUAI_UACINT) count);
-  }
-  if (count > size - offset)
-    count = size - offset;
   if (L == scan->co && lua_isyieldable (L)) {
     /* Straight to who decides. */
     scan->asked = true;
-    scan->asked_range = (struct range) { offset, count };
+    scan->asked_range = range;
     return lua_yield (L, 0);
   }
   /* In a coroutine of the policy's own: to who resumed that. */
   lua_pushvalue (L, lua_upvalueindex (2));      /* "prefetch" */
-  lua_pushinteger (L, offset);
-  lua_pushinteger (L, count);
+  lua_pushinteger (L, range.offset);
+  lua_pushinteger (L, range.count);
   return lua_yield (L, 3);
 }
 
@@ -188,7 +269,9 @@ driver_now (lua_State *L)
 void
 vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
 {
-  lua_createtable (L, 0, 10);                   /* driver */
+  enum met met;
+
+  lua_createtable (L, 0, 12);                   /* driver */
   lua_pushinteger (L, driver->size);
   lua_setfield (L, -2, "size");
   lua_pushinteger (L, driver->block);
@@ -198,7 +281,9 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
 
   lua_pushvalue (L, box);                       /* driver box */
   lua_pushvalue (L, box);
-  lua_pushcclosure (L, next_read, 1);           /* driver box next_read */
+  for (met = MET_MISS; met <= MET_HIT; ++met)
+    lua_pushstring (L, met_names[met]);
+  lua_pushcclosure (L, next_read, 1 + MET_HIT + 1); /* driver box next_read */
   lua_pushcclosure (L, driver_reads, 2);
   lua_setfield (L, -2, "reads");
 
@@ -207,6 +292,16 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
   lua_pushcclosure (L, next_failure, 1);
   lua_pushcclosure (L, driver_failures, 2);
   lua_setfield (L, -2, "failures");
+
+  lua_pushvalue (L, box);
+  lua_pushvalue (L, box);
+  lua_pushcclosure (L, next_result, 1);
+  lua_pushcclosure (L, driver_results, 2);
+  lua_setfield (L, -2, "results");
+
+  lua_pushvalue (L, box);
+  lua_pushcclosure (L, driver_missing, 1);
+  lua_setfield (L, -2, "missing");
 
   lua_pushvalue (L, box);
   lua_pushcclosure (L, driver_reads_in_flight, 1);
@@ -225,6 +320,7 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
 
   lua_pushvalue (L, box);
   lua_pushliteral (L, "prefetch");
-  lua_pushcclosure (L, driver_prefetch, 2);
+  lua_rawgeti (L, LUA_REGISTRYINDEX, vm_of (L)->prefetch_range_ref);
+  lua_pushcclosure (L, driver_prefetch, 3);
   lua_setfield (L, -2, "prefetch");             /* driver */
 }

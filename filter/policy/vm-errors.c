@@ -40,12 +40,31 @@ push_description (lua_State *L, int index)
                      luaL_typename (L, index));
 }
 
-/* Message handler: adds a traceback. */
+/* Is a function of the user's own in the middle of something there? */
+static bool
+runs_user_code (lua_State *co)
+{
+  lua_Debug ar;
+  int level;
+
+  for (level = 0; lua_getstack (co, level, &ar); ++level) {
+    lua_getinfo (co, "S", &ar);
+    if (ar.what[0] != 'C' &&
+        (ar.source[0] != '@' || library_builtin (ar.source + 1) == NULL))
+      return true;
+  }
+  return false;
+}
+
+/* Message handler while a policy is loaded: adds a traceback if it shows anything of
+ * the user's.
+ */
 int
 vm_add_traceback (lua_State *L)
 {
   push_description (L, 1);
-  luaL_traceback (L, L, lua_tostring (L, -1), 1);
+  if (runs_user_code (L))
+    luaL_traceback (L, L, lua_tostring (L, -1), 1);
   return 1;
 }
 
@@ -86,7 +105,8 @@ describe_error (lua_State *L)
     push_description (L, 1);
     lua_concat (L, 2);
   }
-  luaL_traceback (L, co, lua_tostring (L, -1), 0);
+  if (!vm_of (L)->config.policy->builtin || runs_user_code (co))
+    luaL_traceback (L, co, lua_tostring (L, -1), 0);
   return 1;
 }
 
@@ -96,7 +116,7 @@ vm_limit_message (const struct vm *vm, int status, char *out, size_t size)
   if (vm->killed == TIMED_OUT)
     snprintf (out, size, "the policy took longer than %g seconds over one "
               "decision; see scan-policy-timeout",
-              (double) vm->config.timeout_ns / NS_PER_SECOND);
+              (double) vm->allowed_ns / NS_PER_SECOND);
   else if (status == LUA_ERRMEM && vm->refused)
     snprintf (out, size, "the policy needs more than %zu bytes of memory; "
               "see scan-policy-memory", vm->config.memory_bytes);
@@ -132,6 +152,7 @@ after_cut_path (const char *message, const char *path)
 static char *
 with_name (const struct vm *vm, const char *message)
 {
+  const char *name = vm->config.policy->name;
   const char *end = strchrnul (message, '\n'), *p;
   char *result;
 
@@ -140,15 +161,13 @@ with_name (const struct vm *vm, const char *message)
     if (p != NULL && p < end)
       message = p + 2;
   }
-  if (vm->policy_name == NULL)
-    return strdup (message);
-  p = after_cut_path (message, vm->policy_name);
+  p = after_cut_path (message, name);
   if (p != NULL)
-    return asprintf (&result, "%s%s", vm->policy_name, p) == -1 ? NULL : result;
-  p = strstr (message, vm->policy_name);
+    return asprintf (&result, "%s%s", name, p) == -1 ? NULL : result;
+  p = strstr (message, name);
   if (p != NULL && p < end)
     return strdup (message);
-  return asprintf (&result, "%s: %s", vm->policy_name, message) == -1
+  return asprintf (&result, "%s: %s", name, message) == -1
     ? NULL : result;
 }
 

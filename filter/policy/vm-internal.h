@@ -5,6 +5,11 @@
 /* What the units of the Lua state share: vm.c and its vm-*.c.  Nothing else may
  * include this, or lua.h.
  *
+ * The units in order, as below: vm-limits.c, vm-errors.c, vm-native.c, vm-driver.c,
+ * and vm.c, whose functions are in vm.h.  Each calls only those before it.
+ *
+ * What all this guards against is mistakes, not malice: see docs/design.md.
+ *
  * Unless it says otherwise, a function here is called with the policy lock
  * held, and one that takes an L may raise a Lua error.
  */
@@ -24,7 +29,6 @@
 #include <lualib.h>
 
 #include "clock.h"
-#include "library.h"
 #include "vm.h"
 
 #if LUA_VERSION_NUM != 504
@@ -41,25 +45,24 @@ enum kill_reason { ALIVE, TIMED_OUT, CLIENT_GONE };
 struct vm {
   /* Immutable. */
   struct vm_config config;
+  bool bounded;                 /* no decision can take long, see vm.c */
 
-  /* The policy lock, taken before a read queue's lock and after no other. */
+  /* The policy lock. */
   pthread_mutex_t lock;
 
   /* Protected by lock. */
   lua_State *L;                 /* NULL before loading and after a failure */
   size_t used_bytes, limit_bytes;
-  int main_ref, run_ref;
-  const char *policy_name;      /* as messages have it; the library's */
-  bool bounded;                 /* no decision can take long, see vm.c */
-  bool loaded;
+  int main_ref, run_ref, prefetch_range_ref;
+  bool loaded, loading;
   char *error;                  /* set once */
   /* The decision in progress. */
   const struct vm_driver *driver;
   lua_State *running;           /* the innermost coroutine, or NULL */
-  unsigned closing;             /* coroutines that are being closed */
   int look_instructions;        /* between two looks at the clock */
   size_t look_bytes;            /* look at once when more memory is used */
   bool refused;                 /* for the limit's sake, in this decision */
+  uint64_t allowed_ns;          /* for all of it */
   uint64_t started_ns, gone_ns; /* 0: not looked at yet */
   enum kill_reason killed;
   char killed_at[LUA_IDSIZE + 16];
@@ -86,10 +89,12 @@ struct vm_scan {
   struct box *box;              /* NULL before the first decision */
   lua_State *co;
   int ref;
-  const struct range *reads;    /* what an iterator walks over */
+  const struct met_read *reads; /* what an iterator walks over */
   size_t nr_reads, next_read;
   const struct vm_failure *failures;
   size_t nr_failures, next_failure;
+  const struct vm_result *results;
+  size_t nr_results, next_result;
   bool asked;                   /* yielded nothing, but asks to prefetch this */
   struct range asked_range;
 
@@ -116,10 +121,11 @@ extern void vm_hook (lua_State *L, lua_Debug *ar);
 /* How often the hook runs depends on how much memory is used.  Doesn't raise. */
 extern void vm_set_look_interval (struct vm *vm);
 
-/* Begin a decision.  driver is NULL while a policy is loaded at start-up.
- * Doesn't raise.
+/* Begin a decision, or to load the policy, with so much time for it.  driver is
+ * NULL while it is loaded at start-up.  Doesn't raise.
  */
-extern void vm_begin_decision (struct vm *vm, const struct vm_driver *driver);
+extern void vm_begin_decision (struct vm *vm, const struct vm_driver *driver,
+                               uint64_t allowed_ns);
 
 /* This coroutine runs from now on.  Doesn't raise. */
 extern void vm_enter (struct vm *vm, lua_State *co);
@@ -138,7 +144,38 @@ extern int vm_raise_killed (lua_State *L);
  */
 extern bool vm_find_place (lua_State *co, lua_Debug *ar);
 
+/* -- vm-errors.c ----------------------------------------------------------- */
+
+extern const char VM_OUT_OF_MEMORY[];
+
+/* A message handler for loading, which adds a traceback where that is of use. */
+extern int vm_add_traceback (lua_State *L);
+
+/* What to say if a limit is behind this status of a call, in out; else NULL.
+ * Doesn't raise.
+ */
+extern const char *vm_limit_message (const struct vm *vm, int status,
+                                     char *out, size_t size);
+
+/* The vm has failed: keep the message and close the state.  message may point
+ * into the state, and NULL means that there is no memory for one.  Doesn't
+ * raise.
+ */
+extern void vm_fail (struct vm *vm, const char *message);
+
+/* A coroutine stopped with an error value on its stack, or, if message is
+ * given, yielded something that is not a request.  Doesn't raise.
+ */
+extern void vm_fail_scan (struct vm_scan *scan, int status,
+                          const char *message);
+
 /* -- vm-native.c ----------------------------------------------------------- */
+
+/* Where lua_resume can't resume a coroutine it makes a string of one of these
+ * messages, with nobody to catch that there is no memory for it.  Short strings are
+ * made once and found again: so these are kept.
+ */
+extern void vm_keep_messages (lua_State *L);
 
 /* Push the table that sandbox.lua calls native. */
 extern void vm_push_native (lua_State *L);
@@ -159,30 +196,5 @@ extern void vm_push_driver (lua_State *L, int box,
 
 /* "EIO" and so on. */
 extern const char *vm_errno_name (int err);
-
-/* -- vm-errors.c ----------------------------------------------------------- */
-
-extern const char VM_OUT_OF_MEMORY[];
-
-/* A message handler that adds a traceback. */
-extern int vm_add_traceback (lua_State *L);
-
-/* What to say if a limit is behind this status of a call, in out; else NULL.
- * Doesn't raise.
- */
-extern const char *vm_limit_message (const struct vm *vm, int status,
-                                     char *out, size_t size);
-
-/* The vm has failed: keep the message and close the state.  message may point
- * into the state, and NULL means that there is no memory for one.  Doesn't
- * raise.
- */
-extern void vm_fail (struct vm *vm, const char *message);
-
-/* A coroutine stopped with an error value on its stack, or, if message is
- * given, yielded something that is not a request.  Doesn't raise.
- */
-extern void vm_fail_scan (struct vm_scan *scan, int status,
-                          const char *message);
 
 #endif /* SCAN_VM_INTERNAL_H */

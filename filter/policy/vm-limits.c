@@ -103,7 +103,7 @@ vm_look (struct vm *vm, lua_State *L)
       vm->driver->gone (vm->driver->opaque))
     vm->gone_ns = now;
 
-  if (now - vm->started_ns > vm->config.timeout_ns)
+  if (now - vm->started_ns > vm->allowed_ns)
     vm->killed = TIMED_OUT;
   else if (vm->gone_ns != 0 && now - vm->gone_ns > GONE_GRACE_NS)
     vm->killed = CLIENT_GONE;
@@ -150,13 +150,13 @@ vm_enter (struct vm *vm, lua_State *co)
     lua_sethook (co, vm_hook, LUA_MASKCOUNT, vm->look_instructions);
 }
 
-/* Begin a decision.  driver is NULL while a policy is loaded at start-up. */
 void
-vm_begin_decision (struct vm *vm, const struct vm_driver *driver)
+vm_begin_decision (struct vm *vm, const struct vm_driver *driver,
+                   uint64_t allowed_ns)
 {
+  vm->allowed_ns = allowed_ns;
   vm->driver = driver;
   vm->refused = false;
-  vm->closing = 0;
   vm->started_ns = vm->gone_ns = 0;
   vm->killed = ALIVE;
   vm->killed_at[0] = '\0';

@@ -11,13 +11,12 @@
 
 #include <nbdkit-filter.h>
 
+#include "escape.h"
+#include "rows.h"
 #include "vm-internal.h"
 
-/* How many coroutines may be in the middle of being closed.  Lua 5.4.4 begins to
- * count calls in C anew in each, so that nothing else would keep a chain of them
- * from overflowing the stack.
- */
-#define CLOSING_MAX 4
+/* Of a policy's warning, in bytes; the rest is not shown. */
+#define WARNING_MAX 500
 
 /* native.alive () */
 static int
@@ -31,22 +30,6 @@ native_alive (lua_State *L)
   return 0;
 }
 
-/* A coroutine that another one resumes. */
-struct resumption {
-  lua_State *co, *from;
-  int nr_values;                /* for it, and then from it */
-  int status;
-};
-
-static int
-run_coroutine (lua_State *L)
-{
-  struct resumption *r = lua_touserdata (L, 1);
-
-  r->status = lua_resume (r->co, r->from, r->nr_values, &r->nr_values);
-  return 0;
-}
-
 /* native.resume (co, ...): as coroutine.resume, but that a coroutine that was
  * stopped stops its caller too.
  */
@@ -56,35 +39,18 @@ native_resume (lua_State *L)
   struct vm *vm = vm_of (L);
   lua_State *co = lua_tothread (L, 1);
   const int n = lua_gettop (L) - 1;
-  struct resumption r = { .co = co, .from = L, .nr_values = n };
   int status, results;
 
   luaL_argexpected (L, co != NULL, 1, "coroutine");
-  if (co == vm->L) {
-    /* It is used below, and looks dead between decisions. */
-    lua_pushboolean (L, false);
-    lua_pushliteral (L, "cannot resume non-suspended coroutine");
-    return 2;
-  }
   if (!lua_checkstack (co, n))
     return luaL_error (L, "too many arguments to resume");
   lua_xmove (L, co, n);
   vm_enter (vm, co);
-
-  /* lua_resume returns what goes wrong in the coroutine.  But if that is dead,
-   * and there is no memory for the message, Lua jumps to a handler of the main
-   * thread, and aborts if there is none.
+  /* This returns what goes wrong, and needs no memory to say that it can't resume:
+   * see vm_keep_messages.
    */
-  lua_pushcfunction (vm->L, run_coroutine);
-  lua_pushlightuserdata (vm->L, &r);
-  status = lua_pcall (vm->L, 1, 0, 0);
+  status = lua_resume (co, L, n, &results);
   vm_enter (vm, L);
-  if (status != LUA_OK) {
-    lua_settop (vm->L, -2);
-    return luaL_error (L, VM_OUT_OF_MEMORY);
-  }
-  status = r.status;
-  results = r.nr_values;
   if (vm->killed != ALIVE)
     return vm_raise_killed (L);
   if (status != LUA_OK && status != LUA_YIELD)
@@ -108,9 +74,6 @@ native_close (lua_State *L)
   int status;
 
   luaL_argexpected (L, co != NULL && co != L, 1, "coroutine");
-  if (vm->closing == CLOSING_MAX)
-    return luaL_error (L, "too many coroutines that close one another");
-  vm->closing++;
   vm_enter (vm, co);
 #if LUA_VERSION_RELEASE_NUM >= 50406
   status = lua_closethread (co, L);
@@ -118,7 +81,6 @@ native_close (lua_State *L)
   status = lua_resetthread (co);
 #endif
   vm_enter (vm, L);
-  vm->closing--;
   if (vm->killed != ALIVE)
     return vm_raise_killed (L);
   lua_pushboolean (L, status == LUA_OK);
@@ -128,39 +90,29 @@ native_close (lua_State *L)
   return 2;
 }
 
-/* native.find (string, text, init): where the text is, first and last byte, or
- * nil.  string.find takes a time that grows with the product of both lengths.
- */
-static int
-native_find (lua_State *L)
-{
-  size_t length, text_length, start;
-  const char *string = luaL_checklstring (L, 1, &length);
-  const char *text = luaL_checklstring (L, 2, &text_length);
-  const char *found = NULL;
-  lua_Integer init = luaL_optinteger (L, 3, 1);
-
-  if (init < 0 && (lua_Unsigned) -(init + 1) < length)
-    init += length + 1;
-  else if (init < 1)
-    init = 1;
-  start = init - 1;
-  if (start <= length)
-    found = memmem (string + start, length - start, text, text_length);
-  if (found == NULL) {
-    luaL_pushfail (L);
-    return 1;
-  }
-  lua_pushinteger (L, found - string + 1);
-  lua_pushinteger (L, found - string + text_length);
-  return 2;
-}
-
 /* native.print (string) */
 static int
 native_print (lua_State *L)
 {
-  nbdkit_debug ("scan: policy: %s", luaL_checkstring (L, 1));
+  char text[ESCAPE_TEXT_MAX];
+
+  nbdkit_debug ("scan: policy: %s", escape (ESCAPE_TEXT, luaL_checkstring (L, 1),
+                                            text, sizeof text));
+  return 0;
+}
+
+/* native.warn (string).  What is said of loading it was said at start-up, when another
+ * export's state is made.
+ */
+static int
+native_warn (lua_State *L)
+{
+  const struct vm *vm = vm_of (L);
+  char text[WARNING_MAX];
+
+  escape (ESCAPE_TEXT, luaL_checkstring (L, 1), text, sizeof text);
+  if (!vm->loading || vm->driver == NULL)
+    nbdkit_error ("scan: warning: %s", text);
   return 0;
 }
 
@@ -205,12 +157,12 @@ native_find_policy (lua_State *L)
   const struct vm_config *config = &vm_of (L)->config;
   const char *name = luaL_checkstring (L, 1);
   char error[LIBRARY_ERROR_MAX] = "";
+  bool given = false;
   size_t i;
 
   for (i = 0; i < config->nr_args; ++i)
-    if (strcmp (config->args[i].value, name) == 0)
-      return vm_push_text (L, library_policy (name, error), error);
-  return vm_push_text (L, library_neighbour (name, error), error);
+    given = given || strcmp (config->args[i].value, name) == 0;
+  return vm_push_text (L, library_neighbour (name, given, error), error);
 }
 
 /* read_at (offset, count): upvalue is the text. */
@@ -232,6 +184,29 @@ file_read_at (lua_State *L)
   return 1;
 }
 
+/* read_rows (offset, columns, log): upvalue is the text.  See scan.file. */
+static int
+file_read_rows (lua_State *L)
+{
+  const struct text *text = lua_touserdata (L, lua_upvalueindex (1));
+  struct rows rows = { .text = text->data, .length = text->length };
+  struct row row;
+  enum rows_result result;
+
+  rows.position = luaL_checkinteger (L, 1);
+  result = rows_next (&rows, luaL_checkinteger (L, 2), lua_toboolean (L, 3),
+                      &row);
+  lua_pushinteger (L, rows.position);
+  lua_pushinteger (L, rows.lines);
+  if (result != ROWS_ROW)
+    return 2;
+  lua_pushinteger (L, row.offset);
+  lua_pushinteger (L, row.count);
+  if (row.has_third)
+    lua_pushinteger (L, row.third);
+  return 4 + row.has_third;
+}
+
 /* native.open_file (name) */
 static int
 native_open_file (lua_State *L)
@@ -242,20 +217,37 @@ native_open_file (lua_State *L)
     return 0;
   lua_pushlightuserdata (L, (void *) text);
   lua_pushcclosure (L, file_read_at, 1);
-  return 1;
+  lua_pushlightuserdata (L, (void *) text);
+  lua_pushcclosure (L, file_read_rows, 1);
+  return 2;
 }
 
 static const luaL_Reg native[] = {
   { "alive",       native_alive },
   { "resume",      native_resume },
   { "close",       native_close },
-  { "find",        native_find },
   { "print",       native_print },
+  { "warn",        native_warn },
   { "find_module", native_find_module },
   { "find_policy", native_find_policy },
   { "open_file",   native_open_file },
   { NULL, NULL }
 };
+
+void
+vm_keep_messages (lua_State *L)
+{
+  static const char *const messages[] = {
+    "cannot resume dead coroutine", "cannot resume non-suspended coroutine",
+    "C stack overflow",
+  };
+  size_t i;
+
+  for (i = 0; i < sizeof messages / sizeof messages[0]; ++i) {
+    lua_pushstring (L, messages[i]);
+    luaL_ref (L, LUA_REGISTRYINDEX);
+  }
+}
 
 void
 vm_push_native (lua_State *L)

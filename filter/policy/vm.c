@@ -8,8 +8,8 @@
  * runs in a protected call; outside of those, only functions of the Lua API
  * that neither raise nor allocate are used.
  *
- * On the registry of the state: MAIN, the function that boot.lua returned, and
- * RUN, the policy as a function of the disk.  Each scan holds one reference, to
+ * On the registry of the state: MAIN and PREFETCH_RANGE, functions that boot.lua
+ * returned, and RUN, the policy as a function of the disk.  Each scan holds one reference, to
  * a userdata (struct box) whose user value is its coroutine.  A policy may keep
  * the disk of a scan that has ended; its functions find the box empty then.
  */
@@ -20,10 +20,14 @@
 
 #include <nbdkit-filter.h>
 
+#include "cleanup.h"
 #include "vm-internal.h"
 
 /* How long one attempt at the policy lock is. */
 #define LOCK_SLICE_MS 20
+
+/* A slow machine that has other things to do still reads so much of a trace. */
+#define LOAD_BYTES_PER_SECOND (512 * 1024)
 
 /* -- what runs in protected calls -------------------------------------------- */
 
@@ -73,13 +77,13 @@ static int
 boot (lua_State *L)
 {
   struct vm *vm = lua_touserdata (L, 1);
-  const struct text *text, *policy;
-  char error[LIBRARY_ERROR_MAX] = "";
+  const struct text *text;
   size_t i;
 
   lua_settop (L, 0);
   luaL_checkversion (L);
   luaL_openlibs (L);
+  vm_keep_messages (L);
 
   lua_getglobal (L, "package");                 /* package */
   lua_createtable (L, 1, 0);                    /* package searchers */
@@ -92,18 +96,12 @@ boot (lua_State *L)
   if (luaL_loadbufferx (L, text->data, text->length, "@filter/policy/boot.lua", "t")
       != LUA_OK)
     return lua_error (L);                       /* boot */
-  vm_push_native (L);                      /* boot native */
-  lua_call (L, 1, 2);                           /* load main */
+  vm_push_native (L);                           /* boot native */
+  lua_call (L, 1, 3);                           /* load main prefetch_range */
+  vm->prefetch_range_ref = luaL_ref (L, LUA_REGISTRYINDEX); /* load main */
   vm->main_ref = luaL_ref (L, LUA_REGISTRYINDEX); /* load */
 
-  policy = library_policy (vm->config.policy, error);
-  if (policy == NULL) {
-    lua_pushfstring (L, "scan-policy: %s", error);
-    return lua_error (L);
-  }
-  vm->policy_name = policy->name;
-  vm->bounded = is_bounded (policy);
-  vm_push_text (L, policy, error);                 /* load text chunk_name ours */
+  vm_push_text (L, vm->config.policy, NULL);    /* load text chunk_name ours */
   lua_pop (L, 1);
   lua_createtable (L, 0, vm->config.nr_args);   /* load text chunk_name args */
   for (i = 0; i < vm->config.nr_args; ++i) {
@@ -174,6 +172,7 @@ vm_new (const struct vm_config *config)
   if (vm == NULL)
     return NULL;
   vm->config = *config;
+  vm->bounded = is_bounded (config->policy);
   vm->limit_bytes = config->memory_bytes;
   pthread_mutex_init (&vm->lock, NULL);
   return vm;
@@ -188,6 +187,13 @@ panic (lua_State *L)
   return 0;
 }
 
+/* The time to load a policy grows with the files that it is given to read. */
+static uint64_t
+files_ns (void)
+{
+  return (double) library_files_bytes () / LOAD_BYTES_PER_SECOND * NS_PER_SECOND;
+}
+
 /* Make the state and load the policy.  The lock must be held. */
 static int
 load (struct vm *vm, const struct vm_driver *driver)
@@ -198,8 +204,7 @@ load (struct vm *vm, const struct vm_driver *driver)
   int status;
 
   vm->loaded = true;
-  vm->policy_name = vm->config.policy;
-  vm_begin_decision (vm, driver);
+  vm_begin_decision (vm, driver, vm->config.timeout_ns + files_ns ());
   L = vm->L = lua_newstate (vm_alloc, vm);
   if (L == NULL) {
     vm_fail (vm, vm_limit_message (vm, LUA_ERRMEM, text, sizeof text));
@@ -214,7 +219,9 @@ load (struct vm *vm, const struct vm_driver *driver)
   lua_pushcfunction (L, vm_add_traceback);
   lua_pushcfunction (L, boot);
   lua_pushlightuserdata (L, vm);
+  vm->loading = true;
   status = lua_pcall (L, 1, 0, 1);
+  vm->loading = false;
   vm->running = NULL;
   if (status == LUA_OK) {
     lua_settop (L, 0);
@@ -241,12 +248,9 @@ load (struct vm *vm, const struct vm_driver *driver)
 int
 vm_load (struct vm *vm)
 {
-  int r;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&vm->lock);
 
-  pthread_mutex_lock (&vm->lock);
-  r = load (vm, NULL);
-  pthread_mutex_unlock (&vm->lock);
-  return r;
+  return load (vm, NULL);
 }
 
 const char *
@@ -488,7 +492,7 @@ decide (struct vm_scan *scan, const struct vm_answer *answer)
   struct vm_request request = { .type = VM_FAILED };
   int n, status;
 
-  vm_begin_decision (vm, scan->driver);
+  vm_begin_decision (vm, scan->driver, vm->config.timeout_ns);
   if (scan->box == NULL) {
     lua_pushcfunction (vm->L, make_scan);
     lua_pushlightuserdata (vm->L, scan);
@@ -508,9 +512,6 @@ decide (struct vm_scan *scan, const struct vm_answer *answer)
     }
   }
 
-  /* This returns what goes wrong in the coroutine, which is alive; one that a
-   * policy resumes is native_resume's to look after.
-   */
   vm_enter (vm, scan->co);
   scan->asked = false;
   status = lua_resume (scan->co, vm->L, n, &n);

@@ -7,8 +7,8 @@
  *
  * A vm has one lock, the policy lock.  It is taken inside vm_load and
  * vm_resume, for as long as Lua runs, and by nobody else; so a client read
- * never waits for it.  While it is held, the driver's functions are called (see
- * scanner.c for the order of locks).
+ * never waits for it.  While it is held, the driver's functions are called;
+ * the order of locks is in docs/design.md.
  *
  * Any thread may call any function here.  vm_resume is for one thread at a time
  * per scan.
@@ -21,7 +21,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "range.h"
+#include "library.h"
+#include "met.h"
 
 /* Most bytes that one VM_PREAD asks for; the same number is in host.lua. */
 #define VM_PREAD_MAX_BYTES (1024 * 1024)
@@ -38,7 +39,7 @@ struct vm_arg {
  * outlive the vm.
  */
 struct vm_config {
-  const char *policy;           /* a file or a built-in, see library.h */
+  const struct text *policy;
   const struct vm_arg *args;    /* nr_args of them */
   size_t nr_args;
   size_t memory_bytes;
@@ -50,6 +51,13 @@ struct vm_config {
 struct vm_failure {
   struct range range;
   int err;                      /* errno */
+};
+
+/* What became of a prefetch. */
+struct vm_result {
+  struct range range;
+  uint64_t ns;                  /* how long it took; 0 if it was left out */
+  int err;                      /* errno, 0 if it went well */
 };
 
 /* How a policy's questions about its scan are answered, without waiting.  The
@@ -64,8 +72,17 @@ struct vm_driver {
   /* The reads since the last call: stores a pointer to them in *out, valid
    * until the next call.  Returns how many.
    */
-  size_t (*reads) (void *opaque, const struct range **out);
+  size_t (*reads) (void *opaque, const struct met_read **out);
   size_t (*failures) (void *opaque, const struct vm_failure **out);
+  /* The same of prefetches that ended; *dropped more were forgotten. */
+  size_t (*results) (void *opaque, const struct vm_result **out,
+                     uint64_t *dropped);
+  /* The first range in from .. to-1, which are inside the disk, that was neither
+   * read nor fetched and is not in flight, or the beginning of it.  Returns false
+   * if there is none.
+   */
+  bool (*missing) (void *opaque, uint64_t from, uint64_t to,
+                   struct range *missing);
   unsigned (*reads_in_flight) (void *opaque);
   uint64_t (*idle_ns) (void *opaque);
   /* What the policy is told in this turn: the client has gone. */

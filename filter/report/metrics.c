@@ -5,13 +5,14 @@
 /* See metrics.h.
  *
  * The format wants all samples of one metric together, so the exports are gone
- * through once for each.
+ * through once for each.  A metric of two values has all exports' samples of the
+ * one before those of the other.
  */
 
 #include <inttypes.h>
 #include <string.h>
 
-#include "exports.h"
+#include "escape.h"
 #include "metrics.h"
 
 enum metric_type { COUNTER, GAUGE };
@@ -21,54 +22,40 @@ struct metric {
   enum metric_type type;
   const char *help;
   const char *label;            /* a label of this sample, or NULL */
-  uint64_t (*value) (const struct stats_totals *, const struct vm_totals *);
+  uint64_t (*value) (const struct export_totals *);
   double scale;
 };
 
-#define STATS_VALUE(field)                                              \
+#define VALUE(name, expression)                                         \
   static uint64_t                                                       \
-  value_##field (const struct stats_totals *stats,                      \
-                 const struct vm_totals *vm)                            \
+  value_##name (const struct export_totals *t)                          \
   {                                                                     \
-    return stats->field;                                                \
+    return t->expression;                                               \
   }
 
-#define VM_VALUE(field)                                                 \
-  static uint64_t                                                       \
-  value_##field (const struct stats_totals *stats,                      \
-                 const struct vm_totals *vm)                            \
-  {                                                                     \
-    return vm->field;                                                   \
-  }
-
-#define STATE_VALUE(name, state_)                                       \
-  static uint64_t                                                       \
-  value_##name (const struct stats_totals *stats,                       \
-                const struct vm_totals *vm)                             \
-  {                                                                     \
-    return stats->state == state_;                                      \
-  }
-
-STATS_VALUE (size)
-STATS_VALUE (position)
-STATS_VALUE (prefetches)
-STATS_VALUE (prefetched_bytes)
-STATS_VALUE (failures)
-STATS_VALUE (skipped)
-STATS_VALUE (reads)
-STATS_VALUE (read_bytes)
-STATS_VALUE (hits)
-STATS_VALUE (late)
-STATS_VALUE (misses)
-STATS_VALUE (covered_bytes)
-STATS_VALUE (unread_bytes)
-STATS_VALUE (hole_bytes)
-VM_VALUE (decisions)
-VM_VALUE (lua_ns)
-STATE_VALUE (waiting, STATS_WAITING)
-STATE_VALUE (running, STATS_RUNNING)
-STATE_VALUE (finished, STATS_FINISHED)
-STATE_VALUE (failed, STATS_FAILED)
+VALUE (size, map.size)
+VALUE (position, stats.position)
+VALUE (prefetches, stats.prefetches)
+VALUE (prefetched_bytes, stats.prefetched_bytes)
+VALUE (in_flight, stats.in_flight)
+VALUE (quiet_ns, stats.quiet_ns)
+VALUE (failures, stats.failures)
+VALUE (skipped, stats.skipped)
+VALUE (reads, stats.reads)
+VALUE (read_bytes, stats.read_bytes)
+VALUE (hits, stats.hits)
+VALUE (late, stats.late)
+VALUE (misses, stats.misses)
+VALUE (covered, map.covered)
+VALUE (partly_covered, map.partly_covered)
+VALUE (unread, map.unread)
+VALUE (holes, map.holes)
+VALUE (decisions, vm.decisions)
+VALUE (lua_ns, vm.lua_ns)
+VALUE (waiting, stats.state == STATS_WAITING)
+VALUE (running, stats.state == STATS_RUNNING)
+VALUE (finished, stats.state == STATS_FINISHED)
+VALUE (failed, stats.state == STATS_FAILED)
 
 /* Samples of one metric stand next to each other. */
 static const struct metric metrics[] = {
@@ -81,6 +68,11 @@ static const struct metric metrics[] = {
   { "nbdkit_scan_prefetched_bytes_total", COUNTER,
     "Bytes prefetched; a range prefetched twice counts twice.", NULL,
     value_prefetched_bytes, 1 },
+  { "nbdkit_scan_prefetches_in_flight", GAUGE,
+    "Prefetches on their way.", NULL, value_in_flight, 1 },
+  { "nbdkit_scan_quiet_seconds", GAUGE,
+    "While a scan runs, seconds since a prefetch began or ended: large with some "
+    "in flight, the source has stalled.", NULL, value_quiet_ns, 1e-9 },
   { "nbdkit_scan_prefetch_failures_total", COUNTER,
     "Prefetches that failed.", NULL, value_failures, 1 },
   { "nbdkit_scan_prefetches_skipped_total", COUNTER,
@@ -88,13 +80,18 @@ static const struct metric metrics[] = {
     value_skipped, 1 },
   { "nbdkit_scan_covered_bytes", GAUGE,
     "Bytes of the disk that have been prefetched.", NULL,
-    value_covered_bytes, 1 },
+    value_covered, 1 },
+  { "nbdkit_scan_partly_covered_bytes", GAUGE,
+    "Bytes of those parts of the map of which some have been prefetched; how "
+    "many is told in covered_bytes, but for what was forgotten.", NULL,
+    value_partly_covered, 1 },
   { "nbdkit_scan_unread_bytes", GAUGE,
     "Bytes of the disk prefetched and not read by a client so far.", NULL,
-    value_unread_bytes, 1 },
+    value_unread, 1 },
   { "nbdkit_scan_hole_bytes", GAUGE,
-    "Bytes of the disk that the policy passed over as holes.", NULL,
-    value_hole_bytes, 1 },
+    "Bytes of the disk that the policy passed over as holes, and that were not "
+    "prefetched.", NULL,
+    value_holes, 1 },
   { "nbdkit_scan_reads_total", COUNTER,
     "Client reads.", NULL, value_reads, 1 },
   { "nbdkit_scan_read_bytes_total", COUNTER,
@@ -122,77 +119,63 @@ static const struct metric metrics[] = {
     "state=\"failed\"", value_failed, 1 },
 };
 
-/* Write up to the end of the line, as the value of a label. */
 static void
-write_label (FILE *fp, const char *value)
+write_label (FILE *fp, const char *name, const char *value)
 {
-  for (; *value && *value != '\n'; ++value) {
-    if (*value == '"' || *value == '\\')
-      fputc ('\\', fp);
-    fputc (*value, fp);
-  }
+  fprintf (fp, "%s=\"", name);
+  escape_to_file (ESCAPE_LABEL, value, fp);
+  fputc ('"', fp);
 }
 
-struct sample {
-  FILE *fp;
-  const struct metric *metric;
-  const char *policy;
-};
-
 static void
-write_sample (struct export *export, void *opaque)
+write_sample (FILE *fp, const struct metric *metric,
+              const struct export_totals *totals)
 {
-  const struct sample *sample = opaque;
-  const struct metric *metric = sample->metric;
-  struct stats_totals stats;
-  struct vm_totals vm;
-  uint64_t value;
+  const uint64_t value = metric->value (totals);
 
-  stats_get (export->stats, &stats);
-  vm_get_totals (export->vm, &vm);
-  value = metric->value (&stats, &vm);
-
-  fprintf (sample->fp, "%s{export=\"", metric->name);
-  write_label (sample->fp, export->name);
-  fprintf (sample->fp, "\"%s%s} ", metric->label ? "," : "",
+  fprintf (fp, "%s{", metric->name);
+  write_label (fp, "export", totals->name);
+  fprintf (fp, "%s%s} ", metric->label ? "," : "",
            metric->label ? metric->label : "");
   if (metric->scale == 1)
-    fprintf (sample->fp, "%" PRIu64 "\n", value);
+    fprintf (fp, "%" PRIu64 "\n", value);
   else
-    fprintf (sample->fp, "%.9f\n", value * metric->scale);
+    fprintf (fp, "%.9f\n", value * metric->scale);
 }
 
-/* The policy, and why it failed if it has. */
+/* The policy, and the first line of why it failed if it has. */
 static void
-write_info (struct export *export, void *opaque)
+write_info (FILE *fp, const char *policy, const struct export_totals *totals)
 {
-  const struct sample *sample = opaque;
+  const char *error = totals->error ? totals->error : "";
+  char line[256];
 
-  fprintf (sample->fp, "nbdkit_scan_policy_info{export=\"");
-  write_label (sample->fp, export->name);
-  fprintf (sample->fp, "\",policy=\"");
-  write_label (sample->fp, sample->policy);
-  fprintf (sample->fp, "\",error=\"");
-  if (vm_has_failed (export->vm))
-    write_label (sample->fp, vm_error (export->vm));
-  fprintf (sample->fp, "\"} 1\n");
+  snprintf (line, sizeof line, "%.*s", (int) strcspn (error, "\n"), error);
+  fprintf (fp, "nbdkit_scan_policy_info{");
+  write_label (fp, "export", totals->name);
+  fputc (',', fp);
+  write_label (fp, "policy", policy);
+  fputc (',', fp);
+  write_label (fp, "error", line);
+  fprintf (fp, "} 1\n");
 }
 
 void
-metrics_write (FILE *fp, const char *policy)
+metrics_write (FILE *fp, const char *policy,
+               const struct export_totals *totals, size_t nr)
 {
-  struct sample sample = { .fp = fp, .policy = policy };
-  size_t i;
+  size_t i, j;
 
   for (i = 0; i < sizeof metrics / sizeof metrics[0]; ++i) {
-    sample.metric = &metrics[i];
     if (metrics[i].help != NULL)
       fprintf (fp, "# HELP %s %s\n# TYPE %s %s\n", metrics[i].name,
                metrics[i].help, metrics[i].name,
                metrics[i].type == COUNTER ? "counter" : "gauge");
-    exports_for_each (write_sample, &sample);
+    for (j = 0; j < nr; ++j)
+      write_sample (fp, &metrics[i], &totals[j]);
   }
   fprintf (fp, "# HELP nbdkit_scan_policy_info The policy, and why it failed "
            "if it has.\n# TYPE nbdkit_scan_policy_info gauge\n");
-  exports_for_each (write_info, &sample);
+  for (j = 0; j < nr; ++j)
+    write_info (fp, policy, &totals[j]);
 }

@@ -7,9 +7,13 @@
 #ifndef SCAN_METRICS_H
 #define SCAN_METRICS_H
 
+#include <stddef.h>
 #include <stdio.h>
 
-/* Write the counters of all exports.  Any thread. */
-extern void metrics_write (FILE *fp, const char *policy);
+#include "exports.h"
+
+/* Write the counters of these exports, nr of them.  Any thread. */
+extern void metrics_write (FILE *fp, const char *policy,
+                           const struct export_totals *totals, size_t nr);
 
 #endif /* SCAN_METRICS_H */

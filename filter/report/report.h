@@ -24,7 +24,9 @@ struct report_config {
  */
 extern int report_init (const struct report_config *config);
 
-/* After the fork: start reporting, if anything is wanted. */
+/* After the fork, when the server may have become another user: write the file
+ * again, and start reporting, if anything is wanted.
+ */
 extern void report_start (void);
 
 /* At the end: report a last time.  No scan may run any more. */

@@ -12,40 +12,89 @@
 
 #include <nbdkit-filter.h>
 
+#include "cleanup.h"
+#include "escape.h"
 #include "exports.h"
 
 /* Written at start-up only. */
 static struct vm_config vm_config;
-static bool want_map;
 
-/* Leaf lock; guards the list, its order and the users of each export. */
+/* Guards the list and its order, and what is private in the exports and
+ * generations.
+ */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct export *exports;  /* most recently used first */
 
+/* -- making and freeing ---------------------------------------------------- */
+
+static void
+free_generation (struct generation *generation)
+{
+  if (generation == NULL)
+    return;
+  vm_free (generation->vm);
+  map_free (generation->map);
+  free (generation);
+}
+
+static struct generation *
+new_generation (struct export *export)
+{
+  struct generation *generation = calloc (1, sizeof *generation);
+
+  if (generation == NULL)
+    return NULL;
+  generation->export = export;
+  generation->vm = vm_new (&vm_config);
+  generation->map = map_new ();
+  if (generation->vm == NULL || generation->map == NULL) {
+    free_generation (generation);
+    return NULL;
+  }
+  return generation;
+}
+
+static void
+add_vm_totals (struct vm_totals *sum, struct vm *vm)
+{
+  struct vm_totals totals;
+
+  vm_get_totals (vm, &totals);
+  sum->decisions += totals.decisions;
+  sum->lua_ns += totals.lua_ns;
+}
+
 /* One line for the debug log. */
 static void
-log_totals (struct export *export)
+log_totals (const struct export *export)
 {
   struct stats_totals stats;
-  struct vm_totals vm;
+  struct vm_totals vm = export->past;
+  char name[ESCAPE_NAME_MAX];
 
   stats_get (export->stats, &stats);
-  vm_get_totals (export->vm, &vm);
-  nbdkit_debug ("scan: export '%s': %" PRIu64 " prefetches, %" PRIu64
+  add_vm_totals (&vm, export->generations->vm);
+  nbdkit_debug ("scan: export %s: %" PRIu64 " prefetches, %" PRIu64
                 " bytes, %" PRIu64 " failed, %" PRIu64 " skipped; %" PRIu64
-                " decisions", export->name, stats.prefetches,
-                stats.prefetched_bytes, stats.failures, stats.skipped,
-                vm.decisions);
+                " decisions",
+                escape (ESCAPE_NAME, export->name, name, sizeof name),
+                stats.prefetches, stats.prefetched_bytes, stats.failures,
+                stats.skipped, vm.decisions);
 }
 
 static void
 free_export (struct export *export)
 {
+  struct generation *generation;
+
   if (export == NULL)
     return;
-  if (export->vm != NULL && export->stats != NULL)
+  if (export->stats != NULL && export->generations != NULL)
     log_totals (export);
-  vm_free (export->vm);
+  while ((generation = export->generations) != NULL) {
+    export->generations = generation->next;
+    free_generation (generation);
+  }
   stats_free (export->stats);
   free (export->name);
   free (export);
@@ -59,31 +108,127 @@ new_export (const char *name)
   if (export == NULL)
     return NULL;
   export->name = strdup (name);
-  export->vm = vm_new (&vm_config);
-  export->stats = stats_new (want_map);
-  if (export->name == NULL || export->vm == NULL || export->stats == NULL) {
+  export->stats = stats_new ();
+  export->generations = new_generation (export);
+  if (export->name == NULL || export->stats == NULL ||
+      export->generations == NULL) {
     free_export (export);
     return NULL;
   }
   return export;
 }
 
-int
-exports_init (const struct vm_config *config, bool map)
+/* -- users, with the lock held --------------------------------------------- */
+
+/* The export of this name, made if need be, moved to the front.  Returns NULL
+ * if memory runs out.
+ */
+static struct export *
+find_export (const char *name)
 {
-  struct export *export;
+  struct export **p, *export;
+
+  for (p = &exports; *p != NULL; p = &(*p)->next)
+    if (strcmp ((*p)->name, name) == 0)
+      break;
+  export = *p;
+  if (export != NULL)
+    *p = export->next;
+  else
+    export = new_export (name);
+  if (export != NULL) {
+    export->next = exports;
+    exports = export;
+  }
+  return export;
+}
+
+/* The generation of this size, made if need be, and the newest from now on. */
+static struct generation *
+find_generation (struct export *export, uint64_t size)
+{
+  struct generation **p, *generation;
+
+  /* The one whose size isn't known yet has this one from now on. */
+  for (p = &export->generations; *p != NULL; p = &(*p)->next)
+    if (map_set_size ((*p)->map, size))
+      break;
+  generation = *p;
+  if (generation != NULL)
+    *p = generation->next;
+  else {
+    generation = new_generation (export);
+    if (generation == NULL)
+      return NULL;
+    map_set_size (generation->map, size);
+  }
+  generation->next = export->generations;
+  export->generations = generation;
+  return generation;
+}
+
+/* Take out an old generation that nobody uses, or return NULL. */
+static struct generation *
+take_unused (struct export *export)
+{
+  struct generation **p, *generation;
+
+  for (p = &export->generations->next; *p != NULL; p = &(*p)->next)
+    if ((*p)->users == 0) {
+      generation = *p;
+      *p = generation->next;
+      add_vm_totals (&export->past, generation->vm);
+      return generation;
+    }
+  return NULL;
+}
+
+/* Take out the export that has been idle for longest, if there are too many;
+ * or return NULL.
+ */
+static struct export *
+take_surplus (void)
+{
+  struct export **p, *surplus;
+  unsigned idle = 0;
+
+  for (p = &exports; *p != NULL; p = &(*p)->next)
+    if ((*p)->users == 0 && ++idle > EXPORTS_IDLE_MAX) {
+      surplus = *p;
+      *p = surplus->next;
+      return surplus;
+    }
+  return NULL;
+}
+
+static struct generation *
+use (struct generation *generation)
+{
+  generation->users++;
+  generation->export->users++;
+  return generation;
+}
+
+/* -- the functions of exports.h -------------------------------------------- */
+
+int
+exports_init (const struct vm_config *config)
+{
+  struct generation *generation;
+  char error[ESCAPE_TEXT_MAX];
 
   vm_config = *config;
-  want_map = map;
-  export = exports_get ("");    /* and never put */
-  if (export == NULL) {
+  generation = exports_get_newest ("");
+  if (generation == NULL) {
     nbdkit_error ("scan: malloc: %m");
     return -1;
   }
-  if (vm_load (export->vm) == -1) {
-    nbdkit_error ("scan: %s", vm_error (export->vm));
+  if (vm_load (generation->vm) == -1) {
+    nbdkit_error ("scan: %s", escape (ESCAPE_TEXT, vm_error (generation->vm),
+                                      error, sizeof error));
     return -1;
   }
+  generation->users--;          /* but the export is in use for ever */
   return 0;
 }
 
@@ -98,56 +243,109 @@ exports_free (void)
   }
 }
 
-struct export *
-exports_get (const char *name)
+struct generation *
+exports_get (const char *name, uint64_t size)
 {
-  struct export **p, *export;
+  struct generation *generation = NULL, *unused = NULL;
 
-  pthread_mutex_lock (&lock);
-  for (p = &exports; *p != NULL; p = &(*p)->next)
-    if (strcmp ((*p)->name, name) == 0)
-      break;
-  export = *p;
-  if (export != NULL)
-    *p = export->next;
-  else
-    export = new_export (name);
-  if (export != NULL) {
-    export->users++;
-    export->next = exports;
-    exports = export;
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+    struct export *export = find_export (name);
+
+    if (export != NULL)
+      generation = find_generation (export, size);
+    if (generation != NULL) {
+      use (generation);
+      unused = take_unused (export);
+    }
   }
-  pthread_mutex_unlock (&lock);
-  return export;
+  free_generation (unused);
+  return generation;
+}
+
+struct generation *
+exports_get_newest (const char *name)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+  struct export *export = find_export (name);
+
+  return export ? use (export->generations) : NULL;
 }
 
 void
-exports_put (struct export *export)
+exports_put (struct generation *generation)
 {
-  struct export **p, *surplus = NULL;
-  unsigned idle = 0;
+  struct generation *unused;
+  struct export *surplus;
 
-  if (export == NULL)
+  if (generation == NULL)
     return;
-  pthread_mutex_lock (&lock);
-  export->users--;
-  for (p = &exports; *p != NULL; p = &(*p)->next)
-    if ((*p)->users == 0 && ++idle > EXPORTS_IDLE_MAX) {
-      surplus = *p;
-      *p = surplus->next;
-      break;
-    }
-  pthread_mutex_unlock (&lock);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+    generation->users--;
+    generation->export->users--;
+    unused = take_unused (generation->export);
+    surplus = take_surplus ();
+  }
+  free_generation (unused);
   free_export (surplus);
 }
 
-void
-exports_for_each (void (*fn) (struct export *, void *), void *opaque)
+/* Room for all exports, and a few that may come meanwhile. */
+static struct export_totals *
+new_totals (size_t *room)
 {
   struct export *export;
 
-  pthread_mutex_lock (&lock);
-  for (export = exports; export != NULL; export = export->next)
-    fn (export, opaque);
-  pthread_mutex_unlock (&lock);
+  *room = 8;
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+    for (export = exports; export != NULL; export = export->next)
+      ++*room;
+  }
+  return calloc (*room, sizeof (struct export_totals));
+}
+
+struct export_totals *
+exports_get_totals (size_t *nr)
+{
+  struct export_totals *totals, *t;
+  struct export *export;
+  size_t room;
+
+  totals = new_totals (&room);
+  if (totals == NULL)
+    return NULL;
+  *nr = 0;
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+    for (export = exports; export != NULL && *nr < room; export = export->next) {
+      t = &totals[(*nr)++];
+      t->generation = use (export->generations);
+      t->vm = export->past;
+    }
+  }
+  for (t = totals; t < totals + *nr; ++t) {
+    export = t->generation->export;
+    t->name = export->name;
+    if (vm_has_failed (t->generation->vm))
+      t->error = vm_error (t->generation->vm);
+    stats_get (export->stats, &t->stats);
+    map_get (t->generation->map, &t->map);
+    add_vm_totals (&t->vm, t->generation->vm);
+  }
+  return totals;
+}
+
+void
+exports_forget_totals (struct export_totals *totals, size_t nr)
+{
+  size_t i;
+
+  for (i = 0; i < nr; ++i)
+    exports_put (totals[i].generation);
+  free (totals);
 }

@@ -2,27 +2,17 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* Which filters lie below this one, as far as it can be known, and what can be
- * said about that.
+/* What can be said, at start-up, of parameters that can't do any good over the
+ * layers below.
  *
- * nbdkit doesn't tell a filter what is below it.  It does load plugin and
- * filters from the inside out, so what was loaded before us is below us.  Only
- * for advice: nothing may depend on the answer.
+ * All that is known of those is what options.h has seen of their parameters.  Only
+ * for advice: nothing depends on it.
  */
 
 #ifndef SCAN_LAYERS_H
 #define SCAN_LAYERS_H
 
-#include <stdbool.h>
-
-/* At the end of start-up: warn of parameters (in options.h) that can't do any
- * good over the filters below us.
- */
+/* At the end of start-up: warn of what is of no use. */
 extern void layers_advise (void);
-
-/* True if .cache is known to hang below us: the split plugin's loops for ever
- * (nbdkit 1.32.5).
- */
-extern bool layers_cache_hangs (void);
 
 #endif /* SCAN_LAYERS_H */

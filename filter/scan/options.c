@@ -4,11 +4,17 @@
 
 /* See options.h. */
 
+#include <assert.h>
+#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+
+#include <sys/stat.h>
 
 #include <nbdkit-filter.h>
 
@@ -16,6 +22,9 @@
 #include "clock.h"
 #include "library.h"
 #include "options.h"
+
+/* Of all our parameters. */
+#define PREFIX "scan-"
 
 #define BLOCK_MIN 512
 #define BLOCK_MAX (32 * 1024 * 1024)
@@ -28,7 +37,6 @@
 
 struct options options = {
   .size = 2 * 1024 * 1024,
-  .policy = "default",
   .threads = 1,
   .method = SOURCE_CACHE,
   .exports = "",
@@ -48,62 +56,76 @@ bad_value (const char *key, const char *value, const char *allowed)
   return -1;
 }
 
-/* The server's own parsers don't name the parameter, so these do their work in
- * a way that leaves one message.
+/* nbdkit's parsers say what is valid, and what a value means.  But all that they
+ * say of a bad one is the value, and nothing can keep them from it.  So that there
+ * is one message, and it names the parameter, what they are known to refuse is not
+ * handed to them.
  */
 
 static bool
-to_bool (const char *value, bool *result)
+is_bool (const char *value)
 {
-  static const char *const words[][2] = {
-    { "1", "0" }, { "true", "false" }, { "t", "f" }, { "yes", "no" },
-    { "y", "n" }, { "on", "off" },
+  static const char *const words[] = {
+    "1", "true", "t", "yes", "y", "on", "0", "false", "f", "no", "n", "off",
   };
   size_t i;
 
   for (i = 0; i < sizeof words / sizeof words[0]; ++i)
-    if (strcasecmp (value, words[i][0]) == 0 ||
-        strcasecmp (value, words[i][1]) == 0) {
-      *result = strcasecmp (value, words[i][0]) == 0;
+    if (strcasecmp (value, words[i]) == 0)
       return true;
-    }
   return false;
+}
+
+static bool
+to_bool (const char *value, bool *result)
+{
+  const int r = is_bool (value) ? nbdkit_parse_bool (value) : -1;
+
+  *result = r == 1;
+  return r != -1;
 }
 
 static int
 parse_bool (const char *key, const char *value, bool *result)
 {
-  if (!to_bool (value, result))
+  bool b;
+
+  if (!to_bool (value, &b))
     return bad_value (key, value, "true or false");
+  *result = b;
   return 0;
 }
 
-/* A number of bytes with one of nbdkit's suffixes. */
+/* Digits, perhaps with what strtoimax skips before them and a unit after them, and
+ * not too large.
+ */
+static bool
+is_size (const char *text)
+{
+  static const char units[] = "bkmgtpe";
+  const char *start = text + strspn (text, " \t\n\v\f\r");
+  const char *value = start + (*start == '+');
+  const size_t n = strspn (value, "0123456789");
+  const char unit = tolower ((unsigned char) value[n]);
+  const char *p = strchr (units, unit); /* the end, if there is no unit */
+  int shift = unit == 's' ? 9 : 0;
+
+  if (unit != '\0' && unit != 's') {
+    if (p == NULL)
+      return false;
+    shift = 10 * (p - units);
+  }
+  return n > 0 && (unit == '\0' || value[n+1] == '\0') &&
+    ldexpl (strtold (value, NULL), shift) < 0x1p63L;
+}
+
 static bool
 to_size (const char *value, uint64_t *result)
 {
-  static const char units[] = "bkmgtpe";
-  char *end;
-  uintmax_t n;
-  const char *unit;
-  unsigned shift = 0;
+  const int64_t n = is_size (value) ? nbdkit_parse_size (value) : -1;
 
-  errno = 0;
-  n = strtoumax (value, &end, 10);
-  if (errno != 0 || end == value || strchr (value, '-') != NULL)
-    return false;
-  if (*end == 's' && end[1] == '\0')
-    shift = 9;
-  else if (*end != '\0') {
-    unit = strchr (units, *end | 0x20);
-    if (unit == NULL || end[1] != '\0')
-      return false;
-    shift = 10 * (unit - units);
-  }
-  if (n > (uintmax_t) INT64_MAX >> shift)
-    return false;
-  *result = n << shift;
-  return true;
+  *result = n;
+  return n != -1;
 }
 
 static int
@@ -113,38 +135,6 @@ parse_size (const char *key, const char *value, uint64_t min,
   uint64_t n;
 
   if (!to_size (value, &n) || n < min)
-    return bad_value (key, value, allowed);
-  *result = n;
-  return 0;
-}
-
-/* The stock filter's parameter, in its words. */
-static int
-parse_block_size (const char *value)
-{
-  uint64_t n;
-
-  if (!to_size (value, &n) || n < BLOCK_MIN || n > BLOCK_MAX ||
-      (n & (n - 1)) != 0) {
-    nbdkit_error ("scan-size parameter should be [512..32M] and a power of "
-                  "two, but it is '%s'", value);
-    return -1;
-  }
-  options.size = n;
-  return 0;
-}
-
-static int
-parse_unsigned (const char *key, const char *value, unsigned min, unsigned max,
-                const char *allowed, unsigned *result)
-{
-  char *end;
-  unsigned long n;
-
-  errno = 0;
-  n = strtoul (value, &end, 10);
-  if (errno != 0 || end == value || *end != '\0' || *value == '-' ||
-      n < min || n > max)
     return bad_value (key, value, allowed);
   *result = n;
   return 0;
@@ -173,7 +163,7 @@ set_arg (const char *name, const char *value)
   for (i = 0; i < options.nr_args; ++i)
     if (strcmp (options.args[i].name, name) == 0) {
       options.args[i].value = value;
-      return 1;
+      return 0;
     }
   p = realloc (options.args, (options.nr_args + 1) * sizeof *p);
   if (p == NULL) {
@@ -183,19 +173,7 @@ set_arg (const char *name, const char *value)
   p[options.nr_args] = (struct vm_arg) { name, value };
   options.args = p;
   options.nr_args++;
-  return 1;
-}
-
-static int
-set_stock_boolean (const char *key, const char *value)
-{
-  bool b;
-
-  if (parse_bool (key, value, &b) == -1)
-    return -1;
-  if (stock_boolean == NULL)
-    stock_boolean = key;
-  return set_arg (key + strlen ("scan-"), b ? "true" : "false");
+  return 0;
 }
 
 static int
@@ -207,7 +185,63 @@ add_file (const char *key, const char *name, const char *value)
     nbdkit_error ("%s: %s", key, error);
     return -1;
   }
-  return 1;
+  return 0;
+}
+
+/* -- one function for each parameter ---------------------------------------- */
+
+static int
+set_stock_boolean (const char *key, const char *value)
+{
+  bool b;
+
+  if (parse_bool (key, value, &b) == -1)
+    return -1;
+  if (stock_boolean == NULL)
+    stock_boolean = key;
+  return set_arg (key + strlen (PREFIX), b ? "true" : "false");
+}
+
+static int
+set_policy (const char *key, const char *value)
+{
+  options.policy = value;
+  return 0;
+}
+
+/* In the words of the stock filter. */
+static int
+set_block_size (const char *key, const char *value)
+{
+  uint64_t n;
+
+  if (!to_size (value, &n) || n < BLOCK_MIN || n > BLOCK_MAX ||
+      (n & (n - 1)) != 0) {
+    nbdkit_error ("scan-size parameter should be [512..32M] and a power of "
+                  "two, but it is '%s'", value);
+    return -1;
+  }
+  options.size = n;
+  return 0;
+}
+
+/* This parser names what it is told to, and the value if there are digits. */
+static int
+set_threads (const char *key, const char *value)
+{
+  static const char allowed[] = "a number from 1 to 64";
+  char what[64];
+  unsigned n;
+
+  if (!isdigit ((unsigned char) value[0]))
+    return bad_value (key, value, allowed);
+  snprintf (what, sizeof what, "%s, which should be %s", key, allowed);
+  if (nbdkit_parse_unsigned (what, value, &n) == -1)
+    return -1;
+  if (n < 1 || n > THREADS_MAX)
+    return bad_value (key, value, allowed);
+  options.threads = n;
+  return 0;
 }
 
 static int
@@ -219,10 +253,121 @@ set_method (const char *key, const char *value)
     options.method = SOURCE_READ;
   else
     return bad_value (key, value, "cache or read");
-  return 1;
+  return 0;
 }
 
-/* If key is PREFIX and a name, return the name. */
+static int
+set_background (const char *key, const char *value)
+{
+  return parse_bool (key, value, &options.background);
+}
+
+static int
+set_exports (const char *key, const char *value)
+{
+  options.exports = value;
+  return 0;
+}
+
+static int
+set_rate (const char *key, const char *value)
+{
+  return parse_size (key, value, 1, "bytes per second, like 500K or 10M",
+                     &options.rate);
+}
+
+static int
+set_limit (const char *key, const char *value)
+{
+  return parse_size (key, value, 1, "a size in bytes, like 500M or 10G",
+                     &options.limit);
+}
+
+static int
+set_policy_memory (const char *key, const char *value)
+{
+  return parse_size (key, value, POLICY_MEMORY_MIN, "a size of at least 1M",
+                     &options.policy_memory);
+}
+
+static int
+set_policy_timeout (const char *key, const char *value)
+{
+  return parse_seconds (key, value, 0.1, 3600, "seconds from 0.1 to 3600",
+                        &options.policy_timeout_ns);
+}
+
+static int
+set_progress (const char *key, const char *value)
+{
+  return parse_bool (key, value, &options.progress);
+}
+
+static int
+set_stats (const char *key, const char *value)
+{
+  free ((char *) options.stats_file);
+  options.stats_file = nbdkit_absolute_path (value);
+  return options.stats_file == NULL ? -1 : 0;
+}
+
+static int
+set_record (const char *key, const char *value)
+{
+  if (options.record_file != NULL) {
+    nbdkit_error ("%s: there is one file to record to, and %s=%s was given; "
+                  "scan-trace records as well", key, options.record_key,
+                  options.record_file);
+    return -1;
+  }
+  options.record_key = key;
+  options.record_file = nbdkit_absolute_path (value);
+  return options.record_file == NULL ? -1 : 0;
+}
+
+/* Where there is no trace yet, the policy has no file of that name. */
+static int
+set_trace (const char *key, const char *value)
+{
+  struct stat st;
+
+  if (set_record (key, value) == -1)
+    return -1;
+  if (stat (value, &st) == -1 && errno == ENOENT)
+    return 0;
+  return add_file (key, "trace", value);
+}
+
+static const struct parameter {
+  const char *name;
+  /* Returns -1 after nbdkit_error. */
+  int (*set) (const char *key, const char *value);
+} parameters[] = {
+  { "scan-ahead",          set_stock_boolean },
+  { "scan-clock",          set_stock_boolean },
+  { "scan-forever",        set_stock_boolean },
+  { "scan-size",           set_block_size },
+  { "scan-policy",         set_policy },
+  { "scan-threads",        set_threads },
+  { "scan-method",         set_method },
+  { "scan-background",     set_background },
+  { "scan-exports",        set_exports },
+  { "scan-rate",           set_rate },
+  { "scan-limit",          set_limit },
+  { "scan-policy-memory",  set_policy_memory },
+  { "scan-policy-timeout", set_policy_timeout },
+  { "scan-record",         set_record },
+  { "scan-trace",          set_trace },
+  { "scan-progress",       set_progress },
+  { "scan-stats",          set_stats },
+};
+
+/* So many slips of the finger still tell what was meant. */
+#define NEAR 3
+
+#define NR_PARAMETERS (sizeof parameters / sizeof parameters[0])
+
+/* If key is the prefix and a name, return the name. */
 static const char *
 after_prefix (const char *key, const char *prefix)
 {
@@ -231,12 +376,72 @@ after_prefix (const char *key, const char *prefix)
   return strncmp (key, prefix, n) == 0 && key[n] != '\0' ? key + n : NULL;
 }
 
+/* How many characters have to be changed, added or left out to make one word of
+ * another; of a long one, only the beginning counts.
+ */
+static unsigned
+distance (const char *a, const char *b)
+{
+  enum { MAX = 32 };
+  const size_t n = strnlen (b, MAX);
+  unsigned row[MAX + 1], diagonal, left, i, j;
+
+  for (j = 0; j <= n; ++j)
+    row[j] = j;
+  for (i = 1; *a != '\0' && i <= MAX; ++i, ++a) {
+    diagonal = row[0];
+    row[0] = i;
+    for (j = 1; j <= n; ++j) {
+      left = row[j - 1];
+      diagonal += *a != b[j - 1];
+      if (diagonal > left + 1)
+        diagonal = left + 1;
+      if (diagonal > row[j] + 1)
+        diagonal = row[j] + 1;
+      left = row[j];
+      row[j] = diagonal;
+      diagonal = left;
+    }
+  }
+  return row[n];
+}
+
+/* No filter or plugin of nbdkit has parameters of this prefix but us. */
+static int
+unknown_parameter (const char *key)
+{
+  const struct parameter *nearest = &parameters[0], *p;
+  char names[512];
+  size_t n = 0;
+
+  for (p = parameters; p < parameters + NR_PARAMETERS; ++p) {
+    if (distance (key, p->name) < distance (key, nearest->name))
+      nearest = p;
+    n += snprintf (names + n, sizeof names - n, "%s, ", p->name);
+    assert (n < sizeof names);
+  }
+  if (distance (key, nearest->name) <= NEAR)
+    nbdkit_error ("%s: the scan filter has no such parameter; did you mean %s?",
+                  key, nearest->name);
+  else
+    nbdkit_error ("%s: the scan filter has no such parameter; it has: "
+                  "%sscan-arg-NAME, scan-file-NAME", key, names);
+  return -1;
+}
+
 /* Parameters of filters that may be below us pass by on their way.  Their
  * owners check them; what can't be parsed is not for us to report.
  */
 static void
 notice_layer_below (const char *key, const char *value)
 {
+  if (after_prefix (key, "cow-"))
+    options.cow_below = true;
+  else if (after_prefix (key, "cache-"))
+    options.cache_below = true;
+  else if (after_prefix (key, "clone-"))
+    options.clone_below = true;
+
   if (strcmp (key, "cow-block-size") == 0) {
     if (!to_size (value, &options.cow_block_size))
       options.cow_block_size = 0;
@@ -256,56 +461,40 @@ notice_layer_below (const char *key, const char *value)
   }
 }
 
+/* A built-in comes before a file of its name; say so to those who may have meant
+ * the file.
+ */
+static void
+advise_of_hidden_file (const char *name)
+{
+  char error[LIBRARY_ERROR_MAX];
+  const struct text *policy = library_policy (name, error);
+  struct stat st;
+
+  if (policy != NULL && policy->builtin &&
+      stat (name, &st) == 0 && S_ISREG (st.st_mode))
+    nbdkit_error ("scan: warning: scan-policy=%s is the built-in policy; for the "
+                  "file in this directory, use scan-policy=./%s", name, name);
+}
+
 int
 options_set (const char *key, const char *value)
 {
+  const struct parameter *p;
   const char *name;
   int r;
 
-  if (strcmp (key, "scan-ahead") == 0 || strcmp (key, "scan-clock") == 0 ||
-      strcmp (key, "scan-forever") == 0)
-    return set_stock_boolean (key, value);
-  if ((name = after_prefix (key, "scan-arg-")) != NULL)
-    return set_arg (name, value);
-  if ((name = after_prefix (key, "scan-file-")) != NULL)
-    return add_file (key, name, value);
-
-  if (strcmp (key, "scan-policy") == 0) {
-    options.policy = value;
-    return 1;
-  }
-  if (strcmp (key, "scan-method") == 0)
-    return set_method (key, value);
-  if (strcmp (key, "scan-exports") == 0) {
-    options.exports = value;
-    return 1;
-  }
-
-  if (strcmp (key, "scan-size") == 0)
-    r = parse_block_size (value);
-  else if (strcmp (key, "scan-threads") == 0)
-    r = parse_unsigned (key, value, 1, THREADS_MAX, "a number from 1 to 64",
-                        &options.threads);
-  else if (strcmp (key, "scan-background") == 0)
-    r = parse_bool (key, value, &options.background);
-  else if (strcmp (key, "scan-rate") == 0)
-    r = parse_size (key, value, 1,
-                    "bytes per second, like 500K or 10M", &options.rate);
-  else if (strcmp (key, "scan-limit") == 0)
-    r = parse_size (key, value, 1,
-                    "a size in bytes, like 500M or 10G", &options.limit);
-  else if (strcmp (key, "scan-policy-memory") == 0)
-    r = parse_size (key, value, POLICY_MEMORY_MIN,
-                    "a size of at least 1M", &options.policy_memory);
-  else if (strcmp (key, "scan-policy-timeout") == 0)
-    r = parse_seconds (key, value, 0.1, 3600, "seconds from 0.1 to 3600",
-                       &options.policy_timeout_ns);
-  else if (strcmp (key, "scan-progress") == 0)
-    r = parse_bool (key, value, &options.progress);
-  else if (strcmp (key, "scan-stats") == 0) {
-    options.stats_file = nbdkit_absolute_path (value);
-    r = options.stats_file == NULL ? -1 : 0;
-  }
+  for (p = parameters; p < parameters + NR_PARAMETERS; ++p)
+    if (strcmp (key, p->name) == 0)
+      break;
+  if (p < parameters + NR_PARAMETERS)
+    r = p->set (key, value);
+  else if ((name = after_prefix (key, "scan-arg-")) != NULL)
+    r = set_arg (name, value);
+  else if ((name = after_prefix (key, "scan-file-")) != NULL)
+    r = add_file (key, name, value);
+  else if (strncmp (key, PREFIX, strlen (PREFIX)) == 0)
+    r = unknown_parameter (key);
   else {
     notice_layer_below (key, value);
     return 0;
@@ -316,11 +505,20 @@ options_set (const char *key, const char *value)
 int
 options_complete (void)
 {
+  if (options.policy == NULL)
+    options.policy = "default";
+  else
+    advise_of_hidden_file (options.policy);
   if (stock_boolean != NULL && strcmp (options.policy, "default") != 0) {
     nbdkit_error ("%s is only for the default policy, and scan-policy=%s was "
                   "given; use one of them, or hand the policy an argument "
                   "with scan-arg-%s=VALUE", stock_boolean, options.policy,
-                  stock_boolean + strlen ("scan-"));
+                  stock_boolean + strlen (PREFIX));
+    return -1;
+  }
+  if (strcmp (options.policy, "learn") == 0 && options.record_file == NULL) {
+    nbdkit_error ("scan-policy=learn needs scan-trace=FILE, where to keep what it "
+                  "learns");
     return -1;
   }
   if (options.method == SOURCE_READ &&
@@ -340,4 +538,5 @@ options_free (void)
 {
   free (options.args);
   free ((char *) options.stats_file);
+  free ((char *) options.record_file);
 }

@@ -16,7 +16,7 @@
 
 struct options {
   uint32_t size;                /* scan-size, bytes */
-  const char *policy;
+  const char *policy;           /* as given, or "default" */
   struct vm_arg *args;          /* for the policy; nr_args of them */
   size_t nr_args;
   unsigned threads;
@@ -29,8 +29,14 @@ struct options {
   uint64_t policy_timeout_ns;
   bool progress;
   const char *stats_file;       /* absolute, or NULL */
+  const char *record_file;      /* absolute, or NULL */
+  const char *record_key;       /* the parameter that named it */
 
-  /* What was seen of the layers below; 0 or false if nothing was. */
+  /* What was seen of the layers below; 0 or false if nothing was.  nbdkit doesn't
+   * tell what is below, but the parameters of those layers pass by on their way
+   * there; those of the layers above do not.
+   */
+  bool cow_below, cache_below, clone_below; /* parameters of theirs */
   uint64_t cow_block_size;      /* bytes */
   uint64_t cache_min_block_size; /* bytes */
   bool cow_on_read, cache_on_read;
@@ -56,6 +62,8 @@ extern void options_free (void);
   "scan-file-NAME=FILE      File that the policy may read.\n"              \
   "scan-size=NN             Set scan block size (default 2M).\n"           \
   "scan-threads=N           Prefetches in flight (default 1).\n"           \
+  "scan-trace=FILE          What was recorded, for the policy; and record on.\n" \
+  "scan-record=FILE         Record what clients read.\n"                  \
   "scan-method=cache|read   How to prefetch (default cache).\n"            \
   "scan-background=true     One scan from server start to server end.\n"   \
   "scan-exports=PATTERN     Exports to scan (default the default one).\n"  \

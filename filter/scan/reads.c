@@ -6,10 +6,10 @@
 
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include <pthread.h>
 
+#include "cleanup.h"
 #include "clock.h"
 #include "reads.h"
 
@@ -19,14 +19,33 @@
  */
 #define WAKE_INTERVAL_NS (NS_PER_SECOND / 2000)
 
+/* A read in the queue, in little room. */
+struct entry {
+  uint64_t offset;
+  uint32_t count;
+  uint8_t met;                  /* for map_met_again */
+};
+
+static uint64_t
+entry_end (const struct entry *entry)
+{
+  return entry->offset + entry->count;
+}
+
 struct reads {
-  /* Leaf lock: nothing is called while it is held. */
+  struct reads_head head;       /* first: see reads_are_wanted; atomic */
+
+  /* Leaf lock, for a few instructions. */
   pthread_mutex_t lock;
   pthread_cond_t cond;          /* something happened; with lock */
 
-  /* Protected by lock; len may be looked at without it. */
-  struct range queue[READS_MAX];
+  /* Protected by lock; len and full_end may be looked at without it. */
+  struct entry queue[READS_MAX];
   atomic_size_t len;
+  _Atomic uint64_t full_end;    /* of the newest, when last the queue was full */
+
+  size_t looked_at;             /* the first ones, by reads_look */
+  atomic_uint lost;             /* that were left out, or made way */
 
   /* Decider only: when reads_wait last returned, and the value of events then. */
   uint64_t waited_ns;
@@ -38,7 +57,6 @@ struct reads {
    */
   atomic_uint events;
   atomic_bool waiting;
-  atomic_bool stopped;
   atomic_bool keep_time;        /* someone asks for idle times */
   atomic_uint in_flight;
   atomic_uint_fast64_t last_ns; /* when a read was last in flight */
@@ -66,46 +84,79 @@ reads_free (struct reads *reads)
   free (reads);
 }
 
+/* Not inlined, nor is what follows: it is rare, and would cost the usual path
+ * registers.
+ */
+static void __attribute__ ((noinline))
+wake (struct reads *reads)
+{
+  pthread_mutex_lock (&reads->lock);
+  pthread_cond_signal (&reads->cond);
+  pthread_mutex_unlock (&reads->lock);
+}
+
+static void __attribute__ ((noinline))
+note_time (struct reads *reads)
+{
+  atomic_store (&reads->last_ns, clock_now_ns ());
+}
+
 static void
 note_event (struct reads *reads)
 {
   atomic_fetch_add (&reads->events, 1);
-  if (atomic_load (&reads->waiting)) {
-    pthread_mutex_lock (&reads->lock);
-    pthread_cond_signal (&reads->cond);
-    pthread_mutex_unlock (&reads->lock);
-  }
+  if (atomic_load (&reads->waiting))
+    wake (reads);
 }
 
-bool
-reads_begin (struct reads *reads, struct range range)
+/* Add a read to the queue. */
+static void __attribute__ ((noinline))
+add (struct reads *reads, struct entry entry)
 {
-  size_t len;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
+  size_t len = atomic_load_explicit (&reads->len, memory_order_relaxed);
 
-  if (atomic_load_explicit (&reads->stopped, memory_order_relaxed))
-    return false;
+  if (len < READS_MAX) {
+    reads->queue[len++] = entry;
+    atomic_store_explicit (&reads->len, len, memory_order_relaxed);
+  }
+  else {
+    atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
+    if (entry_end (&reads->queue[READS_MAX-1]) < entry_end (&entry))
+      reads->queue[READS_MAX-1] = entry;
+  }
+  if (len == READS_MAX)
+    atomic_store_explicit (&reads->full_end,
+                           entry_end (&reads->queue[READS_MAX-1]),
+                           memory_order_relaxed);
+}
+
+uint8_t
+reads_begin (struct reads *reads, struct map *map,
+             uint64_t offset, uint32_t count)
+{
+  const uint8_t met = map_meet (map, offset, count);
 
   atomic_fetch_add (&reads->in_flight, 1);
 
-  pthread_mutex_lock (&reads->lock);
-  len = atomic_load_explicit (&reads->len, memory_order_relaxed);
-  if (len < READS_MAX) {
-    reads->queue[len] = range;
-    atomic_store_explicit (&reads->len, len + 1, memory_order_relaxed);
-  }
-  else if (range_end (reads->queue[READS_MAX-1]) < range_end (range))
-    reads->queue[READS_MAX-1] = range;
-  pthread_mutex_unlock (&reads->lock);
-
+  /* A full queue has no use for a read that ends before its newest: it is as if
+   * it had come a moment earlier or later than what changes that meanwhile.
+   */
+  if (atomic_load_explicit (&reads->len, memory_order_relaxed) < READS_MAX ||
+      atomic_load_explicit (&reads->full_end, memory_order_relaxed) <
+      offset + count)
+    add (reads, (struct entry) { offset, count, met });
+  else
+    atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
   note_event (reads);
-  return true;
+  return met;
 }
 
 void
 reads_end (struct reads *reads)
 {
   if (atomic_load_explicit (&reads->keep_time, memory_order_relaxed))
-    atomic_store (&reads->last_ns, clock_now_ns ());
+    note_time (reads);
   atomic_fetch_sub (&reads->in_flight, 1);
   note_event (reads);
 }
@@ -113,26 +164,66 @@ reads_end (struct reads *reads)
 void
 reads_stop (struct reads *reads)
 {
-  atomic_store (&reads->stopped, true);
+  atomic_store (&reads->head.stopped, true);
+}
+
+/* Copy the queue from this entry on.  The lock must be held. */
+static size_t
+copy_queue (struct reads *reads, size_t from, struct met_read *out)
+{
+  const size_t len = atomic_load_explicit (&reads->len, memory_order_relaxed);
+  const struct entry *entry;
+  size_t i;
+
+  for (i = from; i < len; ++i) {
+    entry = &reads->queue[i];
+    *out++ = (struct met_read) {
+      { entry->offset, entry->count }, map_met_again (entry->met)
+    };
+  }
+  return len - from;
+}
+
+/* The common case.  A read that is being queued right now is seen next time, as
+ * if it had come a moment later.
+ */
+static bool
+is_empty (struct reads *reads)
+{
+  return atomic_load_explicit (&reads->len, memory_order_relaxed) == 0;
 }
 
 size_t
-reads_take (struct reads *reads, struct range *out)
+reads_take (struct reads *reads, struct met_read *out)
 {
-  size_t n;
-
-  /* The common case.  A read that is being queued right now is taken next
-   * time, as if it had come a moment later.
-   */
-  if (atomic_load_explicit (&reads->len, memory_order_relaxed) == 0)
+  if (is_empty (reads))
     return 0;
 
-  pthread_mutex_lock (&reads->lock);
-  n = atomic_load_explicit (&reads->len, memory_order_relaxed);
-  memcpy (out, reads->queue, n * sizeof *out);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
+  const size_t n = copy_queue (reads, 0, out);
+
   atomic_store_explicit (&reads->len, 0, memory_order_relaxed);
-  pthread_mutex_unlock (&reads->lock);
+  reads->looked_at = 0;
   return n;
+}
+
+size_t
+reads_look (struct reads *reads, struct met_read *out)
+{
+  if (is_empty (reads))
+    return 0;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
+  const size_t n = copy_queue (reads, reads->looked_at, out);
+
+  reads->looked_at += n;
+  return n;
+}
+
+unsigned
+reads_take_lost (struct reads *reads)
+{
+  return atomic_exchange (&reads->lost, 0);
 }
 
 void

@@ -9,20 +9,21 @@
  * further, so that the furthest end is never lost.  Nothing here allocates
  * after reads_new, fails, or waits for anyone but reads_wait.
  *
- * Any thread may call reads_begin, reads_end, reads_wake, reads_in_flight and
- * reads_idle_ns.
- * Only the scan's decider (one thread at a time) may call reads_take and
- * reads_wait.
+ * Any thread may call reads_are_wanted, reads_begin, reads_end, reads_wake,
+ * reads_in_flight and reads_idle_ns.
+ * Only the scan's decider (one thread at a time) may call reads_take, reads_look
+ * and reads_wait.
  */
 
 #ifndef SCAN_READS_H
 #define SCAN_READS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "range.h"
+#include "map.h"
 
 /* Entries in the queue. */
 #define READS_MAX 256
@@ -35,19 +36,44 @@ extern struct reads *reads_new (void);
 /* NULL is allowed. */
 extern void reads_free (struct reads *reads);
 
-/* A client read starts.  Returns whether reads_end must be called when it has
- * ended.
+/* The part of it that the read path looks at first. */
+struct reads_head {
+  atomic_bool stopped;
+};
+
+/* Are reads to be noted?  Once it says no, it never says yes again. */
+static inline bool
+reads_are_wanted (struct reads *reads)
+{
+  struct reads_head *head = (struct reads_head *) reads;
+
+  return !atomic_load_explicit (&head->stopped, memory_order_relaxed);
+}
+
+/* A client read starts; it is noted here and in the map of the disk.  Returns what
+ * map_meet does.  reads_end must be called when it has ended.
  */
-extern bool reads_begin (struct reads *reads, struct range range);
+extern uint8_t reads_begin (struct reads *reads, struct map *map,
+                            uint64_t offset, uint32_t count);
 extern void reads_end (struct reads *reads);
 
-/* No more reads are wanted: the scan has finished. */
+/* No more reads are wanted: the scan has finished.  One that is noted all the same
+ * is never taken.
+ */
 extern void reads_stop (struct reads *reads);
 
 /* Copy all queued reads, oldest first, to out, which has room for READS_MAX,
  * and empty the queue.  Returns how many.
  */
-extern size_t reads_take (struct reads *reads, struct range *out);
+extern size_t reads_take (struct reads *reads, struct met_read *out);
+
+/* Copy those reads, at most READS_MAX, that neither this nor reads_take has given
+ * yet, and leave them in the queue.  Returns how many.
+ */
+extern size_t reads_look (struct reads *reads, struct met_read *out);
+
+/* How many reads the queue had no room for since this was last called. */
+extern unsigned reads_take_lost (struct reads *reads);
 
 /* Wait until a read has begun or ended or reads_wake was called since
  * reads_wait last returned, or until deadline_ns (see clock.h).  Reads that

@@ -6,7 +6,7 @@
  *
  * While clients are connected, a background scan walks the disk and asks the
  * layer below to cache it.  This file tells the story of a connection; what a
- * scan does is in scanner.c, and docs/design.md is a tour of the rest.
+ * scan does is in scanner.h, and docs/design.md is a tour of the rest.
  */
 
 #include <errno.h>
@@ -20,33 +20,40 @@
 #include <nbdkit-filter.h>
 
 #include "budget.h"
+#include "contexts.h"
 #include "debug.h"
+#include "escape.h"
 #include "exports.h"
 #include "guard.h"
 #include "layers.h"
 #include "library.h"
 #include "options.h"
+#include "recorder.h"
 #include "report.h"
-#include "scanner.h"
+#include "scans.h"
 
 int scan_debug_decisions;
 int scan_debug_reads;
 
 /* Written before the server serves, and by nobody after. */
+static unsigned times_loaded;   /* all share these variables */
 static int thread_model = -1;
 static struct budget *budget;
+static struct recorder *recorder; /* or NULL */
 static bool count_reads;        /* somebody wants to know */
 
-/* scan-background: the one scan of the default export; NULL if there is none.
- * Written in .after_fork and .cleanup, when there are no connections.
+/* scan-background: the one scan of the default export, and what it is a scan of;
+ * NULL if there is none.  Written in .after_fork, when there are no connections.
  */
-static struct scanner *background;
+static struct scan *background;
+static struct generation *background_generation;
 
-/* What the layer below calls its default export, or NULL if it has not been
- * asked yet.  Protected by the lock, a leaf.
+/* For each connection's thread: what the layer below has told this connection, in
+ * its handshake, to be the name of the default export; NULL if the client has not
+ * asked.  The server keeps it for as long.
  */
-static pthread_mutex_t default_name_lock = PTHREAD_MUTEX_INITIALIZER;
-static char *default_name;
+static pthread_key_t default_name;
+static int key_error;           /* errno of making it */
 
 /* Per connection. */
 struct handle {
@@ -55,13 +62,16 @@ struct handle {
   bool is_default;
 
   /* From .prepare on; NULL if this connection is not scanned. */
-  struct export *export;
-  struct scanner *scanner;      /* NULL too if the scan is the shared one */
+  struct generation *generation; /* the scan's, or if there is none, ours */
+  struct map *map;              /* the generation's */
+  struct scan *scan;            /* NULL too if the scan is the shared one */
   struct reads *reads;          /* of the one or of the other */
 };
 
 /* One warning per server for each thing that can't work. */
-enum warning { NOT_THIS_EXPORT, THREAD_MODEL, NO_CACHE, NR_WARNINGS };
+enum warning {
+  NOT_THIS_EXPORT, THREAD_MODEL, NO_CACHE, NO_CONTEXTS, NR_WARNINGS
+};
 static atomic_bool warned[NR_WARNINGS];
 
 static bool
@@ -70,48 +80,69 @@ first_warning (enum warning warning)
   return !atomic_exchange (&warned[warning], true);
 }
 
+static void
+scan_load (void)
+{
+  if (times_loaded++ == 0)
+    key_error = pthread_key_create (&default_name, NULL);
+}
+
 static int
 scan_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
              const char *key, const char *value)
 {
   const int r = options_set (key, value);
 
-  if (r == 0)
-    return next (nxdata, key, value);
-  return r == -1 ? -1 : 0;
+  if (r != 0)
+    return r == -1 ? -1 : 0;
+  contexts_note (key);
+  return next (nxdata, key, value);
 }
 
 static int
 scan_config_complete (nbdkit_next_config_complete *next,
                       nbdkit_backend *nxdata)
 {
-  const struct vm_config config = {
-    .policy = options.policy,
+  struct vm_config config = {
     .args = options.args,
     .nr_args = options.nr_args,
     .memory_bytes = options.policy_memory,
     .timeout_ns = options.policy_timeout_ns,
     .timed = options.stats_file != NULL,
   };
-  const struct text *policy;
   char error[LIBRARY_ERROR_MAX] = "";
 
+  if (times_loaded > 1) {
+    nbdkit_error ("--filter=scan is given %u times; it can be used once",
+                  times_loaded);
+    return -1;
+  }
   if (options_complete () == -1)
     return -1;
-  policy = library_policy (options.policy, error);
-  if (policy == NULL) {
+  if (key_error != 0) {
+    errno = key_error;
+    nbdkit_error ("scan: pthread_key_create: %m");
+    return -1;
+  }
+  config.policy = library_policy (options.policy, error);
+  if (config.policy == NULL) {
     nbdkit_error ("scan-policy=%s: %s", options.policy, error);
     return -1;
   }
-  library_set_policy (policy);
+  library_set_policy (config.policy);
   count_reads = options.stats_file != NULL || options.progress;
-  if (exports_init (&config, count_reads) == -1)
+  if (exports_init (&config) == -1)
     return -1;
 
   budget = budget_new (options.rate, options.limit);
   if (budget == NULL) {
     nbdkit_error ("scan: malloc: %m");
     return -1;
+  }
+  if (options.record_file != NULL) {
+    recorder = recorder_new (options.record_key, options.record_file);
+    if (recorder == NULL)
+      return -1;
   }
   if (options.cow_block_size > 0)
     guard_set_block (options.cow_block_size);
@@ -130,6 +161,7 @@ scan_get_ready (int final_thread_model)
   };
 
   thread_model = final_thread_model;
+  contexts_init ();
   return report_init (&config);
 }
 
@@ -147,21 +179,44 @@ thread_model_allows_scan (void)
   return false;
 }
 
-/* Start a scan of this export, over the connection's context if the thread
- * model lets all scan threads use that, else over contexts of its own.
+/* May a scan open this export for itself?  Warns if not. */
+static bool
+may_open (const char *export_name)
+{
+  const char *why = contexts_why_not (export_name);
+
+  if (why == NULL)
+    return true;
+  if (!first_warning (NO_CONTEXTS))
+    return false;
+  if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
+    nbdkit_error ("scan: warning: %s; there is no scan in the background, each "
+                  "client's connection is scanned as without "
+                  "scan-background=true", why);
+  else
+    nbdkit_error ("scan: warning: %s, not scanning; use parameters that name "
+                  "one disk, or leave out what makes nbdkit serialize requests, "
+                  "such as the retry and noparallel filters", why);
+  return false;
+}
+
+/* Start a scan of this disk, over the connection's context if the thread model
+ * lets all scan threads use that, else over contexts of its own.  Takes over the
+ * caller's use of the generation.
  */
-static struct scanner *
-start_scan (struct export *export, const char *name, nbdkit_next *next,
+static struct scan *
+start_scan (struct generation *generation, const char *name, nbdkit_next *next,
             const struct source_info *info, nbdkit_backend *backend)
 {
   struct scanner_config config = {
-    .vm = export->vm,
+    .vm = generation->vm,
     .export_name = name,
     .block = options.size,
     .threads = options.threads,
     .method = options.method,
     .budget = budget,
-    .stats = export->stats,
+    .stats = generation->export->stats,
+    .map = generation->map,
     .background = next == NULL,
     .backend = backend,
   };
@@ -171,68 +226,80 @@ start_scan (struct export *export, const char *name, nbdkit_next *next,
     if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
       config.next = next;
   }
-  return scanner_start (&config);
+  if (recorder != NULL && recorder_claim (recorder, generation->export->name))
+    config.recorder = recorder;
+  return scans_start (&config, generation);
 }
 
 static int
 scan_after_fork (nbdkit_backend *backend)
 {
-  struct export *export;
-
   report_start ();
-  if (!options.background || !thread_model_allows_scan ())
+  if (recorder != NULL && recorder_start (recorder) == -1)
+    return -1;
+  if (!options.background || !thread_model_allows_scan () || !may_open (""))
     return 0;
-  export = exports_get ("");
-  if (export != NULL)
-    background = start_scan (export, "", NULL, NULL, backend);
+  background_generation = exports_get_newest ("");
+  if (background_generation != NULL)
+    background = start_scan (background_generation, "", NULL, NULL, backend);
   return 0;
 }
 
 static void
 scan_cleanup (nbdkit_backend *backend)
 {
-  scanner_free (background);
-  background = NULL;
+  scans_stop_all ();
+  recorder_free (recorder);
+  recorder = NULL;
   report_stop ();
 }
 
 static void
 scan_unload (void)
 {
+  if (--times_loaded > 0)
+    return;
+  scans_leave (background);
+  recorder_free (recorder);
+  if (key_error == 0)
+    pthread_key_delete (default_name);
   exports_free ();
-  free (default_name);
   budget_free (budget);
   library_free ();
   options_free ();
 }
 
+/* A new connection, on a thread that may have had another. */
+static int
+scan_preconnect (nbdkit_next_preconnect *next, nbdkit_backend *nxdata,
+                 int readonly)
+{
+  pthread_setspecific (default_name, NULL);
+  return next (nxdata, readonly);
+}
+
 /* A client that asks for the default export is given its real name, if it has
- * one, before .open.  Take note of it.
+ * one, before .open.  Take note of it, for this client only: nbdkit tells
+ * nobody that name without being asked, so a client that asks for it right away
+ * would else be scanned or not by what others have asked before.
  */
 static const char *
 scan_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
                      int readonly, int is_tls)
 {
   const char *name = next (nxdata, readonly);
-  char *copy = name ? strdup (name) : NULL;
 
-  pthread_mutex_lock (&default_name_lock);
-  free (default_name);
-  default_name = copy;
-  pthread_mutex_unlock (&default_name_lock);
+  pthread_setspecific (default_name, name);
   return name;
 }
 
 static bool
 is_default_export (const char *name)
 {
-  bool r;
+  const char *of_default = pthread_getspecific (default_name);
 
-  pthread_mutex_lock (&default_name_lock);
-  r = strcmp (name, "") == 0 ||
-    (default_name != NULL && strcmp (name, default_name) == 0);
-  pthread_mutex_unlock (&default_name_lock);
-  return r;
+  return *name == '\0' ||
+    (of_default != NULL && strcmp (name, of_default) == 0);
 }
 
 static void *
@@ -264,15 +331,20 @@ scan_open (nbdkit_next_open *next, nbdkit_context *context,
 static bool
 can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
 {
+  char name[ESCAPE_NAME_MAX];
+
   if (fnmatch (options.exports, h->export_name, 0) != 0 &&
       !(h->is_default && fnmatch (options.exports, "", 0) == 0)) {
+    escape (ESCAPE_NAME, h->export_name, name, sizeof name);
     if (first_warning (NOT_THIS_EXPORT))
       nbdkit_error ("scan: warning: not the default export, not scanning; "
-                    "scan-exports='%s' scans the export '%s'",
-                    h->export_name, h->export_name);
+                    "scan-exports=%s scans the export %s", name, name);
     return false;
   }
   if (!thread_model_allows_scan ())
+    return false;
+  if (thread_model != NBDKIT_THREAD_MODEL_PARALLEL &&
+      !may_open (h->export_name))
     return false;
   if (source_ask (next, info) == -1)
     return false;               /* the server will find that out for itself */
@@ -287,6 +359,29 @@ can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
   return true;
 }
 
+/* Join the scan in the background if it is one of this disk. */
+static bool
+join_background (nbdkit_next *next, struct handle *h)
+{
+  int64_t size;
+
+  if (background == NULL || !h->is_default)
+    return false;
+  size = next->get_size (next);
+  if (size == -1)
+    return false;
+  h->generation = exports_get ("", size);
+  if (h->generation == background_generation) {
+    scanner_try_now (scans_get_scanner (background));
+    h->map = h->generation->map;
+    h->reads = scanner_get_reads (scans_get_scanner (background));
+    return true;
+  }
+  exports_put (h->generation);
+  h->generation = NULL;
+  return false;
+}
+
 /* Start scanning, or join the scan there is.  A connection never fails because
  * it can't be scanned.
  */
@@ -294,25 +389,22 @@ static int
 scan_prepare (nbdkit_next *next, void *handle, int readonly)
 {
   struct handle *h = handle;
-  const char *key = h->is_default ? "" : h->export_name;
+  struct generation *generation;
   struct source_info info;
 
-  if (background != NULL && h->is_default) {
-    h->export = exports_get (key);
-    h->reads = scanner_get_reads (background);
+  if (join_background (next, h) || !can_scan (next, h, &info))
     return 0;
-  }
-  if (!can_scan (next, h, &info))
-    return 0;
-  h->export = exports_get (key);
-  if (h->export == NULL) {
+  generation = exports_get (h->is_default ? "" : h->export_name, info.size);
+  if (generation == NULL) {
     nbdkit_error ("scan: warning: malloc: %m, not scanning");
     return 0;
   }
-  h->scanner = start_scan (h->export, h->export_name, next, &info,
-                           h->backend);
-  if (h->scanner != NULL)
-    h->reads = scanner_get_reads (h->scanner);
+  h->scan = start_scan (generation, h->export_name, next, &info, h->backend);
+  if (h->scan != NULL) {
+    h->generation = generation;
+    h->map = generation->map;
+    h->reads = scanner_get_reads (scans_get_scanner (h->scan));
+  }
   return 0;
 }
 
@@ -322,8 +414,8 @@ scan_finalize (nbdkit_next *next, void *handle)
 {
   struct handle *h = handle;
 
-  if (h->scanner != NULL)
-    scanner_stop (h->scanner);
+  if (h->scan != NULL)
+    scans_stop (h->scan);
   return 0;
 }
 
@@ -333,10 +425,19 @@ scan_close (void *handle)
 {
   struct handle *h = handle;
 
-  scanner_free (h->scanner);
-  exports_put (h->export);
+  if (h->scan != NULL)
+    scans_leave (h->scan);      /* the generation is its own */
+  else
+    exports_put (h->generation);
   free (h->export_name);
   free (h);
+}
+
+/* Not inlined, for it is rare, and registers are not. */
+static void __attribute__ ((noinline))
+count_read (struct handle *h, uint32_t count, uint8_t met)
+{
+  stats_read (h->generation->export->stats, count, map_met (met));
 }
 
 static int
@@ -345,19 +446,20 @@ scan_pread (nbdkit_next *next, void *handle,
             uint32_t flags, int *err)
 {
   struct handle *h = handle;
-  const struct range range = { offset, count };
-  bool noted;
+  uint8_t met;
   int r;
 
-  if (h->reads == NULL)
+  if (h->reads == NULL || !reads_are_wanted (h->reads)) {
+    if (h->reads != NULL && count_reads)
+      count_read (h, count, map_meet (h->map, offset, count));
     return next->pread (next, buf, count, offset, flags, err);
+  }
 
+  met = reads_begin (h->reads, h->map, offset, count);
   if (count_reads)
-    stats_read (h->export->stats, range);
-  noted = reads_begin (h->reads, range);
+    count_read (h, count, met);
   r = next->pread (next, buf, count, offset, flags, err);
-  if (noted)
-    reads_end (h->reads);
+  reads_end (h->reads);
   return r;
 }
 
@@ -406,6 +508,7 @@ scan_trim (nbdkit_next *next, void *handle,
 static struct nbdkit_filter filter = {
   .name              = "scan",
   .longname          = "nbdkit scan filter with scriptable policies",
+  .load              = scan_load,
   .unload            = scan_unload,
   .config            = scan_config,
   .config_complete   = scan_config_complete,
@@ -413,6 +516,7 @@ static struct nbdkit_filter filter = {
   .get_ready         = scan_get_ready,
   .after_fork        = scan_after_fork,
   .cleanup           = scan_cleanup,
+  .preconnect        = scan_preconnect,
   .default_export    = scan_default_export,
   .open              = scan_open,
   .prepare           = scan_prepare,

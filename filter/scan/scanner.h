@@ -19,6 +19,8 @@
 #include <nbdkit-filter.h>
 
 #include "budget.h"
+#include "map.h"
+#include "recorder.h"
 #include "reads.h"
 #include "source.h"
 #include "stats.h"
@@ -35,6 +37,8 @@ struct scanner_config {
   enum source_method method;
   struct budget *budget;        /* shared by all scans */
   struct stats *stats;          /* the export's */
+  struct map *map;              /* of this disk at this size */
+  struct recorder *recorder;    /* of the reads of this disk, or NULL */
   bool background;              /* for no connection: info is not known yet */
 
   /* Either the connection's context and what is known of it, or a backend to
@@ -51,12 +55,27 @@ struct scanner_config {
 extern struct scanner *scanner_start (const struct scanner_config *config);
 
 /* The client has gone (or the server ends): let the policy have its last turn,
- * wait for the prefetches in flight, end the threads.  May be called twice, by
- * one thread at a time.
+ * wait for the prefetches in flight, end the threads.  Those that are opening
+ * the layer below are not waited for; they end as soon as they have.  Any thread,
+ * and more than once.
  */
 extern void scanner_stop (struct scanner *scanner);
 
-/* Stop and free.  NULL is allowed. */
+/* The same without waiting for anything. */
+extern void scanner_tell_stop (struct scanner *scanner);
+
+/* The same, and wait for all threads. */
+extern void scanner_join (struct scanner *scanner);
+
+/* A client has just opened the layer below: if a scan in the background waits to
+ * do so, let it try now.
+ */
+extern void scanner_try_now (struct scanner *scanner);
+
+/* True if there is no thread any more for which scanner_join would wait. */
+extern bool scanner_has_ended (struct scanner *scanner);
+
+/* Join and free.  NULL is allowed. */
 extern void scanner_free (struct scanner *scanner);
 
 /* Where client reads are noted; valid until scanner_free. */

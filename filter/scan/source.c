@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "layers.h"
+#include "quirks.h"
 #include "source.h"
 
 /* The most that is asked of .extents at once: nearly all that a count can say,
@@ -36,7 +36,7 @@ source_ask (nbdkit_next *next, struct source_info *info)
   r = next->can_cache (next);
   if (r == -1)
     return -1;
-  info->can_cache = r == NBDKIT_CACHE_NATIVE && !layers_cache_hangs ();
+  info->can_cache = r == NBDKIT_CACHE_NATIVE && !quirks_cache_hangs ();
   r = next->can_extents (next);
   if (r == -1)
     return -1;
@@ -210,7 +210,7 @@ find_extent (const struct nbdkit_extents *list, uint64_t offset)
 
 uint64_t
 source_next_data (struct source *source, struct source_extents *extents,
-                  uint64_t offset, const atomic_bool *stop)
+                  uint64_t offset, const atomic_int *stop)
 {
   size_t i, n;
 

@@ -79,12 +79,12 @@ struct source_extents {
 /* The first offset at or after this one that is not in a hole; the size if
  * only holes follow; the offset itself if that can't be known.  What was
  * learnt is used again as long as offsets go upwards.  A large disk of holes
- * may take many calls to the layer below; once stop is set, there are no more,
- * and the answer is wherever that was.
+ * may take many calls to the layer below; once *stop is not 0, there are no
+ * more, and the answer is wherever that was.
  */
 extern uint64_t source_next_data (struct source *source,
                                   struct source_extents *extents,
-                                  uint64_t offset, const atomic_bool *stop);
+                                  uint64_t offset, const atomic_int *stop);
 
 /* Free what is kept. */
 extern void source_forget_extents (struct source_extents *extents);

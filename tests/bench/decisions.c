@@ -62,7 +62,7 @@ nbdkit_absolute_path (const char *path)
 /* A client that is away: no reads, no failures. */
 
 static size_t
-no_reads (void *opaque, const struct range **out)
+no_reads (void *opaque, const struct met_read **out)
 {
   return 0;
 }
@@ -71,6 +71,21 @@ static size_t
 no_failures (void *opaque, const struct vm_failure **out)
 {
   return 0;
+}
+
+static size_t
+no_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+{
+  *dropped = 0;
+  return 0;
+}
+
+/* Nothing was ever read or fetched. */
+static bool
+all_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
+{
+  *missing = (struct range) { from, to - from };
+  return true;
 }
 
 static unsigned
@@ -122,6 +137,7 @@ scan (struct vm *vm, uint64_t blocks)
   const struct vm_driver driver = {
     .size = blocks * BLOCK, .block = BLOCK, .export = "",
     .reads = no_reads, .failures = no_failures,
+    .results = no_results, .missing = all_missing,
     .reads_in_flight = no_reads_in_flight, .idle_ns = idle_ns,
     .closed = no, .gone = no,
   };
@@ -186,7 +202,11 @@ main (int argc, char *argv[])
     fprintf (stderr, "usage: decisions POLICY BLOCKS ROUNDS [NAME=VALUE...]\n");
     exit (EXIT_FAILURE);
   }
-  config.policy = argv[1];
+  config.policy = library_policy (argv[1], error);
+  if (config.policy == NULL) {
+    fprintf (stderr, "decisions: %s\n", error);
+    exit (EXIT_FAILURE);
+  }
   blocks = strtoull (argv[2], NULL, 10);
   rounds = atoi (argv[3]);
   for (i = 4; i < argc; ++i) {
@@ -206,7 +226,7 @@ main (int argc, char *argv[])
     else if (config.nr_args < sizeof args / sizeof args[0])
       args[config.nr_args++] = (struct vm_arg) { argv[i], equals + 1 };
   }
-  library_set_policy (library_policy (config.policy, error));
+  library_set_policy (config.policy);
 
   for (i = 0; i < rounds; ++i) {
     struct vm *vm = vm_new (&config);

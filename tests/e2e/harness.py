@@ -17,6 +17,7 @@ tests/plugins/gate.c.
 The environment says what to test, and how:
 
     SCAN_FILTER     the filter under test (default build/nbdkit-scan-filter.so)
+                    the clone filter is beside it
     STOCK_FILTER    the distribution's scan filter, to compare with
     TEST_BUILD    where the test plugins are  (default build/tests)
     CHECK_WITH      empty, asan, tsan or valgrind: what to run nbdkit under
@@ -46,6 +47,8 @@ PLUGINS = os.path.abspath (os.environ.get ("TEST_BUILD",
 GATE = os.path.join (PLUGINS, "nbdkit-gate-plugin.so")
 SCAN = os.path.abspath (os.environ.get (
     "SCAN_FILTER", os.path.join (TOP, "build/nbdkit-scan-filter.so")))
+CLONE = os.path.join (os.path.dirname (SCAN), "nbdkit-clone-filter.so")
+OURS = {SCAN, CLONE}
 
 # Only how long to wait for what should happen before calling it a failure; no
 # test measures time with it.
@@ -187,6 +190,7 @@ class Server:
         self.dir = tempfile.mkdtemp (prefix="scan-e2e-")
         self.socket = os.path.join (self.dir, "sock")
         self.lines = []         # what log returns
+        self.raw = []           # the same, as bytes, before unescape
         self.partial = b""      # of the next line
         self.ended = False      # no more lines will come
         self.changed = threading.Condition ()
@@ -252,6 +256,7 @@ class Server:
                     break
                 self.ended = some == b""
                 *lines, self.partial = (self.partial + some).split (b"\n")
+                self.raw += lines
                 for line in lines:
                     self._take (unescape (line.decode (errors="replace")))
                 self.changed.notify_all ()
@@ -394,10 +399,6 @@ class Server:
         """Let a held request go, with success or with an errno."""
         self._command (f"release {call.id} {errno}")
 
-    def wait_calls (self, count, op):
-        """Wait until that many requests of a kind have begun."""
-        self._wait (lambda: len (self.calls (op)) >= count, f"{count} x {op}")
-
     def wait_joined (self, *tids):
         """Wait until some thread of the server waits for one of these to end.
 
@@ -488,11 +489,11 @@ def nbdkit (filters, plugin, args=(), options=()):
     """A server for the length of a with block.
 
     filters and plugin[0] are names or paths, the outermost filter first; args
-    are parameters, options nbdkit's own.  Only a server with the filter under
-    test runs under CHECK_WITH.  If the block raises, that is what the test shows,
+    are parameters, options nbdkit's own.  Only a server with a filter under test
+    runs under CHECK_WITH.  If the block raises, that is what the test shows,
     and with it what the server printed.
     """
-    server = Server (filters, plugin, args, options, SCAN in filters)
+    server = Server (filters, plugin, args, options, not OURS.isdisjoint (filters))
     try:
         yield server
     except BaseException:
@@ -506,7 +507,8 @@ def nbdkit (filters, plugin, args=(), options=()):
 def refused (filters, plugin, args=(), options=()):
     """Run an nbdkit that should not start; returns its error messages."""
     with tempfile.TemporaryDirectory (prefix="scan-e2e-") as reports:
-        prefix, env = checker (reports) if SCAN in filters else ([], {})
+        prefix, env = checker (reports) if not OURS.isdisjoint (filters) \
+            else ([], {})
         options = [*options, "-U", os.path.join (reports, "sock")]
         run = subprocess.run (
             prefix + command (filters, plugin, args, options),

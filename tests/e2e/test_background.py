@@ -3,8 +3,13 @@
 
 """scan-background: one scan from server start to server end."""
 
+import os
+import re
+import subprocess
 import threading
+import time
 
+import nbd
 import pytest
 
 from harness import CHECK_WITH, SCAN, gate, nbdkit, pattern
@@ -85,6 +90,7 @@ def test_reads_of_all_clients_reach_the_policy (tmp_path):
     policy.write_text (OBSERVER)
     with nbdkit ([SCAN], gate ("size=1M"), [BACKGROUND, f"scan-policy={policy}"],
                  VERBOSE) as server:
+        server.wait_line ("gate: open 1 ")  # the scan's
         handles = [server.connect () for _ in range (8)]
         for i, h in enumerate (handles):
             h.pread (512, i * 1024)
@@ -109,8 +115,8 @@ def test_a_default_export_with_a_name_joins_it (tmp_path):
               "open=:", "pread=head -c $3 /dev/zero"]
     with nbdkit ([SCAN], plugin, [BACKGROUND, f"scan-policy={policy}"],
                  VERBOSE) as server:
-        for name in "", "disk":
-            h = server.connect (name)
+        for _ in range (2):
+            h = server.connect ()
             start = len (server.log)
             h.pread (512, 4096)
             server.wait_line ("policy: read 4096$", start)
@@ -176,16 +182,128 @@ def test_exit_while_the_source_is_being_opened ():
         assert server.calls ("cache") == []
 
 
-def test_a_source_that_cannot_be_opened ():
-    """Later clients are served if they can open it; there is no scan."""
+@pytest.mark.parametrize ("threads", [1, 4])
+def test_a_source_that_cannot_be_opened (threads):
+    """It says so once, and tries again: at the latest when a client could."""
     with nbdkit ([SCAN], gate ("size=64K", "fail=open:1-1"),
-                 [BACKGROUND]) as server:
-        server.wait_line ("scan: warning: could not open the layer below.*"
-                          "not scanning")
-        h = server.connect ()
-        assert h.pread (1000, 1000) == pattern (1000, 1000)
-        assert len (our_errors (server)) == 1
+                 [BACKGROUND, f"scan-size={BLOCK}", f"scan-threads={threads}"],
+                 VERBOSE) as server:
+        server.wait_line ("scan: warning: could not open the layer below")
         assert server.calls ("cache") == []
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        assert h.pread (1000, 1000) == pattern (1000, 1000)
+        assert sorted (c.offset for c in server.calls ("cache")) == \
+            list (range (0, 65536, BLOCK))
+        assert len (our_errors (server)) == 1
+
+
+@pytest.mark.parametrize ("model", ["parallel", "serialize_requests"])
+@pytest.mark.parametrize ("threads", [1, 4])
+def test_a_source_that_goes_away_and_comes_back (model, threads):
+    """What was in flight is fetched again; nothing is missed."""
+    with nbdkit ([SCAN], gate ("size=64K", "hold=cache", f"model={model}"),
+                 [BACKGROUND, f"scan-size={BLOCK}", f"scan-threads={threads}"],
+                 VERBOSE) as server:
+        held = [server.next_call ("cache") for _ in range (threads)]
+        server.send ("fail open 107")       # ENOTCONN
+        server.send ("fail cache 107")
+        server.send ("hold cache 0")
+        for call in held:
+            server.release (call, 107)
+        server.wait_line ("scan: warning: could not open the layer below")
+        server.send ("fail cache 0")
+        server.send ("fail open 0")
+        server.connect ()
+        server.wait_line (FINISHED)
+        assert {c.offset for c in server.calls ("cache")} == \
+            set (range (0, 65536, BLOCK))
+        offsets = [c.offset for c in server.calls ("cache")]
+        assert all (offsets.count (call.offset) >= 2 for call in held)
+        assert len (our_errors (server)) == 1
+
+
+def test_a_source_that_is_there_again_at_once ():
+    """Its handle was of no use any more, as after a restart."""
+    with nbdkit ([SCAN], gate ("size=64K", "hold=cache"),
+                 [BACKGROUND, f"scan-size={BLOCK}"], VERBOSE) as server:
+        call = server.next_call ("cache")
+        server.send ("hold cache 0")
+        server.release (call, 107)
+        server.wait_line (FINISHED)
+        offsets = [c.offset for c in server.calls ("cache")]
+        assert offsets == [0] + list (range (0, 65536, BLOCK))
+        assert server.calls ("cache")[1].connection == 2
+        assert our_errors (server) == []
+
+
+def test_a_bad_block_is_not_an_outage ():
+    """It is opened again once, and left alone after that."""
+    with nbdkit ([SCAN], gate ("size=64K", "fail=cache:all"),
+                 [BACKGROUND, f"scan-size={BLOCK}"], VERBOSE) as server:
+        server.wait_line (FINISHED)
+        offsets = [c.offset for c in server.calls ("cache")]
+        assert offsets == [0] + list (range (0, 65536, BLOCK))
+        assert sum ("gate: open" in line for line in server.log) == 2
+        assert len (our_errors (server)) == 1
+
+
+def start_origin (sock, log):
+    """A plain nbdkit, whose log filter tells what is read."""
+    process = subprocess.Popen (["nbdkit", "-f", "-U", sock, "--filter=log", "memory",
+                                 "64K", f"logfile={log}", "logappend=true"])
+    deadline = time.monotonic () + 60
+    while not os.path.exists (sock):
+        assert process.poll () is None and time.monotonic () < deadline
+        time.sleep (0.001)
+    return process
+
+
+def test_an_origin_that_is_restarted (tmp_path):
+    """As an edge server sees it, without the retry filter."""
+    sock, log = str (tmp_path / "origin"), tmp_path / "log"
+    policy = tmp_path / "halves.lua"
+    policy.write_text ("""
+        return function (disk)
+          disk:prefetch (0)
+          print "one"
+          disk:wait ()
+          for offset = disk.block, disk.size - 1, disk.block do
+            disk:prefetch (offset)
+          end
+        end""")
+    origin = start_origin (sock, log)
+    try:
+        with nbdkit ([SCAN], ["nbd", f"socket={sock}"],
+                     [BACKGROUND, "scan-method=read", f"scan-size={BLOCK}",
+                      f"scan-policy={policy}"], VERBOSE) as server:
+            server.wait_line ("policy: one")
+            origin.kill ()
+            origin.wait ()
+            os.unlink (sock)
+            origin = start_origin (sock, log)
+            server.connect ().pread (512, 0)
+            server.wait_line (FINISHED)
+            assert not any ("failed" in e or "not open" in e
+                            for e in our_errors (server))
+        reads = re.findall (rf" Read .*offset=(\S+) count={BLOCK:#x} \.\.\.",
+                            log.read_text ())
+        assert {int (o, 0) for o in reads} == set (range (0, 65536, BLOCK))
+    finally:
+        origin.kill ()
+        origin.wait ()
+
+
+@pytest.mark.parametrize ("when", ["opening", "waiting"])
+def test_exit_while_the_source_is_away (when):
+    with nbdkit ([SCAN], gate ("size=64K", "fail=open:all"), [BACKGROUND]) as server:
+        server.wait_line ("scan: warning: could not open the layer below")
+        if when == "opening":
+            server.send ("hold open 1")
+            threading.Thread (target=lambda: pytest.raises (
+                nbd.Error, server.connect), daemon=True).start ()
+            server.next_call ("open")
+        server.terminate ()
 
 
 def test_a_source_that_dies ():

@@ -19,7 +19,8 @@ import time
 
 import pytest
 
-from harness import CHECK_WITH, SCAN, TOP, gate, nbdkit, pattern, refused
+from harness import (CHECK_WITH, SCAN, TOP, command, gate, nbdkit, pattern, refused,
+                     unescape)
 
 # How long a disconnection and the server's end may take, whatever a policy does.
 # It is a promise to the user, so it is what a test may measure; a checker makes
@@ -240,6 +241,41 @@ def test_a_long_path_is_named_in_full_and_once (tmp_path, text, line):
     assert first.endswith (f"scan: {policy}:{line}: a fault")
 
 
+TRACEBACK = "stack traceback:"
+
+
+@pytest.mark.parametrize ("text, said", [
+    ("x = = 1\n", "own.lua:1: unexpected symbol near '='"),
+    ("return scan.policy 'replay'\n", "scan.open: no file 'trace' was given; use "),
+], ids=["syntax", "a built-in's fault"])
+def test_no_traceback_where_nothing_of_the_users_runs (text, said, tmp_path):
+    (tmp_path / "own.lua").write_text (text)
+    error, lines = refused_lines ([f"scan-policy={tmp_path}/own.lua"])
+    assert said in error and TRACEBACK not in lines
+    error, lines = refused_lines (["scan-policy=replay"])
+    assert error == ("scan: policies/replay.lua:LINE: scan.open: no file 'trace' was "
+                     "given; use scan-file-trace=FILE")
+    assert TRACEBACK not in lines
+
+
+def test_a_traceback_where_the_policy_is_the_users (tmp_path):
+    (tmp_path / "own.lua").write_text (
+        "local function f () require ('scan.args').size ({ x = 'y' }, 'x') end\nf ()\n")
+    error, lines = refused_lines ([f"scan-policy={tmp_path}/own.lua"])
+    assert "scan-arg-x: a size like 64K or 2M expected, got 'y'" in error
+    assert TRACEBACK in lines and any ("own.lua:2: in " in line for line in lines)
+
+
+def refused_lines (args):
+    """The one error, its lines of the policy not counted, and all that was printed."""
+    run = subprocess.run ([*command ([SCAN], ["null"], args), "-U", "-", "--run", ":"],
+                          stderr=subprocess.PIPE, text=True)
+    assert run.returncode != 0
+    lines = [unescape (line) for line in run.stderr.splitlines ()]
+    [error] = [line.split ("error: ", 1)[1] for line in lines if "error: " in line]
+    return re.sub (r"\.lua:(?!1:)\d+:", ".lua:LINE:", error), lines
+
+
 # What a policy may not do to another scan of its export; the first connection runs
 # the one function, the second the other.
 TWO_SCANS = {
@@ -313,6 +349,40 @@ end
         server.wait_line ("error: scan: ", line)
         assert "kept.lua:5: this disk belongs to a scan that has ended" in \
             server.errors ()[0]
+
+
+ODD = """\
+local odd = { false, -1, 0, 1, 4096, 65535, 65536, 1.5, 2^10, 2^70, 0/0, 1/0, "4096",
+              "x", true, math.mininteger, math.maxinteger }
+return function (disk)
+  for i = 1, #odd do
+    for j = 1, #odd do
+      print (i, j, pcall (disk.prefetch, disk, odd[i] or nil, odd[j] or nil))
+    end
+  end
+end
+"""
+
+
+def test_the_kit_and_the_filter_say_the_same_of_a_range (tmp_path):
+    policy = tmp_path / "odd.lua"
+    policy.write_text (ODD)
+    path = ";".join (f"{TOP}/lua/{d}/?.lua" for d in ("library", "runtime", "kit"))
+    script = (f"local result = require 'scan.testing'.run {{ policy = '{policy}', "
+              f"size = {SIZE}, block = {BLOCK}, print = print }}\n"
+              "for _, p in ipairs (result.prefetches) do print (p[1], p[2]) end")
+    kit = subprocess.run (["lua5.4", "-e", script], check=True, text=True,
+                          env={**os.environ, "LUA_PATH": path + ";;"},
+                          stdout=subprocess.PIPE).stdout.splitlines ()
+    with nbdkit ([SCAN], gate (f"size={SIZE}"), [*ARGS, f"scan-policy={policy}"],
+                 VERBOSE) as server:
+        server.connect ()
+        server.wait_line (ENDED)
+        said = [line.split ("scan: policy: ")[1] for line in server.log
+                if "scan: policy: " in line]
+        said += [f"{c.offset}\t{c.count}" for c in server.calls ("cache")]
+    assert said == kit
+    assert sum ("true" in line for line in said) > 20
 
 
 def test_one_export_with_a_bad_policy_leaves_the_others_alone (tmp_path):

@@ -62,6 +62,28 @@ def test_patterns (counter, pattern, names):
         assert len (scans) == len (names)
 
 
+@pytest.mark.skipif (CHECK_WITH in ("asan", "tsan"),
+                     reason="the shell of the eval plugin dies under it")
+@pytest.mark.parametrize ("order", [["", "disk"], ["disk", ""],
+                                    ["disk", "", "disk", ""]])
+def test_the_order_of_clients_makes_no_difference (counter, order):
+    """The default export is that of who asks for it.  Its name alone says nothing:
+    nbdkit tells it to nobody who has not asked."""
+    plugin = ["eval", "thread_model=echo parallel", "get_size=echo 65536",
+              "can_cache=echo native", "cache=:", "default_export=echo disk",
+              "open=:", "pread=head -c $3 /dev/zero"]
+    with nbdkit ([SCAN], plugin, [f"scan-policy={counter}"], VERBOSE) as server:
+        for number, name in enumerate (order):
+            h = server.connect (name)
+            if name == "":
+                server.wait_line (f"policy: scan {order[:number].count ('') + 1} of")
+            server.disconnect (h)
+        scans = [line for line in server.log if "policy: scan" in line]
+        assert len (scans) == order.count ("")
+        assert ["scan-exports='disk'" in e for e in server.errors ()
+                if "scan: " in e] == [True]
+
+
 def test_the_default_export_is_never_forgotten (counter):
     with nbdkit ([SCAN], gate ("size=64K"),
                  ["scan-exports=*", f"scan-policy={counter}"], VERBOSE) as server:

@@ -1,39 +1,44 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
-"""Warnings at start-up of settings that can't help over the layers below; and
-none over sensible ones."""
+"""Warnings at start-up of settings that can't help over the layers below, as far
+as these have parameters that pass by; and none over sensible ones."""
 
 import pytest
 
-from harness import CHECK_WITH, SCAN, nbdkit, stock_filter
+from harness import CHECK_WITH, SCAN, gate, nbdkit, stock_filter
 
 pytestmark = pytest.mark.skipif (
     CHECK_WITH == "tsan", reason="at start-up there is one thread, and it is slow")
 
 # Filters from the outside in, parameters, and the warnings, each by words that it
 # must have.
+MIN_BLOCK = "cache-min-block-size=64K"
+READ_TWICE = ["scan-method=read", "--filter=scan first", "cow-on-read=true"]
 CASES = {
     "the stock way": ([SCAN, "cache"], [], []),
     "threads over cache":
-        ([SCAN, "cache"], ["scan-threads=2"],
+        ([SCAN, "cache"], ["scan-threads=2", MIN_BLOCK],
          [["scan-threads=2", "--filter=cow", "cow-on-read=true", "scan-method=read"]]),
     "threads over a cache further down":
-        ([SCAN, "delay", "cache"], ["scan-threads=64"], [["scan-threads=64"]]),
-    "threads below cache": (["cache", SCAN], ["scan-threads=2"], []),
+        ([SCAN, "delay", "cache"], ["scan-threads=64", MIN_BLOCK],
+         [["scan-threads=64"]]),
+    "threads below cache": (["cache", SCAN], ["scan-threads=2", MIN_BLOCK], []),
     "threads over cow's .cache":
         ([SCAN, "cow"], ["scan-threads=2", "cow-on-cache=true"],
          [["scan-threads=2", "cow-on-read=true", "scan-method=read"]]),
     "threads over the plugin": ([SCAN], ["scan-threads=2"], []),
-    "reading over the plugin": ([SCAN], ["scan-threads=2", "scan-method=read"], []),
+    "reading over the plugin":
+        ([SCAN], ["scan-threads=2", "scan-method=read"], [READ_TWICE]),
     "reading over a cow that forgets":
-        ([SCAN, "cow"], ["scan-method=read"], [["cow-on-read=true"]]),
+        ([SCAN, "cow"], ["scan-method=read"], [READ_TWICE]),
     "reading over a cow told to forget":
-        ([SCAN, "cow"], ["scan-method=read", "cow-on-read=no"],
-         [["cow-on-read=true"]]),
+        ([SCAN, "cow"], ["scan-method=read", "cow-on-read=no"], [READ_TWICE]),
     "reading over a cache that forgets":
         ([SCAN, "cache"], ["scan-method=read"], [["cache-on-read=true"]]),
-    "reading below a cow": (["cow", SCAN], ["scan-method=read"], []),
+    "reading below a cow": (["cow", SCAN], ["scan-method=read"], [READ_TWICE]),
+    "reading below a cow that keeps":
+        (["cow", SCAN], ["scan-method=read", "cow-on-read=true"], [READ_TWICE]),
     "reading over a cow that keeps":
         ([SCAN, "cow"], ["scan-method=read", "cow-on-read=true", "scan-threads=8"], []),
     "reading over a cow that keeps while a file exists":
@@ -64,8 +69,8 @@ def test_the_stock_filter_over_cache_is_silent_too ():
 
 
 @pytest.mark.parametrize ("args, piece", [
-    ([], 65536), (["cache-min-block-size=1M"], 1048576),
-    (["cache-min-block-size=2M"], None), (["scan-size=64K"], None)])
+    (["cache-on-read=true"], 65536), (["cache-min-block-size=1M"], 1048576),
+    (["cache-min-block-size=2M"], None), (["scan-size=64K", MIN_BLOCK], None)])
 def test_pieces_of_a_block_are_a_debug_message (args, piece):
     with nbdkit ([SCAN, "cache"], ["memory", "1M"], args, ["-v"]) as server:
         server.wait_line ("scan: after_fork")       # it would have come by now
@@ -74,3 +79,29 @@ def test_pieces_of_a_block_are_a_debug_message (args, piece):
         if piece:
             assert f"pieces of {piece} bytes" in said[0]
             assert "cache-min-block-size=2097152" in said[0]
+
+
+@pytest.mark.parametrize ("policy, name, text, said", [
+    ("replay", "trace", "# nothing\n", "scan-file-trace: there are no reads in it"),
+    ("regions", "regions", "", "scan-file-regions: there are no regions in it"),
+    ("replay", "trace", "2M 4K\n0 4K\n4M 4K\n",
+     "scan-file-trace: of 3 ranges, 2 lie beyond the end of the disk (1048576 bytes); "),
+    ("regions", "regions", "0 4K\n2M 4K 5\n",
+     "scan-file-regions: of 2 ranges, 1 lie beyond the end of the disk"),
+])
+def test_what_a_policy_warns_of (policy, name, text, said, tmp_path):
+    """Once, however many clients and exports there are."""
+    (tmp_path / "lines").write_text (text)
+    with nbdkit ([SCAN], gate ("size=1M", "exports=a"),
+                 [f"scan-policy={policy}", f"scan-file-{name}={tmp_path}/lines",
+                  "scan-exports=*"], ["-v"]) as server:
+        line = -1
+        for _ in range (2):
+            server.connect ()
+            _, line = server.wait_line ("finished scanning", line)
+        [error] = server.errors ()
+        assert error.startswith ("scan: warning: " + said)
+        if "there are no" in said:
+            server.connect ("a")        # which loads the policy anew
+            server.wait_line ("finished scanning", line)
+            assert len (server.errors ()) == 1

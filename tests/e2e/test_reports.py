@@ -171,3 +171,147 @@ def test_debug_flags (flag, line, on):
         assert any (line in seen for seen in found) == (
             on and (flag == "reads" or "0x1000" in line))
         assert bool (found) == on
+
+
+# -- what can't be written ------------------------------------------------------
+
+def fifo (path):
+    os.mkfifo (path)
+    return path
+
+
+@pytest.mark.parametrize ("make", [fifo, os.mkdir], ids=["fifo", "directory"])
+@pytest.mark.parametrize ("name", ["stats", "stats.tmp"])
+def test_what_is_no_file_is_refused (tmp_path, make, name):
+    """At once: nobody reads the fifo."""
+    make (tmp_path / name)
+    stats = tmp_path / "stats"
+    [error] = refused ([SCAN], ["memory", "1M"], [f"scan-stats={stats}"])
+    assert error.startswith (f"scan-stats={stats}: can't be written: ")
+    assert error.endswith ("is not a regular file")
+
+
+def test_a_fifo_in_the_way_holds_up_nobody (tmp_path):
+    """It comes when the server runs: neither clients nor the end wait for it."""
+    stats, server_of = scanned (tmp_path)
+    with server_of as server:
+        stats.unlink ()
+        os.mkfifo (tmp_path / "scan.prom.tmp")
+        server.wait_line ("warning: scan-stats=.* can't be written any more: ")
+        server.connect ().pread (512, 0)
+        server.connect ()
+    assert len ([e for e in server.errors () if "can't be written" in e]) == 1
+
+
+@pytest.mark.skipif (os.geteuid () != 0 or CHECK_WITH != "",
+                     reason="only root can become another user")
+@pytest.mark.parametrize ("may", [True, False])
+def test_another_user (tmp_path, may):
+    """Who may write the file is seen when the server has become that user."""
+    os.chmod (tmp_path, 0o777 if may else 0o755)
+    for parent in tmp_path.parents:
+        if parent.stat ().st_uid == 0 and str (parent).startswith ("/tmp/"):
+            os.chmod (parent, 0o755)
+    stats = tmp_path / "stats"
+    run = subprocess.run (["nbdkit", "-U", "-", "--user=nobody", f"--filter={SCAN}",
+                           "--filter=cache", "memory", "1M", f"scan-stats={stats}",
+                           "--run", 'nbdinfo --size "$uri"'], check=True, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    warnings = [line for line in run.stderr.splitlines () if "scan-stats" in line]
+    if may:
+        assert warnings == []
+        assert counters (stats)["size_bytes", 'export=""'] == 1 << 20
+        assert stats.owner () == "nobody"
+    else:
+        assert len (warnings) == 1
+        assert warnings[0].endswith (f"scan-stats={stats} can't be written any more: "
+                                     "Permission denied")
+
+
+# -- progress -------------------------------------------------------------------
+
+def progress (server):
+    return [line for line in server.log if line.startswith ("scan: ")]
+
+
+def test_reads_are_no_progress (tmp_path):
+    """An empty trace: nothing is scanned, whatever the client reads."""
+    with nbdkit ([SCAN, "cache"], ["memory", "1M"],
+                 ["scan-progress=true", "scan-policy=replay",
+                  f"scan-file-trace={os.devnull}"], ["-v"]) as server:
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        h.pread (1 << 20, 0)
+    assert progress (server)[0] == "scan:   0% 0B of 1.0M, 0 of 1 reads found prefetched"
+    assert not any ("100%" in line for line in progress (server))
+
+
+def test_progress_tells_of_hits (tmp_path):
+    """At the end: what it was good for, and 100 % once."""
+    with nbdkit ([SCAN], gate (f"size={16 * BLOCK}", "hold=cache"),
+                 [f"scan-size={BLOCK}", "scan-progress=true", "scan-ahead=false"],
+                 ["-v"]) as server:
+        h = server.connect ()
+        call = server.next_call ("cache")
+        h.pread (512, 0)                        # late
+        h.pread (512, 8 * BLOCK)                # missed
+        server.send ("hold cache 0")
+        server.release (call)
+        server.wait_line (FINISHED)
+        server.wait_line ("^scan: 100% ")       # within a second
+        h.pread (2 * BLOCK, BLOCK)              # hit
+    lines = progress (server)
+    assert sum ("100%" in line for line in lines) == 1
+    assert lines[-1] == ("scan: of 3 reads 1 found what they wanted prefetched and 1 "
+                         "came late; 64K fetched, 48K of it never read")
+
+
+@pytest.mark.parametrize ("policy, read, advice", [
+    # Over memory.
+    ("default", range (0, 200), "the source answers within a millisecond"),
+    # What nobody wants.
+    ("elsewhere", range (0, 200), "few reads found what they wanted")])
+def test_advice (tmp_path, policy, read, advice):
+    elsewhere = tmp_path / "elsewhere.lua"
+    elsewhere.write_text ("""
+        return function (disk) disk:prefetch (disk.size // 2, disk.size // 2) end""")
+    if policy == "elsewhere":
+        policy = elsewhere
+    with nbdkit ([SCAN, "cache"], ["memory", "16M"],
+                 [f"scan-policy={policy}", "scan-progress=true",
+                  "scan-size=32K" if policy == "default" else "scan-size=2M"],
+                 ["-v"]) as server:
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        for i in read:
+            h.pread (4096, i * 4096)
+    assert advice in progress (server)[-1]
+
+
+def test_a_client_that_leaves_in_a_prefetch (tmp_path):
+    """What fails then is no fault, and no scan goes on."""
+    with nbdkit ([SCAN], gate (f"size={16 * BLOCK}", "hold=cache"),
+                 [f"scan-size={BLOCK}"], ["-v"]) as server:
+        h = server.connect ()
+        call = server.next_call ("cache")
+        server.disconnect (h)
+        server.wait_joined (call.tid)
+        server.release (call, 5)
+        server.wait_line ("prefetch of 4096 bytes at offset 0 failed at the end of "
+                          "the scan: Input/output error")
+    assert server.errors () == []
+
+
+def test_a_scan_that_stalls_shows (tmp_path):
+    """A prefetch that doesn't come back: something is in flight, and all is quiet."""
+    stats, server_of = scanned (tmp_path)
+    with server_of as server:
+        server.connect ()
+        server.next_call ("cache")
+        server.poll (lambda: counters (stats)["quiet_seconds", 'export=""'] > 0,
+                     "the file to tell")
+        assert counters (stats)["prefetches_in_flight", 'export=""'] == 1
+        server.release_all ()
+        server.wait_line (FINISHED)
+    assert counters (stats)["quiet_seconds", 'export=""'] == 0
+    assert counters (stats)["prefetches_in_flight", 'export=""'] == 0

@@ -57,14 +57,24 @@ def test_many_threads_fetch_every_offset_once ():
         h = server.connect ()
         for offset in range (0, size, 100_000):
             assert h.pread (512, offset) == pattern (offset, 512)
-        # The policy is finished when the last offset has been handed out; the
-        # other threads then still have theirs to fetch.
         server.wait_line (FINISHED)
-        server.wait_calls (size // 512, "cache")
         server.disconnect (h)
         server.wait_line ("gate: close 1")
         assert sorted (c.offset for c in server.calls ("cache")) == \
             list (range (0, size, 512))
+
+
+@pytest.mark.parametrize ("background", [True, False])
+def test_finished_comes_after_the_last_prefetch (background):
+    """Not when the policy has handed out the last offset."""
+    with nbdkit ([SCAN], gate (f"size={8 * BLOCK}", "hold=cache"),
+                 [f"scan-size={BLOCK}", "scan-threads=16",
+                  f"scan-background={background}"], VERBOSE) as server:
+        server.connect ()
+        for call in [server.next_call ("cache") for _ in range (8)]:
+            assert not any (FINISHED in line for line in server.log)
+            server.release (call)
+        server.wait_line (FINISHED)
 
 
 def test_a_large_count_is_shared_among_threads (tmp_path):

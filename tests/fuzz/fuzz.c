@@ -113,8 +113,9 @@ take_number (void)
 /* Arrays are new each time, so that the use of an old one is seen. */
 struct client {
   struct vm_driver driver;
-  struct range *reads;
+  struct met_read *reads;
   struct vm_failure *failures;
+  struct vm_result *results;
 };
 
 static struct range
@@ -126,7 +127,7 @@ take_range (void)
 }
 
 static size_t
-client_reads (void *opaque, const struct range **out)
+client_reads (void *opaque, const struct met_read **out)
 {
   struct client *client = opaque;
   const size_t n = take_byte () % READS_MAX;
@@ -135,7 +136,9 @@ client_reads (void *opaque, const struct range **out)
   free (client->reads);
   client->reads = n > 0 ? calloc (n, sizeof client->reads[0]) : NULL;
   for (i = 0; i < n; ++i)
-    client->reads[i] = take_range ();
+    client->reads[i] = (struct met_read) {
+      take_range (), take_byte () % (MET_HIT + 1)
+    };
   *out = client->reads;
   return n;
 }
@@ -155,6 +158,35 @@ client_failures (void *opaque, const struct vm_failure **out)
   }
   *out = client->failures;
   return n;
+}
+
+static size_t
+client_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+{
+  struct client *client = opaque;
+  const size_t n = take_byte () % READS_MAX;
+  size_t i;
+
+  free (client->results);
+  client->results = n > 0 ? calloc (n, sizeof client->results[0]) : NULL;
+  for (i = 0; i < n; ++i)
+    client->results[i] = (struct vm_result) {
+      take_range (), take_number (), take_byte ()
+    };
+  *out = client->results;
+  *dropped = take_byte ();
+  return n;
+}
+
+static bool
+client_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
+{
+  (void) opaque;
+  if (from >= to)
+    abort ();
+  missing->offset = from + take_byte () % (to - from);
+  missing->count = 1 + take_byte () % (to - missing->offset);
+  return take_byte () >= 16;
 }
 
 static unsigned
@@ -198,6 +230,7 @@ client_init (struct client *client)
     .driver = {
       .opaque = client, .size = sizes[take_byte () % 8], .block = BLOCK,
       .export = "", .reads = client_reads, .failures = client_failures,
+      .results = client_results, .missing = client_missing,
       .reads_in_flight = client_reads_in_flight,
       .idle_ns = client_idle_ns, .closed = client_closed, .gone = client_gone,
     },
@@ -209,6 +242,7 @@ client_free (struct client *client)
 {
   free (client->reads);
   free (client->failures);
+  free (client->results);
 }
 
 /* -- a run ----------------------------------------------------------------- */
@@ -347,12 +381,15 @@ void
 fuzz_run (const char *policy, const uint8_t *data, size_t size)
 {
   const struct vm_arg arg = { "blocks", "3" };
+  char error[LIBRARY_ERROR_MAX];
   const struct vm_config config = {
-    .policy = policy, .args = &arg, .nr_args = 1,
+    .policy = library_policy (policy, error), .args = &arg, .nr_args = 1,
     .memory_bytes = MEMORY_BYTES, .timeout_ns = TIMEOUT_NS,
   };
-  struct vm *vm = vm_new (&config);
+  struct vm *vm;
 
+  CHECK (config.policy != NULL);
+  vm = vm_new (&config);
   CHECK (vm != NULL);
   verbose = getenv ("FUZZ_VERBOSE") != NULL;
   bytes = data;

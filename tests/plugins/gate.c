@@ -34,6 +34,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <errno.h>
+#include <dlfcn.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <time.h>
@@ -47,7 +48,7 @@
 
 #define MAX_DATA_RANGES 64
 
-enum op { OPEN, READ, WRITE, ZERO, TRIM, CACHE, EXTENTS, NR_OPS };
+enum op { OPEN, READ, WRITE, ZERO, TRIM, CACHE, EXTENTS, CAN_FUA, NR_OPS };
 
 /* For nbdkit this is only the most that is allowed: see gate_thread_model. */
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -55,6 +56,7 @@ enum op { OPEN, READ, WRITE, ZERO, TRIM, CACHE, EXTENTS, NR_OPS };
 static const char *const op_names[NR_OPS] = {
   [OPEN] = "open", [READ] = "read", [WRITE] = "write", [ZERO] = "zero",
   [TRIM] = "trim", [CACHE] = "cache", [EXTENTS] = "extents",
+  [CAN_FUA] = "can_fua",
 };
 
 /* What to do with the requests of one kind. */
@@ -87,6 +89,7 @@ static int64_t size = 1024 * 1024;
 static int model = NBDKIT_THREAD_MODEL_PARALLEL;
 static int cache_mode = NBDKIT_CACHE_NATIVE;
 static bool writable;
+static unsigned minimum, maximum;      /* of the count of a request; 0: any */
 static int control = -1;
 static struct range data[MAX_DATA_RANGES];
 static size_t nr_data;
@@ -141,6 +144,12 @@ request (struct handle *h, enum op op, uint64_t offset, uint64_t count)
   /* What the thread model promises to the plugin. */
   if (h->in_flight++ > 0 && model != NBDKIT_THREAD_MODEL_PARALLEL) {
     event ("two requests at once on connection %u", h->connection);
+    abort ();
+  }
+  if (minimum > 0 && (op == READ || op == WRITE || op == EXTENTS) &&
+      (offset % minimum != 0 || (count > maximum && op != EXTENTS) ||
+       (count % minimum != 0 && offset + count != (uint64_t) size))) {
+    event ("a request of %" PRIu64 " bytes at %" PRIu64, count, offset);
     abort ();
   }
   call.id = ++last_id;
@@ -310,6 +319,13 @@ gate_config (const char *key, const char *value)
     writable = r == 1;
     return r == -1 ? -1 : 0;
   }
+  if (strcmp (key, "blocks") == 0) {
+    if (sscanf (value, "%u-%u", &minimum, &maximum) != 2) {
+      nbdkit_error ("blocks: expected MINIMUM-MAXIMUM, got '%s'", value);
+      return -1;
+    }
+    return 0;
+  }
   if (strcmp (key, "control") == 0)
     return nbdkit_parse_int (key, value, &control);
   if (strcmp (key, "exports") == 0) {
@@ -379,12 +395,14 @@ gate_config (const char *key, const char *value)
   "                            two requests at once on one connection abort.\n" \
   "cache=none|emulate|native   What .can_cache says (default native).\n" \
   "write=true                  Allow writing.\n" \
+  "blocks=MINIMUM-MAXIMUM      Say that requests are to be of these sizes, and\n" \
+  "                            abort if one isn't.\n" \
   "data=OFFSET+COUNT           The disk has holes except here; may be repeated.\n" \
   "exports=A,B,C               Export names to list; any name can be opened.\n" \
   "control=FD                  Socket to take commands from.\n" \
   "hold=OP log=OP quiet=OP     Hold, log, don't log requests of that kind: open,\n" \
-  "                            read, write, zero, trim, cache, extents.  What is\n" \
-  "                            held is logged, and so are open and cache.\n" \
+  "                            read, write, zero, trim, cache, extents, can_fua.\n" \
+  "                            What is held is logged; so are open and cache.\n" \
   "delay=OP:MS                 Let them take that long.\n" \
   "fail=OP:all|FIRST-LAST|/N   Fail all, some (from 1), or each N-th with EIO."
 
@@ -461,6 +479,17 @@ gate_list_exports (int readonly, int is_tls, struct nbdkit_exports *list)
   }
 }
 
+/* Looked up, for the filter opens no plugin for itself that is linked to
+ * nbdkit_export_name, and this one can do without a name.
+ */
+static const char *
+export_name (void)
+{
+  const char *(*ask) (void) = dlsym (RTLD_DEFAULT, "nbdkit_export_name");
+
+  return ask ? ask () : NULL;
+}
+
 static void *
 gate_open (int readonly)
 {
@@ -473,7 +502,7 @@ gate_open (int readonly)
   pthread_mutex_lock (&lock);
   h->connection = ++last_connection;
   if (rules[OPEN].log)
-    event ("open %u %s", h->connection, nbdkit_export_name ());
+    event ("open %u %s", h->connection, export_name ());
   pthread_mutex_unlock (&lock);
   if (request (h, OPEN, 0, 0) == -1) {
     nbdkit_error ("open failed, as the test wants it");
@@ -502,6 +531,15 @@ gate_get_size (void *handle)
 }
 
 static int
+gate_block_size (void *handle, uint32_t *min, uint32_t *preferred,
+                 uint32_t *max)
+{
+  *min = *preferred = minimum;
+  *max = maximum;
+  return 0;
+}
+
+static int
 gate_can_write (void *handle)
 {
   return writable;
@@ -511,6 +549,13 @@ static int
 gate_can_cache (void *handle)
 {
   return cache_mode;
+}
+
+/* Asked in the handshake of a client that may write, after .prepare. */
+static int
+gate_can_fua (void *handle)
+{
+  return request (handle, CAN_FUA, 0, 0) == -1 ? -1 : NBDKIT_FUA_NATIVE;
 }
 
 static int
@@ -645,9 +690,11 @@ static struct nbdkit_plugin plugin = {
   .open              = gate_open,
   .close             = gate_close,
   .get_size          = gate_get_size,
+  .block_size        = gate_block_size,
   .can_write         = gate_can_write,
   .can_cache         = gate_can_cache,
   .can_extents       = gate_can_extents,
+  .can_fua           = gate_can_fua,
   .can_multi_conn    = gate_can_multi_conn,
   .pread             = gate_pread,
   .pwrite            = gate_pwrite,

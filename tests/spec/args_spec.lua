@@ -25,6 +25,19 @@ describe ("scan.args", function ()
     assert.is_nil (arguments.size ({}, "x", nil))
   end)
 
+  it ("holds a default to what is allowed", function ()
+    assert.equal (65536, arguments.size ({}, "x", "64K"))
+    for _, call in ipairs {
+      { "boolean", "maybe" }, { "number", 9, 0, 5 }, { "number", "x" },
+      { "integer", 1.5 }, { "integer", 0, 1 }, { "size", 100, 512 }, { "size", "64X" },
+      { "size", 4096, 512, 1024 }, { "choice", "left", { "up", "down" } },
+    } do
+      assert.matches ("scan%-arg%-x: the policy's default: .* expected, got '"
+                      .. tostring (call[2]) .. "'",
+                      message_of (call[1], {}, "x", table.unpack (call, 2)))
+    end
+  end)
+
   it ("reads booleans as nbdkit spells them, in any case", function ()
     for _, word in ipairs { "1", "true", "T", "yes", "Y", "On" } do
       assert.is_true (arguments.boolean ({ x = word }, "x", false))
@@ -89,13 +102,23 @@ describe ("scan.args", function ()
     assert.matches ("it knows: none", message_of ("check_known", { zz = "1" }, {}))
   end)
 
+  it ("knows the arguments of another policy by what comes before the dot", function ()
+    arguments.check_known ({ ["then.a"] = "1" }, { "then.*" })
+    for _, name in ipairs { "then", "then.", "thena", "other.a" } do
+      assert.matches (name .. ": this policy has no such argument",
+                      message_of ("check_known", { [name] = "1" }, { "then.*" }))
+    end
+  end)
+
   it ("blames the line of the policy", function ()
-    local chunk = assert (load ([[
-      local arguments, args = ...
-      local one = 1
-      return one + arguments.integer (args, "x", 1)]], "@mine.lua"))
-    local ok, message = pcall (chunk, arguments, { x = "y" })
-    assert.is_false (ok)
-    assert.matches ("^mine.lua:3: scan%-arg%-x", message)
+    for name, value in pairs { boolean = true, number = 1, integer = 1, size = 1 } do
+      local chunk = assert (load (([[
+        local arguments, args = ...
+        local one = 1
+        return one + arguments.%s (args, "x", %s)]]):format (name, value), "@mine.lua"))
+      local ok, message = pcall (chunk, arguments, { x = "?" })
+      assert.is_false (ok)
+      assert.matches ("^mine.lua:3: scan%-arg%-x", message)
+    end
   end)
 end)

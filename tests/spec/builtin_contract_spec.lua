@@ -13,6 +13,7 @@ local OPTIONS = {
   clock = { shared_state = true },
   default = { shared_state = true },
   forever = { endless = true },
+  learn = { shared_state = true },
   metadata = { shared_state = true },
   regions = { shared_state = true,
               files = { regions = "128K 64K 2\n0 64K\n1M 64K 1\n" } },

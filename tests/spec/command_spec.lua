@@ -59,10 +59,26 @@ end
 describe ("scan-policy", function ()
   it ("teaches with examples", function ()
     assert.matches ("Begin here:", succeed ("--help"))
-    for _, command in ipairs { "check", "run", "simulate", "plot", "new" } do
+    for _, command in ipairs { "check", "run", "simulate", "plot", "new", "watch" } do
       assert.matches ("Examples?:\n  scan%-policy " .. command,
                       succeed (command .. " --help"))
     end
+  end)
+
+  it ("watches the files of a server", function ()
+    local scan = write ("scan '1'.prom", table.concat ({
+      'nbdkit_scan_size_bytes{export=""} 1048576',
+      'nbdkit_scan_covered_bytes{export=""} 524288',
+      'nbdkit_scan_state{export="",state="running"} 1' }, "\n"))
+    local clone = write ("clone.prom", 'nbdkit_clone_present_bytes{export=""} 262144\n')
+    local out = succeed (('watch "%s" %s --count 2 --interval 10ms'):format (scan, clone))
+    local line = "%d%d:%d%d:%d%d %(default export%), running, 50 %% of 1 MiB, "
+      .. "clone has 25 %%\n"
+    assert.matches ("^" .. line .. line .. "$", out)
+    local err = fail (1, "watch " .. directory .. "/no-such")
+    assert.matches ("no%-such: No such file", err)
+    assert.matches ("a whole number from 1 up expected, got '0'",
+                    fail (2, "watch x --count 0"))
   end)
 
   it ("lists the built-ins", function ()
@@ -87,6 +103,8 @@ describe ("scan-policy", function ()
         { "p.lua:1", "hint: is there a colon" },
       ["return function (d) d:prefetch (d.size) end"] =
         { "p.lua:1", "outside the disk", "hint: compare with disk.size" },
+      ["return function (d) d:prefetch (-d.block) end"] =
+        { "p.lua:1", "outside the disk", "hint: offsets are from 0 up" },
       ["return function () local _ = ('x'):match ('x') end"] =
         { "p.lua:1", "hint: policies have no string patterns" },
       ["local f = io.open ('x') return print"] = { "hint: policies have no files" },
@@ -107,11 +125,89 @@ describe ("scan-policy", function ()
       local out = run ("check " .. write ("p.lua", "return function () error 'x' end"))
       assert.equal (1, select (2, out:gsub ("traceback", "")))
       assert.matches ("FAIL  8 prefetches at once: the same\n", out)
+      -- However the numbers in it differ.
+      out = run ("check " .. write ("p.lua",
+                                    "return function (d) d:prefetch (d.size) end"))
+      assert.equal (1, select (2, out:gsub ("outside the disk", "")))
+    end)
+
+    it ("shows the author's frames and not its own", function ()
+      local path = write ("p.lua", [[
+        local function helper (disk) disk:prefetch (-1) end
+        return function (disk) helper (disk) end]])
+      for _, command in ipairs { "check ", "run " } do
+        local out, err = run (command .. path)
+        local text = out .. err
+        assert.matches ("stack traceback:\n\t[^\n]*p.lua:1: [^\n]*\n\t[^\n]*p.lua:2: "
+                        .. "[^\n]*\nhint", text)
+        assert.is_nil (text:find ("lua/runtime/scan", 1, true))
+      end
+    end)
+
+    it ("shows policies that wait for a client what they wait for", function ()
+      for _, policy in ipairs { "readahead", "stride" } do
+        local out = succeed ("check " .. policy)
+        assert.matches ("reads upwards: [1-9]", out)
+        assert.is_nil (out:find ("note", 1, true))
+      end
+      local out = succeed ("check " .. write ("p.lua", [[
+        return function (disk)
+          while not disk:closed () do
+            for _, count in disk:reads () do
+              if count == 12345 then disk:prefetch (0) end
+            end
+            disk:wait ()
+          end
+        end]]))
+      assert.matches ("note  it has prefetched nothing: none of these clients did what",
+                      out)
+      out = succeed (("check %s --trace %s"):format (directory .. "/p.lua",
+                                                     write ("t", "4096 12345\n")))
+      assert.matches ("ok    the client of the trace: 1 prefetch", out)
+      assert.is_nil (out:find ("note", 1, true))
+    end)
+
+    it ("takes the disk that it is told of", function ()
+      assert.matches ("reads nothing: 10 prefetches, 100 %%",
+                      succeed ("check default --size 10M --block 1M"))
+      local path = directory .. "/image"
+      assert (os.execute ("truncate -s 8M " .. path .. " && printf data | dd of=" .. path
+                          .. " bs=1M seek=5 conv=notrunc status=none"))
+      assert.matches ("reads nothing: 1 prefetch, ",
+                      succeed ("check data --image " .. path))
+      assert.matches ("\n1 +5242880 ", succeed ("run data --image " .. path))
+      local trace = write ("t", "5M 4\n")
+      assert.matches ("\nt +data ", succeed (("simulate data --image %s --trace %s")
+                                              :format (path, trace)))
+      assert.matches ("reads up to 9437188, and the image ends at 8388608",
+                      fail (1, ("run data --image %s --trace %s")
+                                 :format (path, write ("t", "9M 4\n"))))
+      assert.matches ("%-%-image: .*none: No such file", fail (1, "run data --image "
+                                                            .. directory .. "/none"))
+      assert.matches ("a file expected", fail (1, "check data --image nbd://nowhere"))
+    end)
+
+    it ("notes prefetches that are hardly meant", function ()
+      local path = write ("p.lua", "return function (d) d:prefetch (d.size - 1) end")
+      assert.matches ("note  it prefetches as little as 1 bytes",
+                      succeed ("check " .. path))
+      -- A disk may end like that.
+      path = write ("p.lua", "return function (d) d:prefetch (0) end")
+      assert.is_nil (succeed ("check " .. path .. " --size 100"):find ("note", 1, true))
     end)
 
     it ("notes globals", function ()
       local out = succeed ("check " .. write ("p.lua", "leak = 1 return print"))
       assert.matches ("note  it makes globals, .*: leak;", out)
+    end)
+
+    it ("notes what a policy warns of", function ()
+      local trace = write ("trace", "1T 4K\n2T 4K\n")
+      assert.matches ("note  it warns: scan%-file%-trace: of 2 ranges, 2 lie beyond "
+                      .. "the end of the disk %(%d+ bytes%)",
+                      succeed ("check replay --file trace=" .. trace))
+      assert.matches ("note  it warns: scan%-file%-trace: there are no reads in it\n",
+                      succeed ("check replay --file trace=" .. write ("trace", "")))
     end)
 
     it ("hands over arguments and files", function ()
@@ -133,6 +229,13 @@ describe ("scan-policy", function ()
       assert.matches ("4 prefetches; the policy has finished\n", out)
       assert.matches ("2 prefetches; the client has gone\n",
                       succeed ("run forever --size 10M --close 2"))
+      assert.matches ("2 prefetches; the client has gone\n",
+                      succeed ("run forever --size 10M --close 15ms"))
+      -- While the 3rd prefetch is in flight, which begins after 20 ms.
+      assert.matches ("\n4 +6291456 ", succeed ("run ahead --size 16M --read 25ms:0:4M"))
+      assert.matches ("\n4 +8388608 ", succeed ("run ahead --size 16M --read 25ms:6M:2M"))
+      assert.matches ("\n2 +8388609 ", succeed ("run ahead --size 16M --trace "
+                                                .. write ("t", "8M 1\n")))
       local waits = write ("p.lua", "return function (disk) disk:wait () end")
       assert.matches ("0 prefetches; the policy waits", succeed ("run " .. waits))
     end)
@@ -237,7 +340,8 @@ describe ("scan-policy", function ()
       ["run default --block 100"] = "%-%-block: .* of at least 512 bytes .*got '100'",
       ["run default --threads 65"] = "%-%-threads: a whole number from 1 up to 64",
       ["run default --read 3:x:1"] = "%-%-read: N:OFFSET:COUNT like 3:16M:4K",
-      ["run default --close x"] = "%-%-close: a whole number from 0 up",
+      ["run default --read 3x:1:1"] = "or TIME:OFFSET:COUNT like 20ms:16M:4K",
+      ["run default --close x"] = "%-%-close: a number of prefetches like 8, or a",
       ["run default --arg x"] = "%-%-arg: NAME=VALUE expected, got 'x'",
       ["simulate default"] = "%-%-trace",
       ["simulate default --trace x --latency soon"] = "%-%-latency: a time like 20ms",

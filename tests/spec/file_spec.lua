@@ -90,4 +90,49 @@ describe ("scan.file", function ()
   it ("keeps its metatable to itself", function ()
     assert.equal ("file", getmetatable (open ("")))
   end)
+
+  describe ("rows", function ()
+    local TEXT = "1 2\n\nfirst\n3 4\n# none\nsecond\n"
+
+    local function parse (number, line)
+      if line == "" or line:sub (1, 1) == "#" then return nil end
+      local a, b = line:match ("^(%d+) (%d+)$")
+      if a then return tonumber (a), tonumber (b) end
+      return number, 100, line
+    end
+
+    local function rows_of (handle)
+      local list = {}
+      for offset, count, third in handle:rows (3, false, parse) do
+        list[#list + 1] = { offset, count, third }
+      end
+      return list
+    end
+
+    local function read_at (offset, count)
+      return TEXT:sub (offset + 1, offset + count)
+    end
+
+    it ("come from the lines where the runner can't read any", function ()
+      assert.same ({ { 1, 2 }, { 3, 100, "first" }, { 3, 4 }, { 6, 100, "second" } },
+                   rows_of (file.new (read_at)))
+    end)
+
+    it ("come from the runner but for what that leaves", function ()
+      local asked = {}
+      local function read_rows (offset, columns, log)
+        asked[#asked + 1] = offset
+        assert.same ({ 3, false }, { columns, log })
+        -- Next line, how many were passed, and a row.
+        if offset == 0 then return 4, 1, 10, 20 end
+        if offset == 4 then return 5, 1 end
+        if offset == 11 then return 15, 1, 30, 40, 50 end
+        if offset == 15 then return 22, 1 end
+        return #TEXT, 0
+      end
+      assert.same ({ { 10, 20 }, { 3, 100, "first" }, { 30, 40, 50 },
+                     { 6, 100, "second" } }, rows_of (file.new (read_at, read_rows)))
+      assert.same ({ 0, 4, 11, 15, #TEXT }, asked)
+    end)
+  end)
 end)

@@ -10,7 +10,7 @@ local KiB, MiB = 1024, 1024 * 1024
 local function run (text, more)
   local options = {
     policy = "regions", size = 4 * MiB, block = 64 * KiB,
-    files = { regions = text },
+    files = { regions = text }, warn = function () end,
   }
   for name, value in pairs (more or {}) do options[name] = value end
   local result = testing.run (options)
@@ -37,6 +37,11 @@ describe ("regions", function ()
     assert.same ({ { 3968 * KiB, 65536 }, { 4032 * KiB, 65536 } }, prefetches)
   end)
 
+  it ("joins lines that go on where the one before ends", function ()
+    assert.same ({ { 0, 12 * KiB }, { MiB, 4 * KiB }, { 12 * KiB, 4 * KiB } },
+                 run ("0 4K\n4K 8K\n1M 4K\n12K 4K\n"))
+  end)
+
   it ("asks once for what is named twice", function ()
     assert.same ({ { 65536, 65536 }, { 0, 65536 } }, run ("64K 64K 1\n0 128K"))
   end)
@@ -45,6 +50,25 @@ describe ("regions", function ()
     local more = { size = 192 * KiB, args = { ["then"] = "reverse" } }
     assert.same ({ { 65536, 65536 }, { 131072, 65536 }, { 0, 65536 } },
                  run ("64K 64K", more))
+  end)
+
+  it ("hands arguments on", function ()
+    local more = { args = { ["then"] = "shuffle", ["then.seed"] = "x" } }
+    assert.error_matches (function () run ("0 1", more) end,
+                          "scan%-arg%-seed: a whole number expected")
+    assert.error_matches (function () run ("0 1", { args = { ["then.seed"] = "1" } }) end,
+                          "scan%-arg%-then.seed: there is no scan%-arg%-then")
+  end)
+
+  it ("says once if the list is of another image", function ()
+    local lines = {}
+    run ("0 4K\n3M 2M\n6M 1\n7M 1\n", { warn = function (line)
+      lines[#lines + 1] = line
+    end })
+    assert.same ({ "scan-file-regions: of 4 ranges, 2 lie beyond the end of the disk "
+                   .. "(4194304 bytes), and 1 in part; is this the list of another "
+                   .. "image?" }, lines)
+    run ("0 4M\n", { warn = error })
   end)
 
   it ("is content with an empty file", function ()
@@ -58,6 +82,7 @@ describe ("regions", function ()
     ["-1 1"] = "an offset like 4096 or 2M",
     ["1.5 1"] = "an offset like 4096 or 2M",
     ["9999999T 1"] = "an offset like 4096 or 2M",
+    ["7E 2E"] = "a count like 4096 or 2M, at least 1",
     ["1e400 1"] = "an offset like 4096 or 2M",
     ["0 0"] = "a count like 4096 or 2M, at least 1",
     ["0 -4K"] = "a count like 4096 or 2M, at least 1",

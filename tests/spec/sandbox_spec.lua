@@ -14,6 +14,7 @@ before_each (function ()
     find_policy = function (name) return nil, "no policy " .. name end,
     open_file = function () return nil end,
     print = function (line) printed[#printed + 1] = line end,
+    warn = function (line) printed[#printed + 1] = "warning: " .. line end,
     alive = function () end,
   }
   env = sandbox.new (native)
@@ -45,7 +46,7 @@ describe ("scan.sandbox", function ()
     local allowed = { collectgarbage = true, load = true, print = true, require = true,
                       setmetatable = true, xpcall = true, _G = true, scan = true,
                       ["scan.open"] = true, ["scan.policy"] = true,
-                      ["scan.words"] = true, ["string.find"] = true,
+                      ["scan.warn"] = true, ["scan.words"] = true, ["string.find"] = true,
                       ["table.insert"] = true, ["table.remove"] = true,
                       ["table.move"] = true, ["table.concat"] = true,
                       ["table.unpack"] = true, ["table.sort"] = true,
@@ -86,6 +87,13 @@ describe ("scan.sandbox", function ()
     assert.is_nil (run ("return string.find ('aaa', 'a+')"))
     assert.equal (3, (run ("return string.find ('a.b.', '.', 3, false) and 3")))
     assert.is_nil ((run ("return string.find ('aab', 'a*b', 1, false)")))
+  end)
+
+  it ("warns once", function ()
+    run ("for _ = 1, 3 do scan.warn ('a') scan.warn ('b') end")
+    assert.same ({ "warning: a", "warning: b" }, printed)
+    assert.matches ("policy.lua:1: scan.warn: a message should be a string, got nil",
+                    failure ("scan.warn ()"))
   end)
 
   it ("splits words", function ()

@@ -49,6 +49,6 @@ describe ("shuffle", function ()
 
   it ("wants a whole number as seed", function ()
     assert.error_matches (function () order (1, "x") end,
-                          "scan%-arg%-seed: a number expected, got 'x'")
+                          "scan%-arg%-seed: a whole number expected, got 'x'")
   end)
 end)

@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
--- lua/kit/scan/simulator.lua (with ranges.lua and events.lua): times worked out by hand.
+-- lua/kit/scan/simulator.lua (with events.lua): times worked out by hand.
 
 local simulator = require "scan.simulator"
 local testing = require "scan.testing"
@@ -240,41 +240,6 @@ describe ("scan.simulator", function ()
 
   it ("does nothing for a client that reads nothing", function ()
     assert.equal (0, simulate (nil, {}).seconds)
-  end)
-end)
-
-describe ("scan.ranges", function ()
-  local ranges = require "scan.ranges"
-
-  it ("agrees with a plain list of bytes", function ()
-    local place = 7
-    local function random (most)
-      place = (place * 1103515245 + 12345) % 2147483648
-      return place // 65536 % most
-    end
-    local set, bytes = ranges.new (), {}
-    for _ = 1, 300 do
-      local first = random (200)
-      local after = first + random (12)
-      set:add (first, after)
-      for i = first, after - 1 do bytes[i] = true end
-      local from, to = random (100), 100 + random (120)
-      local missing, expected = {}, {}
-      for _, gap in ipairs (set:missing (from, to)) do
-        assert.is_true (gap.first < gap.after)
-        for i = gap.first, gap.after - 1 do missing[#missing + 1] = i end
-      end
-      for i = from, to - 1 do
-        if not bytes[i] then expected[#expected + 1] = i end
-      end
-      assert.same (expected, missing)
-      for i = 2, #set.list do
-        assert.is_true (set.list[i - 1].after < set.list[i].first)
-      end
-    end
-    local count = 0
-    for _ in pairs (bytes) do count = count + 1 end
-    assert.equal (count, set:bytes ())
   end)
 end)
 

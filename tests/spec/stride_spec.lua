@@ -83,6 +83,6 @@ describe ("stride", function ()
 
   it ("wants a depth from 1 to 1024", function ()
     assert.error_matches (function () run ({}, { args = { depth = "0" } }) end,
-                          "scan%-arg%-depth: a number from 1 up to 1024 expected")
+                          "scan%-arg%-depth: a whole number from 1 up to 1024 expected")
   end)
 end)

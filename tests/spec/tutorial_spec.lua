@@ -75,6 +75,9 @@ describe ("the tutorial", function ()
         if codes == 1 then
           write ("window.lua", part.code)
         else
+          assert.truthy (read ("docs/tutorial.md")
+                           :find ("what is before it, and replace all that follows by", 1,
+                                  true))
           local start = read (directory .. "/window_spec.lua"):match
             ('^.-require "scan.contract" [^\n]*\n')
           write ("window_spec.lua", start .. "\n" .. part.code)

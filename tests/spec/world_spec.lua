@@ -31,12 +31,45 @@ local function failure (options)
 end
 
 describe ("scan.world", function ()
-  it ("finds a file before a built-in, and a built-in with or without .lua", function ()
+  it ("takes a name for a built-in and a path for a file", function ()
     local _, path = world.find ("default")
     assert.matches ("policies/default.lua$", path)
     assert.equal (path, select (2, world.find ("default.lua")))
     local own = write ("default", "return 1")
     assert.equal ("return 1", (world.find (own)))
+  end)
+
+  it ("looks for what nobody named among the built-ins first", function ()
+    local here = assert (io.popen ("pwd")):read ("l")
+    local lua_path = world.LUA_PATH:gsub ("%f[%w]lua/", here .. "/lua/")
+    local program = here .. "/lua/bin/scan-policy run reverse --size 2M"
+    write ("reverse", "error 'not asked for'")
+    local handle = assert (io.popen (("cd %s && LUA_PATH='%s;;' lua5.4 %s 2>&1")
+                                       :format (directory, lua_path, program)))
+    assert.matches ("1 prefetches; the policy has finished", handle:read ("a"))
+    handle:close ()
+  end)
+
+  it ("gives a policy a built-in, its neighbour, or what its arguments name", function ()
+    local path = write ("asks.lua", [[
+      local args = ...
+      return scan.policy (args.go or "data")
+    ]])
+    write ("data.lua", "error 'a built-in comes first'")
+    write ("lib/other.lua", "return function (disk) disk:prefetch (0) end")
+    write ("beside.lua", "return function (disk) disk:prefetch (512, 512) end")
+    local function first (go)
+      local result = testing.run { policy = path, args = { go = go }, size = 4096 }
+      assert.is_nil (result.error)
+      return result.prefetches[1]
+    end
+    assert.same ({ 0, 4096 }, first ())
+    assert.same ({ 512, 512 }, first ("beside"))
+    assert.same ({ 0, 4096 }, first (directory .. "/lib/other.lua"))
+    local strict = write ("strict.lua",
+                          ("return scan.policy '%s/lib/other.lua'"):format (directory))
+    assert.matches ("there is no built%-in policy '.*', and no file of that name beside",
+                    failure { policy = strict })
   end)
 
   it ("lists the built-ins where there is no such policy", function ()
@@ -65,6 +98,20 @@ describe ("scan.world", function ()
   it ("takes strings only as arguments", function ()
     assert.matches ("args: strings expected, as in scan%-arg%-NAME=VALUE, got %[n%] = 5",
                     failure { policy = "default", args = { n = 5 } })
+  end)
+
+  it ("gives more time to load a policy that has files to read", function ()
+    local path = write ("counts.lua", [[
+      for _ = 1, 150 * 1000 * 1000 do end
+      return function () while true do end end
+    ]])
+    assert.matches ("the policy ran 100 million instructions", failure { policy = path })
+    local loaded = world.load { policy = path,
+                                files = { trace = (" "):rep (1024 * 1024) } }
+    -- But no more to decide.
+    local ok, message = loaded:resume (coroutine.create (loaded.run))
+    assert.is_false (ok)
+    assert.matches ("the policy ran 100 million instructions", message)
   end)
 
   describe ("require", function ()

@@ -15,7 +15,7 @@
 #include <pthread.h>
 
 #include "debug.h"
-#include "layers.h"
+#include "quirks.h"
 #include "stubs.h"
 
 #define STUB __attribute__ ((visibility ("default")))
@@ -355,7 +355,7 @@ stub_open_contexts (void)
 }
 
 bool
-layers_cache_hangs (void)
+quirks_cache_hangs (void)
 {
   return false;
 }

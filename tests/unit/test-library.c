@@ -70,6 +70,17 @@ test_policies (void)
          strstr (error, "other.lua: No such file"), "one that is not there");
   check (library_policy (dir, error) == NULL && strstr (error, "Is a directory"),
          "a directory");
+  /* Nobody's file is run because it has the name of a built-in. */
+  write_file ("default", "error ()");
+  write_file ("unique", "return 4");
+  if (chdir (dir) == -1)
+    perror (dir);
+  check (library_policy ("default", error)->builtin,
+         "a built-in comes before a file of its name");
+  check (holds (library_policy ("./default", error), "error ()"),
+         "which a slash makes a file");
+  check (holds (library_policy ("unique", error), "return 4"),
+         "a file that no built-in has the name of");
   write_file ("empty.lua", "");
   text = library_policy (in_dir ("empty.lua"), error);
   check (text != NULL && text->length == 0, "an empty file");
@@ -120,13 +131,20 @@ test_modules (void)
 static void
 test_neighbours (void)
 {
-  check (holds (library_neighbour ("mine", error), "return 2"),
+  check (holds (library_neighbour ("mine", false, error), "return 2"),
          "a policy beside the policy");
-  check (holds (library_neighbour ("mine.lua", error), "return 2"), "with .lua");
-  check (library_neighbour ("default", error)->builtin, "or a built-in");
-  check (library_neighbour (in_dir ("mine.lua"), error) == NULL, "never a path");
-  check (library_neighbour ("sub/deep", error) == NULL, "not even one below");
-  check (library_neighbour ("..", error) == NULL, "nor above");
+  check (holds (library_neighbour ("mine.lua", false, error), "return 2"),
+         "with .lua");
+  write_file ("clock.lua", "error ()");
+  check (library_neighbour ("clock", false, error)->builtin,
+         "a built-in comes first");
+  check (library_neighbour (in_dir ("mine.lua"), false, error) == NULL &&
+         strstr (error, "no built-in"), "never a path");
+  check (holds (library_neighbour (in_dir ("sub/deep.lua"), true, error), "return 3"),
+         "unless the operator gave it");
+  check (library_neighbour ("sub/deep", false, error) == NULL,
+         "not even one below");
+  check (library_neighbour ("..", false, error) == NULL, "nor above");
 }
 
 static void
@@ -146,7 +164,8 @@ int
 main (void)
 {
   static const char *const names[] = {
-    "empty.lua", "main.lua", "mine.lua", "sub/deep.lua", "trace",
+    "clock.lua", "default", "empty.lua", "main.lua", "mine.lua", "sub/deep.lua",
+    "trace", "unique",
   };
   size_t i;
 

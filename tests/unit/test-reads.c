@@ -15,7 +15,19 @@
 #include "clock.h"
 #include "reads.h"
 
-static struct range batch[READS_MAX];
+static struct met_read batch[READS_MAX];
+
+static struct map *map;         /* 4096 bytes are in flight, the rest is away */
+
+/* What the read path does. */
+static bool
+note (struct reads *reads, uint64_t offset, uint64_t count)
+{
+  if (!reads_are_wanted (reads))
+    return false;
+  reads_begin (reads, map, offset, count);
+  return true;
+}
 
 static void
 test_order (void)
@@ -24,11 +36,14 @@ test_order (void)
   size_t n;
 
   check (reads_take (reads, batch) == 0, "there are none at first");
-  reads_begin (reads, (struct range) { 4096, 512 });
-  reads_begin (reads, (struct range) { 0, 1 });
+  note (reads, 4096, 512);
+  note (reads, 0, 1);
   n = reads_take (reads, batch);
-  check (n == 2 && batch[0].offset == 4096 && batch[0].count == 512 &&
-         batch[1].offset == 0 && batch[1].count == 1, "oldest first");
+  check (n == 2 && batch[0].range.offset == 4096 &&
+         batch[0].range.count == 512 &&
+         batch[1].range.offset == 0 && batch[1].range.count == 1, "oldest first");
+  check (batch[0].met == MET_MISS && batch[1].met == MET_LATE,
+         "with what each met");
   check (reads_take (reads, batch) == 0, "each is given once");
   reads_free (reads);
   reads_free (NULL);
@@ -43,20 +58,21 @@ test_bound (void)
 
   /* The furthest is in the middle of what doesn't fit. */
   for (i = 0; i < 3 * READS_MAX; ++i)
-    reads_begin (reads, (struct range) { i == 2 * READS_MAX ? 1 << 30 : i, 10 });
+    note (reads, i == 2 * READS_MAX ? 1 << 30 : i, 10);
   n = reads_take (reads, batch);
   check (n == READS_MAX, "the queue is bounded");
   for (j = 0; j < n; ++j)
-    if (range_end (batch[j]) > furthest)
-      furthest = range_end (batch[j]);
+    if (range_end (batch[j].range) > furthest)
+      furthest = range_end (batch[j].range);
   check (furthest == (1 << 30) + 10, "the furthest end is not lost");
-  check (batch[0].offset == 0 && batch[READS_MAX-2].offset == READS_MAX - 2,
+  check (batch[0].range.offset == 0 &&
+         batch[READS_MAX-2].range.offset == READS_MAX - 2,
          "the oldest reads are kept");
 
   /* A disk may end at 2^63 - 1. */
-  reads_begin (reads, (struct range) { INT64_MAX - 512, 512 });
+  note (reads, INT64_MAX - 512, 512);
   reads_take (reads, batch);
-  check (range_end (batch[0]) == INT64_MAX, "the end of the largest disk");
+  check (range_end (batch[0].range) == INT64_MAX, "the end of the largest disk");
   reads_free (reads);
 }
 
@@ -65,11 +81,11 @@ test_stop (void)
 {
   struct reads *reads = reads_new ();
 
-  check (reads_begin (reads, (struct range) { 0, 1 }), "a read is noted");
+  check (note (reads, 0, 1), "a read is noted");
   reads_end (reads);
   reads_take (reads, batch);
   reads_stop (reads);
-  check (!reads_begin (reads, (struct range) { 0, 1 }),
+  check (!note (reads, 0, 1),
          "after the end of the scan it isn't");
   check (reads_take (reads, batch) == 0, "and takes no room");
   reads_free (reads);
@@ -86,9 +102,9 @@ test_idle (void)
     ;
   b = reads_idle_ns (reads);
   check (a <= b && b > 0, "idle time grows");
-  reads_begin (reads, (struct range) { 0, 1 });
+  note (reads, 0, 1);
   check (reads_idle_ns (reads) == 0, "it is 0 while a read is in flight");
-  reads_begin (reads, (struct range) { 0, 1 });
+  note (reads, 0, 1);
   check (reads_in_flight (reads) == 2, "how many are in flight");
   reads_end (reads);
   check (reads_in_flight (reads) == 1, "one less when one ends");
@@ -112,7 +128,7 @@ client (void *vp)
 
   for (i = 1; i <= TOTAL; ++i) {
     /* Not in order: the furthest of all is neither first nor last. */
-    reads_begin (reads, (struct range) { (i * 7919) % TOTAL, 1 });
+    note (reads, (i * 7919) % TOTAL, 1);
     reads_end (reads);
   }
   return NULL;
@@ -136,8 +152,8 @@ test_two_threads (void)
     n = reads_take (reads, batch);
     taken += n;
     for (i = 0; i < n; ++i)
-      if (range_end (batch[i]) > furthest)
-        furthest = range_end (batch[i]);
+      if (range_end (batch[i].range) > furthest)
+        furthest = range_end (batch[i].range);
   }
   pthread_join (thread, NULL);
   check (furthest == TOTAL, "the furthest end arrives");
@@ -178,7 +194,7 @@ test_wake (void)
   reads_wait (reads, 0);
   check (true, "a time in the past is not");
 
-  reads_begin (reads, (struct range) { 0, 1 });
+  note (reads, 0, 1);
   reads_wait (reads, CLOCK_NEVER);
   reads_end (reads);
   reads_wait (reads, CLOCK_NEVER);
@@ -210,11 +226,15 @@ test_wake (void)
 int
 main (void)
 {
+  map = map_new ();
+  map_set_size (map, 1 << 20);
+  map_prefetch_begins (map, (struct range) { 0, 4096 });
   test_order ();
   test_bound ();
   test_stop ();
   test_idle ();
   test_two_threads ();
   test_wake ();
+  map_free (map);
   return done ();
 }

@@ -7,6 +7,7 @@
  */
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,8 +21,8 @@
 #define BLOCKS 16
 #define FINISHED "finished scanning"
 
-static const struct vm_config vm_config = {
-  .policy = "default", .memory_bytes = 16 * 1024 * 1024,
+static struct vm_config vm_config = {
+  .memory_bytes = 16 * 1024 * 1024,
   .timeout_ns = 3600 * NS_PER_SECOND,
 };
 
@@ -29,6 +30,7 @@ struct setting {
   struct vm *vm;
   struct budget *budget;
   struct stats *stats;
+  struct map *map;
   struct scanner_config config;
 };
 
@@ -43,16 +45,36 @@ set_up (unsigned threads, bool own_contexts)
   stub_reset ();
   t.vm = vm_new (&vm_config);
   t.budget = budget_new (BUDGET_NONE, BUDGET_NONE);
-  t.stats = stats_new (false);
-  if (t.vm == NULL || t.budget == NULL || t.stats == NULL)
+  t.stats = stats_new ();
+  t.map = map_new ();
+  if (t.vm == NULL || t.budget == NULL || t.stats == NULL || t.map == NULL)
     abort ();
   t.config = (struct scanner_config) {
     .vm = t.vm, .export_name = "", .block = BLOCK, .threads = threads,
     .method = SOURCE_CACHE, .budget = t.budget, .stats = t.stats,
+    .map = t.map,
     .next = own_contexts ? NULL : stub_next (),
     .info = { BLOCK * BLOCKS, true, false },
   };
   return t;
+}
+
+static enum stats_state
+state (struct setting *t)
+{
+  struct stats_totals totals;
+
+  stats_get (t->stats, &totals);
+  return totals.state;
+}
+
+/* Wait until a scan has ended by itself, and free it. */
+static void
+let_end (struct setting *t, struct scanner *s)
+{
+  while (state (t) == STATS_RUNNING)
+    sched_yield ();
+  scanner_free (s);
 }
 
 static void
@@ -61,6 +83,7 @@ tear_down (struct setting *t)
   vm_free (t->vm);
   budget_free (t->budget);
   stats_free (t->stats);
+  map_free (t->map);
 }
 
 static void
@@ -126,7 +149,7 @@ test_no_memory_later (enum stub_failure how, enum source_method method)
     stub_fail_allocations (how, n);
     s = scanner_start (&t.config);
     if (s != NULL) {
-      scanner_free (s);
+      let_end (&t, s);
       failed += stub_errors > 0;
     }
     /* The scan's, and the policy's. */
@@ -173,7 +196,7 @@ test_no_contexts (void)
   stub_fail_contexts (1);
   s = scanner_start (&t.config);
   check (s != NULL, "no context: starting doesn't wait to know");
-  scanner_free (s);
+  let_end (&t, s);
   check (stub_errors == 1 && strstr (stub_last_error, "not scanning"),
          "no context: one warning, no scan");
   check (stub_cache_calls () == 0, "no context: no prefetch");
@@ -193,7 +216,7 @@ test_no_contexts (void)
   t = set_up (4, true);
   stub_layer.prepare = -1;
   s = scanner_start (&t.config);
-  scanner_free (s);
+  let_end (&t, s);
   check (stub_errors == 1 && stub_open_contexts () == 0,
          "a context that can't be prepared: one warning, and it is closed");
   tear_down (&t);
@@ -201,9 +224,41 @@ test_no_contexts (void)
   t = set_up (4, true);
   stub_layer.size = -1;
   s = scanner_start (&t.config);
-  scanner_free (s);
+  let_end (&t, s);
   check (stub_errors == 1 && stub_open_contexts () == 0,
          "a disk without a size: one warning, and the context is closed");
+  tear_down (&t);
+}
+
+/* A scan in the background waits for a source to be there, and does not count as
+ * running meanwhile.
+ */
+static void
+test_outage (void)
+{
+  struct setting t = set_up (4, true);
+  struct scanner *s;
+
+  t.config.background = true;
+  stub_fail_contexts (1);
+  s = scanner_start (&t.config);
+  while (state (&t) == STATS_RUNNING)
+    sched_yield ();
+  check (state (&t) == STATS_FAILED, "outage: the scan is not running");
+  stub_fail_contexts (0);
+  scanner_try_now (s);
+  stub_wait_for_debug (FINISHED);
+  while (state (&t) == STATS_RUNNING)
+    sched_yield ();
+  check (state (&t) == STATS_FINISHED, "outage: the scan has finished");
+  scanner_free (s);
+  check (stub_errors == 1, "outage: one warning");
+  check (stub_cache_calls () == BLOCKS, "outage: each block was prefetched");
+
+  stub_fail_contexts (1);
+  s = scanner_start (&t.config);
+  scanner_free (s);
+  check (state (&t) == STATS_WAITING, "outage: a scan that waits can be stopped");
   tear_down (&t);
 }
 
@@ -229,12 +284,11 @@ test_failures (void)
 int
 main (void)
 {
-  const struct text *policy;
   char error[LIBRARY_ERROR_MAX];
 
   stub_reset ();
-  policy = library_policy ("default", error);
-  library_set_policy (policy);
+  vm_config.policy = library_policy ("default", error);
+  library_set_policy (vm_config.policy);
 
   test_all_well (1, false);
   test_all_well (4, false);
@@ -245,6 +299,7 @@ main (void)
   test_no_memory_later (STUB_ONE_FAILS, SOURCE_READ);
   test_no_threads ();
   test_no_contexts ();
+  test_outage ();
   test_failures ();
   scanner_free (NULL);
   library_free ();

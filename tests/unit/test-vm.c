@@ -22,13 +22,14 @@
 
 /* A driver with something new at each question. */
 struct fake {
-  struct range read;
+  struct met_read read;
   struct vm_failure failure;
+  struct vm_result results[2];
   bool closed, gone;
 };
 
 static size_t
-fake_reads (void *opaque, const struct range **out)
+fake_reads (void *opaque, const struct met_read **out)
 {
   struct fake *fake = opaque;
 
@@ -43,6 +44,23 @@ fake_failures (void *opaque, const struct vm_failure **out)
 
   *out = &fake->failure;
   return 1;
+}
+
+static size_t
+fake_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+{
+  struct fake *fake = opaque;
+
+  *out = fake->results;
+  *dropped = 7;
+  return 2;
+}
+
+static bool
+fake_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
+{
+  *missing = (struct range) { 4096, 512 };
+  return from <= 4096 && to > 4096;
 }
 
 static unsigned
@@ -70,12 +88,16 @@ fake_gone (void *opaque)
 }
 
 static struct fake fake = {
-  .read = { 512, 1024 }, .failure = { { 4096, 4096 }, EIO },
+  .read = { { 512, 1024 }, MET_LATE }, .failure = { { 4096, 4096 }, EIO },
+  .results = {
+    { { 0, 4096 }, NS_PER_SECOND / 2, 0 }, { { 4096, 4096 }, 0, ENOSPC },
+  },
 };
 
 static struct vm_driver driver = {
   .opaque = &fake, .size = SIZE, .block = BLOCK, .export = "",
   .reads = fake_reads, .failures = fake_failures,
+  .results = fake_results, .missing = fake_missing,
   .reads_in_flight = fake_reads_in_flight, .idle_ns = fake_idle_ns,
   .closed = fake_closed, .gone = fake_gone,
 };
@@ -104,10 +126,23 @@ static const char POLICY[] =
   "  coroutine.resume (dead)\n"
   "  for i = 1, 20 do\n"
   "    local sum = 0\n"
-  "    for offset, count in disk:reads () do sum = sum + offset + count end\n"
+  "    for offset, count, met in disk:reads () do\n"
+  "      if met ~= 'late' then error (met) end\n"
+  "      sum = sum + offset + count\n"
+  "    end\n"
   "    for offset, _, err in disk:failures () do\n"
   "      if err ~= 'EIO' or offset ~= 4096 then error (err) end\n"
   "    end\n"
+  "    local results, dropped = disk:results ()\n"
+  "    local first, _, seconds, err = results ()\n"
+  "    if first ~= 0 or seconds ~= 0.5 or err then error 'first result' end\n"
+  "    first, _, seconds, err = results ()\n"
+  "    if first ~= 4096 or seconds ~= 0 or err ~= 'ENOSPC' or results () or\n"
+  "       dropped ~= 7 then error 'second result' end\n"
+  "    local offset, count = disk:missing (0)\n"
+  "    if offset ~= 4096 or count ~= 512 then error 'missing' end\n"
+  "    if disk:missing (4097) or disk:missing (0, 4096) or\n"
+  "       disk:missing (9, 9) then error 'not missing' end\n"
   "    local bytes, err = disk:pread (0, 16)\n"
   "    if not (bytes and #bytes == 16 or err == 'EIO') then error 'pread' end\n"
   "    disk:next_data (0)\n"
@@ -131,7 +166,7 @@ static const char POLICY[] =
 static const struct vm_arg args[] = { { "name", "value" } };
 
 static struct vm_config config = {
-  .policy = path, .args = args, .nr_args = 1,
+  .args = args, .nr_args = 1,
   .memory_bytes = 16 * 1024 * 1024, .timeout_ns = 3600 * NS_PER_SECOND,
 };
 
@@ -279,7 +314,7 @@ test_messages (void)
   /* The answer it can't be: neither bytes nor an errno. */
   request = vm_resume (scan, &answer);
   check (request.type == VM_FAILED, "a policy that raises an error has failed");
-  check (strstr (vm_error (vm), path) && strstr (vm_error (vm), ":13: pread") &&
+  check (strstr (vm_error (vm), path) && strstr (vm_error (vm), ":26: pread") &&
          strstr (vm_error (vm), "stack traceback:"),
          "the message has file, line and traceback");
   check (vm_resume (scan, &answer).type == VM_GONE, "it is reported once");
@@ -320,15 +355,14 @@ main (void)
 {
   const long before = stub_outstanding ();
   char message[4096], error[LIBRARY_ERROR_MAX];
-  const struct text *policy;
 
   stub_reset ();
   write_policy (POLICY);
   /* Read once, before anything fails; it is kept. */
-  policy = library_policy (path, error);
+  config.policy = library_policy (path, error);
   unlink (path);
-  check (policy != NULL, "the policy is read");
-  library_set_policy (policy);
+  check (config.policy != NULL, "the policy is read");
+  library_set_policy (config.policy);
 
   check (run (message) == FINISHED, "the policy runs to its end %s", message);
   test_messages ();

@@ -11,12 +11,16 @@
 local argparse = require "argparse"
 
 local dry_run = require "scan.dry_run"
+local image = require "scan.image"
 local plot = require "scan.plot"
 local simulator = require "scan.simulator"
+local sizes = require "scan.sizes"
 local template = require "scan.template"
 local testing = require "scan.testing"
 local trace = require "scan.trace"
+local translate = require "scan.translate"
 local units = require "scan.units"
+local watch = require "scan.watch"
 local world = require "scan.world"
 
 local M = {}
@@ -31,7 +35,7 @@ local PROGRESS_SECONDS = 10
 
 local function bytes (flag, least)
   return function (word)
-    local n = units.parse_bytes (word)
+    local n = sizes.parse (word)
     if n and n >= (least or 0) then return n end
     return nil, ("%s: a size like 64K, 2M or 1048576%s expected, got '%s'")
       :format (flag, least and " of at least " .. least .. " bytes" or "", word)
@@ -64,15 +68,36 @@ local function pair (flag)
   end
 end
 
--- N:OFFSET:COUNT
+-- When something happens: a number of prefetches, or a time if it has a unit.
+local function moment (word)
+  local after = math.tointeger (tonumber (word:match ("^%d+$")))
+  if after then return { after = after } end
+  local at = word:match ("%a$") and units.parse_seconds (word)
+  return at and { at = at }
+end
+
+-- N:OFFSET:COUNT or TIME:OFFSET:COUNT
 local function client_read (word)
-  local after, offset, length = word:match ("^(%d+):([^:]+):([^:]+)$")
-  offset = offset and units.parse_bytes (offset)
-  length = length and units.parse_bytes (length)
-  if offset and length and length > 0 then
-    return { after = math.tointeger (tonumber (after)), read = { offset, length } }
+  local when, offset, length = word:match ("^([^:]+):([^:]+):([^:]+)$")
+  local event = when and moment (when)
+  offset = offset and sizes.parse (offset)
+  length = length and sizes.parse (length)
+  if event and offset and length and length > 0 then
+    event.read = { offset, length }
+    return event
   end
-  return nil, ("--read: N:OFFSET:COUNT like 3:16M:4K expected, got '%s'"):format (word)
+  return nil, ("--read: N:OFFSET:COUNT like 3:16M:4K, or TIME:OFFSET:COUNT like "
+               .. "20ms:16M:4K, expected, got '%s'"):format (word)
+end
+
+local function client_close (word)
+  local event = moment (word)
+  if not event then
+    return nil, ("--close: a number of prefetches like 8, or a time like 1.5s, "
+                 .. "expected, got '%s'"):format (word)
+  end
+  event.close = true
+  return event
 end
 
 local function add_policy_options (command)
@@ -85,19 +110,27 @@ local function add_policy_options (command)
 end
 
 local function add_disk_options (command)
-  command:option ("--size", "Size of the disk. Default: what the trace says, or 64M.")
+  command:option ("--size", "Size of the disk. Default: that of the image, or what the"
+                  .. " trace says, or 64M.")
     :argname ("SIZE"):convert (bytes ("--size"))
   command:option ("--block", "What the server takes as scan-size. Default: 2M.")
     :argname ("SIZE"):convert (bytes ("--block", 512))
   command:option ("--threads", "What the server takes as scan-threads. Default: 1.")
     :argname ("N"):convert (count ("--threads", 1, 64))
+  command:option ("--image", "A raw image: the disk has its holes and its contents.")
+    :argname ("FILE")
+end
+
+local function add_trace_option (command, how_many)
+  command:option ("--trace", "What the client reads: a log of nbdkit's log filter, or"
+                  .. " a list of 'offset count'."
+                  .. (how_many == "?" and "" or " May be given several times."))
+    :argname ("FILE"):count (how_many)
 end
 
 local function add_simulation_options (command)
   local source = simulator.SOURCE
-  command:option ("--trace", "What the client reads: a log of nbdkit's log filter, or"
-                  .. " a list of 'offset count'. May be given several times.")
-    :argname ("FILE"):count ("+")
+  add_trace_option (command, "+")
   command:option ("--latency", ("Of the source, for each request. Default: %gms.")
                     :format (source.latency_seconds * 1000))
     :argname ("TIME"):convert (seconds ("--latency"))
@@ -139,9 +172,13 @@ A trace is made with nbdkit --filter=log PLUGIN ... logfile=boot.log
   check:epilog [[
 Examples:
   scan-policy check mine.lua
-  scan-policy check replay --file trace=boot.log]]
+  scan-policy check replay --file trace=boot.log
+  scan-policy check metadata --image disk.img
+  scan-policy check mine.lua --trace boot.log --block 256K]]
   check:argument ("policy", "A file, or the name of a built-in."):argname ("FILE")
   add_policy_options (check)
+  add_disk_options (check)
+  add_trace_option (check, "?")
 
   local run = parser:command ("run", "Print the prefetches of a policy, one a line.")
   run:epilog [[
@@ -149,15 +186,20 @@ Examples:
   scan-policy run reverse --size 10M
   scan-policy run mine.lua --read 3:16M:4K --close 8
     the client reads 4K at 16M while the 3rd prefetch is in flight, and goes
-    during the 8th]]
+    during the 8th
+  scan-policy run mine.lua --read 0s:0:64K --read 20ms:64K:64K --close 5s
+    the same by the clock; each prefetch takes 10 ms
+  scan-policy run metadata --image disk.img]]
   run:argument ("policy", "A file, or the name of a built-in."):argname ("FILE")
   add_policy_options (run)
   add_disk_options (run)
+  add_trace_option (run, "?")
   run:option ("--read", "A client read while the N-th prefetch is in flight (0: before"
-              .. " the first). May be given several times.")
-    :argname ("N:OFFSET:COUNT"):convert (client_read):count ("*")
-  run:option ("--close", "The client goes while the N-th prefetch is in flight.")
-    :argname ("N"):convert (count ("--close", 0))
+              .. " the first), or at a time like 20ms. May be given several times.")
+    :argname ("N|TIME:OFFSET:COUNT"):convert (client_read):count ("*")
+  run:option ("--close", "The client goes while the N-th prefetch is in flight, or at a"
+              .. " time like 5s.")
+    :argname ("N|TIME"):convert (client_close)
 
   local simulate = parser:command ("simulate",
     "Compare policies: a table of what each does for the client of each trace.")
@@ -197,6 +239,39 @@ Example:
   scan-policy new nightly && busted --lua=/usr/bin/lua5.4 nightly_spec.lua]]
   new:argument ("name", "Its name; letters, digits, _ and -, perhaps after a directory.")
     :argname ("NAME")
+
+  local move = parser:command ("translate",
+    "Write a trace anew for an image that was rebuilt: by content, not by offset.")
+  move:epilog [[
+Examples:
+  scan-policy translate --from monday.img --to tuesday.img monday.trace > tuesday.trace
+  scan-policy translate --from nbd://build/monday --to tuesday.img monday.trace
+
+Each 4K block that the trace reads is looked for in the new image. What is not there
+goes with its neighbours, or keeps its place. The share of each is told at the end.]]
+  move:argument ("trace", "A log of nbdkit's log filter, a list of 'offset count', or"
+                 .. " what scan-record wrote."):argname ("TRACE")
+  move:option ("--from", "The image that was traced: a raw file or an NBD URI.")
+    :argname ("OLD"):count (1)
+  move:option ("--to", "The image that it was rebuilt to: a raw file or an NBD URI.")
+    :argname ("NEW"):count (1)
+
+  local view = parser:command ("watch",
+    "Show what a server is doing, from the file that scan-stats=FILE writes.")
+  view:epilog [[
+Examples:
+  scan-policy watch /run/nbdkit/scan.prom
+  scan-policy watch scan.prom clone.prom      with what the clone filter counts
+  scan-policy watch scan.prom --count 1       once, as for a script
+
+On a terminal the view is drawn anew in place, until Ctrl-C; elsewhere it is a line for
+each export. The strip shows which share of the disk is in which state, not where.]]
+  view:argument ("file", "What scan-stats, or clone-stats, names."):argname ("FILE")
+    :args ("+")
+  view:option ("--interval", "Between two views. Default: 2s, or 10s with no terminal.")
+    :argname ("TIME"):convert (seconds ("--interval"))
+  view:option ("--count", "End after so many. Default: go on.")
+    :argname ("N"):convert (count ("--count", 1))
 
   parser:command ("list", "List the built-in policies.")
   return parser
@@ -264,22 +339,44 @@ local function load_trace (path)
            name = path:match ("([^/]+)$"):gsub ("%.[^.]*$", "") }
 end
 
-local function is_terminal ()
-  return (os.execute ("test -t 2"))
+-- The disk that --size, --block, --threads, --image and a trace describe.
+local function disk_options (options, loaded)
+  local disk = { block = options.block, threads = options.threads }
+  if options.image then
+    if image.is_uri (options.image) then
+      refuse ("--image: a file expected, got the URI " .. options.image)
+    end
+    local ok, opened = pcall (image.open, options.image)
+    if not ok then refuse ("--image: " .. opened) end
+    disk.size, disk.holes = opened.size, opened:holes ()
+    disk.contents = { path = options.image }
+    opened:close ()
+  end
+  if loaded and disk.size and disk.size < loaded.size then
+    refuse (("--trace: it reads up to %d, and the image ends at %d")
+              :format (loaded.size, disk.size))
+  end
+  disk.size = options.size or disk.size or loaded and loaded.size
+  return disk
+end
+
+local function is_terminal (descriptor)
+  return os.execute ("test -t " .. descriptor) or false
 end
 
 -- Progress on standard error: rewritten in place on a terminal.
-local function progress_meter (label)
+local function progress_meter (label, describe)
   local terminal, last = nil, os.time ()
   local meter = { shown = false }
   function meter.show (done, all)
     local now = os.time ()
-    if terminal == nil then terminal = is_terminal () or false end
+    if terminal == nil then terminal = is_terminal (2) end
     if now - last < (terminal and 1 or PROGRESS_SECONDS) then return end
     last, meter.shown = now, terminal
     io.stderr:write (terminal and "\r" or "",
-                     ("%s: %d of %d reads (%d %%)"):format (label, done, all,
-                                                          done * 100 // all),
+                     ("%s: %s of %s (%d %%)"):format (label, describe (done),
+                                                      describe (all),
+                                                      done * 100 // all),
                      terminal and "" or "\n")
     io.stderr:flush ()
   end
@@ -293,12 +390,14 @@ local function simulate_one (loaded, policy, options, record)
   local traces = {}
   for i = 1, options.clients or 1 do traces[i] = loaded.reads end
   local name = policy and policy.policy or "no policy"
-  local meter = progress_meter (name .. " on " .. loaded.name)
+  local disk = disk_options (options, loaded)
+  local meter = progress_meter (name .. " on " .. loaded.name,
+                                function (reads) return reads .. " reads" end)
   local result = guarded (simulator.run, {
     policy = policy and policy.policy, args = policy and policy.args,
     files = policy and policy.files, traces = traces,
-    size = options.size or loaded.size, block = options.block,
-    threads = options.threads, depth = options.depth, think_seconds = options.think,
+    size = disk.size, block = disk.block, holes = disk.holes, contents = disk.contents,
+    threads = disk.threads, depth = options.depth, think_seconds = options.think,
     keep_reads = options.keep_reads, background = options.background,
     source = { latency_seconds = options.latency, bandwidth = options.bandwidth,
                slots = options.slots },
@@ -330,19 +429,22 @@ end
 local COMMANDS = {}
 
 function COMMANDS.check (options)
-  local report = guarded (dry_run.check, policy_options (options.policy, options))
+  local loaded = options.trace and load_trace (options.trace)
+  local disk = disk_options (options, loaded)
+  disk.reads = loaded and loaded.reads
+  local report = guarded (dry_run.check, policy_options (options.policy, options), disk)
   for _, line in ipairs (report.lines) do print (line) end
   return report.ok and 0 or 1
 end
 
 function COMMANDS.run (options)
   local given = policy_options (options.policy, options)
-  given.size = options.size or DEFAULT_SIZE_BYTES
-  given.block, given.threads = options.block, options.threads
-  given.events = options.read
-  if options.close then
-    table.insert (given.events, { after = options.close, close = true })
-  end
+  local loaded = options.trace and load_trace (options.trace)
+  for name, value in pairs (disk_options (options, loaded)) do given[name] = value end
+  given.size = given.size or DEFAULT_SIZE_BYTES
+  given.events = loaded and dry_run.events_of (loaded.reads) or {}
+  for _, event in ipairs (options.read) do table.insert (given.events, event) end
+  if options.close then table.insert (given.events, options.close) end
   local result = guarded (testing.run, given)
   local rows = { { "#", "offset", "count", "offset in blocks" } }
   local block = options.block or 2 * MiB
@@ -447,6 +549,98 @@ function COMMANDS.new (options)
   local found = package.searchpath ("scan.testing", path)
   local where = found and "" or ("LUA_PATH='%s;;' "):format (world.LUA_PATH)
   print (("  %sbusted --lua=/usr/bin/lua5.4 %s"):format (where, spec_path))
+  return 0
+end
+
+-- Raises what is the user's to mend: all that can go wrong is in what was named.
+local function must (action, ...)
+  local results = table.pack (pcall (action, ...))
+  if results[1] then return table.unpack (results, 2, results.n) end
+  if type (results[2]) == "table" then error (results[2], 0) end
+  refuse (tostring (results[2]))
+end
+
+function COMMANDS.translate (options)
+  local meter = progress_meter (options.to, units.bytes)
+  local function load (size, block)
+    local handle, message = io.open (options.trace, "rb")
+    if not handle then refuse (message) end
+    local ok, blocks = pcall (trace.blocks, handle, block, size)
+    handle:close ()
+    if not ok then refuse (options.trace .. ": " .. blocks) end
+    if #blocks == 0 then
+      refuse (options.trace .. ": there are no reads of this image in it")
+    end
+    return blocks
+  end
+  local list, counts = must (translate.translate, options.from, options.to, load,
+                             meter.show)
+  meter.clear ()
+  for _, range in ipairs (list) do io.write (range[1], " ", range[2], "\n") end
+  local function share (n) return ("%.1f %%"):format (100 * n / counts.blocks) end
+  io.stderr:write (("%s: %d blocks of 4K: %s found by content, %s placed by their "
+                    .. "neighbours, %s left in place%s\n")
+    :format (options.trace, counts.blocks, share (counts.content),
+             share (counts.shift), share (counts.place),
+             counts.lost > 0 and (", %s behind the end of the new image")
+               :format (share (counts.lost)) or ""))
+  return 0
+end
+
+-- What a command prints, without the end of the line.
+local function output_of (command)
+  local handle = io.popen (command)
+  local line = handle and handle:read ("l")
+  if handle then handle:close () end
+  return line
+end
+
+function COMMANDS.watch (options)
+  local quoted = {}
+  for i, path in ipairs (options.file) do
+    quoted[i] = "'" .. path:gsub ("'", "'\\''") .. "'"
+  end
+  local terminal = is_terminal (1)
+  local view = { terminal = terminal }
+  -- When each was written, as one text; a file is replaced as a whole.
+  local function stamps ()
+    return output_of ("stat -L -c %.6Y -- " .. table.concat (quoted, " ")
+                      .. " 2>/dev/null | sort -n | tr '\\n' ' '") or ""
+  end
+  function view.read ()
+    local texts, written
+    repeat
+      texts, written = {}, stamps ()
+      for i, path in ipairs (options.file) do
+        local text, message = world.read_file (path)
+        if not text then return nil, message end
+        texts[i] = text
+      end
+    until written == stamps ()
+    return table.concat (texts, "\n"), tonumber (written:match ("(%S+) $")) or 0
+  end
+  function view.clock () return os.time () end
+  function view.sleep (time)
+    return (os.execute (("sleep %.2f"):format (time)))
+  end
+  function view.size ()
+    local rows, columns = (output_of ("stty size 2>/dev/null </dev/tty") or "")
+      :match ("^(%d+) (%d+)$")
+    return tonumber (columns) or 80, tonumber (rows) or 24
+  end
+  function view.write (text)
+    io.write (text)
+    io.flush ()
+  end
+  function view.date () return (os.date ("%H:%M:%S")) end
+
+  local called, ok, message = pcall (watch.run, view, {
+    interval = options.interval or (terminal and 2 or 10), count = options.count,
+  })
+  -- Ctrl-C while something was drawn; while it sleeps, that is told otherwise.
+  if not called and tostring (ok):find ("interrupted!", 1, true) then return 0 end
+  if not called then error (ok, 0) end
+  if not ok then refuse (message) end
   return 0
 end
 

@@ -13,9 +13,9 @@ local testing = require "scan.testing"
 
 local M = {}
 
-local MiB = 1024 * 1024
+local KiB, MiB = 1024, 1024 * 1024
 local BLOCK_BYTES = 2 * MiB
-local SIZE_BYTES = 32 * BLOCK_BYTES + 512
+local BLOCKS = 32
 
 -- What people write, and what they should write instead.
 local HINTS = {
@@ -35,10 +35,13 @@ local HINTS = {
   { "field 'gmatch'", "policies have no string patterns; use scan.words" },
   { "field 'gsub'", "policies have no string patterns; use string.find and sub" },
   { "field 'execute'", "policies can't run commands" },
+  { "offset -", "offsets are from 0 up; does a loop or a difference go below? "
+    .. "a loop downwards ends at 0: for offset = from, 0, -disk.block do" },
   { "is outside the disk", "compare with disk.size first; the last block begins at "
     .. "(disk.blocks - 1) * disk.block" },
   { "attempt to yield from outside a coroutine", "disk:prefetch and its like are for "
     .. "the function that the policy returns, not for the chunk that returns it" },
+  { "no file '", "scan-policy takes it as --file NAME=FILE" },
   { "without coming back", "a loop should prefetch, wait or return; "
     .. "disk:wait () comes back when the client reads" },
   { "field 'driver'", "call the disk's methods with a colon: disk:prefetch (offset)" },
@@ -46,10 +49,40 @@ local HINTS = {
     .. "disk:prefetch (offset)?" },
 }
 
---- Add what a policy's author should know to an error message.
+-- Where our own functions are; what they say of themselves helps no author.
+local OURS = { "/lua/runtime/scan/", "/lua/kit/scan/", "/lua/5.4/scan/", "\t[C]: ",
+               "\t(...tail calls...)" }
+
+local function is_ours (line)
+  for _, place in ipairs (OURS) do
+    if line:find (place, 1, true) then return true end
+  end
+  return false
+end
+
+-- The traceback without the frames that are ours.
+local function authors_frames (message)
+  local lines, in_traceback, frames = {}, false, 0
+  for line in message:gmatch ("[^\n]+") do
+    if line == "stack traceback:" then
+      in_traceback = true
+    elseif not in_traceback then
+      lines[#lines + 1] = line
+    elseif not is_ours (line) then
+      frames = frames + 1
+      if frames == 1 then lines[#lines + 1] = "stack traceback:" end
+      lines[#lines + 1] = line
+    end
+  end
+  return table.concat (lines, "\n")
+end
+
+--- An error message as a policy's author wants it: without our own frames, and with
+-- a hint where there is one.
 -- @tparam string message
 -- @treturn string
 function M.explain (message)
+  message = authors_frames (message)
   for _, hint in ipairs (HINTS) do
     if message:find (hint[1], 1, true) then
       return message .. "\nhint: " .. hint[2]
@@ -58,28 +91,70 @@ function M.explain (message)
   return message
 end
 
-local function every_second_read ()
+-- -- the cases ----------------------------------------------------------------------
+
+-- A client that reads here and there.
+local function scattered (disk)
   local events = {}
   for i = 1, 12 do
-    events[i] = { after = i, read = { (i * 5 % 32) * BLOCK_BYTES, 4096 } }
+    events[i] = { after = i, read = { i * 5 % BLOCKS * disk.size // BLOCKS, 512 } }
   end
-  events[#events + 1] = { at = 600, close = true }
   return events
 end
 
--- Name, and what testing.run gets besides the policy.
+-- One that goes on in even steps, with pauses: 100 reads of 64K, or of less where the
+-- disk is small.
+local READS = 100
+
+local function in_steps (disk, first, step)
+  local events = {}
+  local count = math.max (512, math.min (64 * KiB, disk.size // (8 * READS) // 512 * 512))
+  for i = 0, READS - 1 do
+    local offset = first + i * step * count
+    if offset >= 0 and offset + count <= disk.size then
+      events[#events + 1] = { at = i * 0.03, read = { offset, count }, seconds = 0.01 }
+    end
+  end
+  return events
+end
+
+-- Name, and a function of the disk that gives what testing.run gets besides.
 local CASES = {
-  { "a client that reads nothing", {} },
-  { "a client that reads here and there", { events = every_second_read () } },
-  { "a client that reads the last sector first", { events = {
-    { after = 0, read = { SIZE_BYTES - 512, 512 } }, { at = 600, close = true },
-  } } },
-  { "a client that goes at once", { events = { { after = 1, close = true } } } },
-  { "a disk that is half holes", { holes = { { 0, SIZE_BYTES // 2 } } } },
-  { "a disk smaller than a block", { size = 512 } },
-  { "prefetches that fail", { fail = function () return "EIO" end } },
-  { "8 prefetches at once", { threads = 8 } },
+  { "a client that reads nothing", function () return {} end },
+  { "a client that reads here and there",
+    function (disk) return { events = scattered (disk) } end },
+  { "a client that reads upwards",
+    function (disk) return { events = in_steps (disk, 0, 1) } end },
+  { "a client that reads downwards",
+    function (disk) return { events = in_steps (disk, disk.size // 2, -1) } end },
+  { "a client that reads each fourth piece",
+    function (disk) return { events = in_steps (disk, 0, 4) } end },
+  { "a client that reads the last sector first", function (disk)
+    local count = math.min (512, disk.size)
+    return { events = { { after = 0, read = { disk.size - count, count } } } }
+  end },
+  { "a client that goes at once",
+    function () return { events = { { after = 1, close = true } }, goes = true } end },
+  { "a disk that is half holes",
+    function (disk) return { holes = { { 0, disk.size // 2 } } } end },
+  { "a disk smaller than a block", function () return { size = 512 } end },
+  { "prefetches that fail",
+    function () return { fail = function () return "EIO" end } end },
+  { "8 prefetches at once", function () return { threads = 8 } end },
 }
+
+--- What a client does that reads a trace, for the `events` of `testing.run`: each read
+-- when the trace says, or where it says no times one each 10 ms.
+-- @tparam table reads from `trace.read`
+-- @treturn table list of events
+function M.events_of (reads)
+  local events = {}
+  for i, read in ipairs (reads) do
+    events[i] = { at = read.seconds or i * 0.01, read = { read.offset, read.count },
+                  seconds = 0.001 }
+  end
+  return events
+end
 
 -- Prefetches after which the client of an endless policy goes.
 local ENDLESS_PREFETCHES = 100
@@ -106,49 +181,104 @@ local function describe_case (result, size, endless, goes)
   return text
 end
 
--- Returns whether it went well, and what to say.
-local function run_case (policy, extra)
+local function ignore () end
+
+local function run_options (policy, disk, case)
   local options = { policy = policy.policy, args = policy.args, files = policy.files,
-                    print = function () end, size = SIZE_BYTES, block = BLOCK_BYTES,
-                    steps = 10000 }
-  for name, value in pairs (extra) do options[name] = value end
-  local goes = extra.events and extra.events[1].close
-  options.events = options.events or { { at = 600, close = true } }
+                    print = ignore, steps = 20000 }
+  for name, value in pairs (disk) do options[name] = value end
+  for name, value in pairs (case) do options[name] = value end
+  options.goes = nil
+  options.events = { table.unpack (case.events or {}) }
+  if not case.goes then table.insert (options.events, { at = 600, close = true }) end
+  return options
+end
+
+-- Less than a sector is hardly meant, but at the end of a disk of odd size.
+local LEAST_BYTES = 512
+
+local function first_tiny (prefetches, size)
+  for _, prefetch in ipairs (prefetches) do
+    if prefetch[2] < LEAST_BYTES and size % LEAST_BYTES == 0 then return prefetch end
+  end
+end
+
+-- Returns whether it went well, what to say, how many prefetches there were, and one
+-- that is tiny.
+local function run_case (policy, disk, case, warn)
+  local options = run_options (policy, disk, case)
+  options.warn = warn
   local ok, result = pcall (testing.run, options)
   local endless = not ok and tostring (result):find ("gave up after", 1, true)
   if endless then
     table.insert (options.events, { after = ENDLESS_PREFETCHES, close = true })
     ok, result = pcall (testing.run, options)
-    table.remove (options.events)
   end
-  if not ok then return false, M.explain (tostring (result)) end
-  if result.error then return false, M.explain (result.error) end
-  return true, describe_case (result, options.size, endless, goes)
+  if not ok then return false, M.explain (tostring (result)), 0 end
+  if result.error then return false, M.explain (result.error), 0 end
+  return true, describe_case (result, options.size, endless, case.goes),
+    #result.prefetches, first_tiny (result.prefetches, options.size)
+end
+
+-- The same mistake, whatever the disk's size: where it was made is the last line.
+local function mistake_of (text)
+  return (text:gsub ("%d+", "N"))
+end
+
+local function cases_of (disk, reads)
+  local cases = {}
+  for i, case in ipairs (CASES) do cases[i] = { case[1], case[2] (disk) } end
+  if reads then
+    cases[#cases + 1] = { "the client of the trace", { events = M.events_of (reads) } }
+  end
+  return cases
 end
 
 --- Try a policy.
 -- @tparam table policy options for `world.load`: `policy`, `args`, `files`
+-- @tparam[opt] table disk `size`, `block`, `threads`, `holes` and `contents` as for
+-- `testing.run`; and `reads`, a trace from `trace.read`, for one more client
 -- @treturn table report: `ok`, and `lines` to print
-function M.check (policy)
+function M.check (policy, disk)
+  local warnings = {}
+  local function warn (message) warnings[#warnings + 1] = message end
   local ok, loaded = pcall (testing.world, {
     policy = policy.policy, args = policy.args, files = policy.files,
-    print = function () end,
+    print = ignore, warn = ignore,
   })
   if not ok then
     local message = M.explain (tostring (loaded))
     return { ok = false, lines = { "FAIL  loading it: " .. message } }
   end
+  disk = disk or {}
+  local block = disk.block or BLOCK_BYTES
+  local made = { size = disk.size or BLOCKS * block + 512, block = block,
+                 threads = disk.threads, holes = disk.holes, contents = disk.contents }
   local report = { ok = true, lines = { "ok    loading it" } }
-  local failure
-  for _, case in ipairs (CASES) do
-    local good, text = run_case (policy, case[2])
-    report.ok = report.ok and good
-    if good then
-      table.insert (report.lines, "ok    " .. case[1] .. ": " .. text)
-    else
-      if text == failure then text = "the same" else failure = text end
-      table.insert (report.lines, "FAIL  " .. case[1] .. ": " .. text)
-    end
+  local mistakes, prefetches, tiny = {}, 0, nil
+  for i, case in ipairs (cases_of (made, disk.reads)) do
+    -- One of them is enough to know what it warns of.
+    local good, text, number, small = run_case (policy, made, case[2],
+                                                i == 1 and warn or ignore)
+    report.ok, prefetches, tiny = report.ok and good, prefetches + number, tiny or small
+    local mistake = not good and mistake_of (text)
+    if mistakes[mistake] then text = "the same" end
+    if mistake then mistakes[mistake] = true end
+    table.insert (report.lines, (good and "ok    " or "FAIL  ") .. case[1] .. ": "
+                  .. text)
+  end
+  if report.ok and prefetches == 0 then
+    table.insert (report.lines, "note  it has prefetched nothing: none of these clients "
+                  .. "did what it waits for; show it one with --trace, or try "
+                  .. "'scan-policy run' with --read")
+  end
+  if tiny then
+    table.insert (report.lines, ("note  it prefetches as little as %d bytes (at %d of a "
+      .. "disk of %d); a prefetch is cut at the end of the disk, whose last block begins "
+      .. "at (disk.blocks - 1) * disk.block"):format (tiny[2], tiny[1], made.size))
+  end
+  for _, message in ipairs (warnings) do
+    table.insert (report.lines, "note  it warns: " .. message)
   end
   local globals = loaded:new_globals ()
   if #globals > 0 then

@@ -363,7 +363,7 @@ end
 -- @tparam table options
 --
 -- - `traces`: list of traces (from scan.trace), one for each client
--- - `policy`, `args`, `files`, `print`: as for `testing.run`, or `world`; no
+-- - `policy`, `args`, `files`, `print`, `warn`: as for `testing.run`, or `world`; no
 --   policy at all: nothing is prefetched
 -- - `size`, `block`, `export`, `threads`, `holes`, `contents`: the same
 -- - `source`: { latency_seconds =, bandwidth = (bytes a second), slots = }
@@ -413,6 +413,7 @@ function M.run (options)
   sim.world = options.world or world.load {
     policy = options.policy or function () end,
     args = options.args, files = options.files, print = options.print,
+    warn = options.warn,
   }
 
   local clients, reads_all, think_most = {}, 0, 0

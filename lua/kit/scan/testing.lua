@@ -31,7 +31,7 @@ local DEFAULT_PREFETCH_SECONDS = 0.01
 local DEFAULT_STEPS = 100000
 
 local OPTIONS = {
-  policy = true, args = true, files = true, world = true, print = true,
+  policy = true, args = true, files = true, world = true, print = true, warn = true,
   size = true, block = true, export = true, threads = true, holes = true,
   contents = true, fail = true, prefetch_seconds = true, events = true, steps = true,
 }
@@ -309,7 +309,7 @@ function M.scan (options)
   scan.runner = runner.new {
     world = options.world or world.load {
       policy = options.policy, args = options.args, files = options.files,
-      print = options.print,
+      print = options.print, warn = options.warn,
     },
     size = size,
     block = whole (options.block, DEFAULT_BLOCK_BYTES, 1, "block"),
@@ -344,7 +344,8 @@ end
 --   close = true
 -- - `steps`: requests after which to give up, with an error (100000)
 -- - `world`: from `world`, to share one loaded policy
--- - `print`: function of a line, where the policy's `print` goes
+-- - `print`, `warn`: functions of a line, where the policy's `print` and
+-- `scan.warn` go
 --
 -- @treturn table result
 --

@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
---- Numbers as people read them, with their units.
+--- Numbers as people read them, with their units.  `scan.sizes` reads sizes.
 --
 -- @module scan.units
 
@@ -44,19 +44,6 @@ end
 function M.seconds (seconds)
   local unit, name = M.second_unit (seconds)
   return short (seconds / unit) .. " " .. name
-end
-
-local SUFFIXES = { b = 1, s = 512, k = 2^10, m = 2^20, g = 2^30, t = 2^40, p = 2^50 }
-
---- Bytes from what a person writes: 4096, 0x1000, 64K, 2M.
--- @tparam string word
--- @treturn integer|nil nil if it is not a size
-function M.parse_bytes (word)
-  if word:match ("^0[xX]%x+$") then return math.tointeger (tonumber (word)) end
-  local digits, suffix = word:match ("^(%d+%.?%d*)(%a?)$")
-  if not digits then return nil end
-  local unit = suffix == "" and 1 or SUFFIXES[suffix:lower ()]
-  return unit and math.tointeger (tonumber (digits) * unit)
 end
 
 local TIMES = { us = 1e-6, ms = 1e-3, s = 1 }

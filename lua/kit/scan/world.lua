@@ -21,6 +21,9 @@ local M = {}
 -- a second's worth).
 M.LIMIT_INSTRUCTIONS = 100 * 1000 * 1000
 
+--- And so many more for each byte of its files while it is loaded.
+M.FILE_BYTE_INSTRUCTIONS = 100
+
 local STEP_INSTRUCTIONS = 1000 * 1000
 
 -- Modules lie in a folder each for what runs policies, for what policies may
@@ -88,22 +91,29 @@ local function built_in_names ()
   return table.concat (names, ", ")
 end
 
---- Find a policy: a file, or else a built-in with or without `.lua`.
+local function built_in (name)
+  if name:find ("/", 1, true) then return nil end
+  local path = ("%s/%s.lua"):format (POLICY_DIR, (name:gsub ("%.lua$", "")))
+  return read_file (path), path
+end
+
+--- Find a policy as the filter does: without a slash a built-in, with or without
+-- `.lua`, else a file.
 -- @tparam string name
 -- @treturn string|nil its text, or nil and why not
 -- @treturn string its path
 function M.find (name)
+  local text, path = built_in (name)
+  if text then return text, path end
   local handle, message, code = io.open (name, "rb")
   if handle then
     handle:close ()
-    local text, read_message = read_file (name)
+    local read_message
+    text, read_message = read_file (name)
     if text then return without_interpreter (text), name end
     return nil, read_message
   end
   if name:find ("/", 1, true) or code ~= 2 then return nil, message end
-  local path = ("%s/%s.lua"):format (POLICY_DIR, (name:gsub ("%.lua$", "")))
-  local text = read_file (path)
-  if text then return text, path end
   return nil, ("%s: neither a file nor a built-in policy; the built-in ones are: %s")
     :format (name, built_in_names ())
 end
@@ -156,9 +166,9 @@ function World:new_globals ()
 end
 
 local function check_alive (world)
-  if world.used > M.LIMIT_INSTRUCTIONS then
+  if world.used > world.limit then
     error (("the policy ran %d million instructions without coming back; does it loop?")
-             :format (M.LIMIT_INSTRUCTIONS // 1000000), 0)
+             :format (world.limit // 1000000), 0)
   end
 end
 
@@ -167,7 +177,7 @@ end
 local function make_hook (world)
   local function hook ()
     world.used = world.used + STEP_INSTRUCTIONS
-    if world.used > M.LIMIT_INSTRUCTIONS then
+    if world.used > world.limit then
       debug.sethook (hook, "", 1)
       check_alive (world)
     end
@@ -199,13 +209,39 @@ local function find_module (dir, name)
   return nil, message
 end
 
-local function make_native (world, dir, files, print_line)
+local function print_to_stderr (line)
+  io.stderr:write (line, "\n")
+end
+
+local function warn_on_stderr (message)
+  io.stderr:write ("warning: ", message, "\n")
+end
+
+-- A policy that another one asks for: a built-in, a file beside it, or what was
+-- given as an argument.
+local function find_policy (dir, args, name)
+  local text, path = built_in (name)
+  if not text and not name:find ("/", 1, true) then
+    path = ("%s/%s.lua"):format (dir, (name:gsub ("%.lua$", "")))
+    text = without_interpreter (read_file (path))
+  end
+  if text then return text, "@" .. path end
+  for _, value in pairs (args) do
+    if value == name then
+      text, path = M.find (name)
+      return text, text and "@" .. path or path
+    end
+  end
+  return nil, ("there is no built-in policy '%s', and no file of that name "
+               .. "beside the policy"):format (name)
+end
+
+local function make_native (world, dir, options)
+  local args, files = options.args or {}, options.files or {}
   return {
     find_module = function (name) return outside (world, find_module, dir, name) end,
     find_policy = function (name)
-      local text, path = outside (world, M.find, name)
-      if text then return text, "@" .. path end
-      return nil, path
+      return outside (world, find_policy, dir, args, name)
     end,
     open_file = function (name)
       local contents = files[name]
@@ -214,25 +250,26 @@ local function make_native (world, dir, files, print_line)
         return string.sub (contents, offset + 1, offset + count)
       end
     end,
-    print = function (line) outside (world, print_line, line) end,
+    print = function (line)
+      outside (world, options.print or print_to_stderr, line)
+    end,
+    warn = function (message)
+      outside (world, options.warn or warn_on_stderr, message)
+    end,
     alive = function () check_alive (world) end,
   }
-end
-
-local function print_to_stderr (line)
-  io.stderr:write (line, "\n")
 end
 
 --- Load a policy.  An error in it is raised as a string, with its place.
 -- @tparam table options `policy` (a file's name, a built-in's name, or a
 -- function of the disk, which is taken as it is); `args` (table of the
 -- scan-arg-NAME=VALUE strings); `files` (table of NAME = contents); `print`
--- (function of a line, standard error if left out)
+-- and `warn` (functions of a line, standard error if left out)
 -- @treturn table world with `run` (a function of the disk), `name` and `resume`;
 -- its scans share the policy's upvalues, as the connections of one export do
 function M.load (options)
   local policy = options.policy
-  local world = setmetatable ({ used = 0 }, World)
+  local world = setmetatable ({ used = 0, limit = M.LIMIT_INSTRUCTIONS }, World)
   world.hook = make_hook (world)
   if type (policy) == "function" then
     world.run, world.name = policy, "function"
@@ -251,8 +288,7 @@ function M.load (options)
 
   local text, path = M.find (policy)
   if not text then error (path, 0) end
-  local native = make_native (world, path:match ("^(.*)/[^/]*$") or ".",
-                              options.files or {}, options.print or print_to_stderr)
+  local native = make_native (world, path:match ("^(.*)/[^/]*$") or ".", options)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
   world.own_globals = {}
@@ -267,8 +303,12 @@ function M.load (options)
     return co
   end
 
+  for _, contents in pairs (options.files or {}) do
+    world.limit = world.limit + #contents * M.FILE_BYTE_INSTRUCTIONS
+  end
   local co = coroutine.create (sandbox.load)
   local ok, run = world:resume (co, world.env, text, "@" .. path, options.args or {})
+  world.limit = M.LIMIT_INSTRUCTIONS
   if not ok then error (run, 0) end
   if coroutine.status (co) ~= "dead" then
     error (path .. ": the policy asked for something while it was loaded; "

@@ -5,9 +5,12 @@
 --
 -- Each function raises an error that names the parameter, the value and what
 -- is allowed, at the place in the policy that asked; at start-up the filter
--- shows it and stops.  `check_known` catches a misspelt name.
+-- shows it and stops.  A default is held to what is allowed as well, unless it is
+-- nil.  `check_known` catches a misspelt name.
 --
 -- @module scan.args
+
+local sizes = require "scan.sizes"
 
 local M = {}
 
@@ -16,21 +19,41 @@ local TRUE = { ["1"] = true, ["true"] = true, t = true, yes = true, y = true,
 local FALSE = { ["0"] = true, ["false"] = true, f = true, no = true, n = true,
                 off = true }
 
-local function fail (name, value, expected)
-  error (("scan-arg-%s: %s expected, got '%s'"):format (name, expected, value), 3)
+-- What `read` makes of the value that was given, or of the default.  An error, at the
+-- caller's caller, if that is nil.
+local function argument (args, name, default, expected, read)
+  local value, what = args[name], "scan-arg-" .. name
+  if value == nil then
+    if default == nil then return nil end
+    value, what = default, what .. ": the policy's default"
+  end
+  local result = read (value)
+  if result ~= nil then return result end
+  error (("%s: %s expected, got '%s'"):format (what, expected, tostring (value)), 3)
 end
+
+-- In brackets, calls of `argument` are no tail calls, and the levels of errors hold.
 
 --- A boolean, spelt as nbdkit's own.
 -- @tparam table args of the policy
 -- @tparam string name
 -- @tparam boolean default if it is not given
+-- @treturn boolean
 function M.boolean (args, name, default)
-  local value = args[name]
-  if value == nil then return default end
-  local low = value:lower ()
-  if TRUE[low] then return true end
-  if FALSE[low] then return false end
-  return fail (name, value, "true or false")
+  return (argument (args, name, default, "true or false", function (value)
+    local low = tostring (value):lower ()
+    if TRUE[low] then return true end
+    if FALSE[low] then return false end
+  end))
+end
+
+local function range_text (least, most)
+  return (least and " from " .. least or "") .. (most and " up to " .. most or "")
+end
+
+-- NaN is in no range.
+local function in_range (n, least, most)
+  return n and n >= (least or -math.huge) and n <= (most or math.huge)
 end
 
 --- A number.
@@ -39,45 +62,46 @@ end
 -- @tparam number default if it is not given
 -- @tparam[opt] number least allowed
 -- @tparam[opt] number most allowed
+-- @treturn number
 function M.number (args, name, default, least, most)
-  local value = args[name]
-  if value == nil then return default end
-  local n = tonumber (value)
-  least, most = least or -math.huge, most or math.huge
-  if n and n >= least and n <= most then return n end
-  local range = ""
-  if least > -math.huge then range = " from " .. least end
-  if most < math.huge then range = range .. " up to " .. most end
-  return fail (name, value, "a number" .. range)
+  local expected = "a number" .. range_text (least, most)
+  return (argument (args, name, default, expected, function (value)
+    local n = tonumber (value)
+    return in_range (n, least, most) and n or nil
+  end))
 end
 
---- A whole number; takes the same arguments as `number`.
-function M.integer (args, name, default, least, most)
-  local n = math.tointeger (M.number (args, name, default, least, most))
-  if n == nil and args[name] ~= nil then
-    return fail (name, args[name], "a whole number")
-  end
-  return n
-end
-
-local UNITS = { b = 1, s = 512, k = 2^10, m = 2^20, g = 2^30, t = 2^40, p = 2^50 }
-
---- A size in bytes; takes nbdkit's suffixes (K, M, G, T, P; s for sectors).
+--- A whole number.
 -- @tparam table args of the policy
 -- @tparam string name
--- @tparam integer default in bytes, if it is not given
+-- @tparam integer default if it is not given
+-- @tparam[opt] integer least allowed
+-- @tparam[opt] integer most allowed
+-- @treturn integer
+function M.integer (args, name, default, least, most)
+  local expected = "a whole number" .. range_text (least, most)
+  return (argument (args, name, default, expected, function (value)
+    local n = math.tointeger (tonumber (value))
+    return in_range (n, least, most) and n or nil
+  end))
+end
+
+--- A size in bytes, as `scan.sizes` reads it.
+-- @tparam table args of the policy
+-- @tparam string name
+-- @tparam integer|string default if it is not given, in bytes or like "64K"
 -- @tparam[opt] integer least bytes allowed
-function M.size (args, name, default, least)
-  local value = args[name]
-  if value == nil then return default end
-  local number, unit = value, 1
-  local suffix = UNITS[value:sub (-1):lower ()]
-  if suffix then number, unit = value:sub (1, -2), suffix end
-  local n = tonumber (number)
-  n = n and math.tointeger (n * unit)
-  if n and n >= (least or 0) then return n end
-  return fail (name, value, "a size like 64K or 2M"
-               .. (least and " of at least " .. least .. " bytes" or ""))
+-- @tparam[opt] integer most bytes allowed
+-- @treturn integer bytes
+function M.size (args, name, default, least, most)
+  local bounds = least and " of at least " .. least .. " bytes" or ""
+  if most then bounds = bounds .. " up to " .. most .. " bytes" end
+  return (argument (args, name, default, "a size like 64K or 2M" .. bounds,
+                    function (value)
+    local n = type (value) == "number" and math.tointeger (value)
+      or type (value) == "string" and sizes.parse (value)
+    return in_range (n, least or 0, most) and n or nil
+  end))
 end
 
 --- One of several words.
@@ -85,23 +109,34 @@ end
 -- @tparam string name
 -- @tparam string default if it is not given
 -- @tparam table words the list allowed
+-- @treturn string
 function M.choice (args, name, default, words)
-  local value = args[name]
-  if value == nil then return default end
-  for _, word in ipairs (words) do
-    if value == word then return value end
+  local expected = "one of " .. table.concat (words, ", ")
+  return (argument (args, name, default, expected, function (value)
+    for _, word in ipairs (words) do
+      if value == word then return value end
+    end
+  end))
+end
+
+-- Is a name in a list, in which "then.*" stands for all that begin with "then."?
+local function is_known (name, names)
+  for _, known in ipairs (names) do
+    if name == known then return true end
+    local stem = #known > 1 and known:sub (-2) == ".*" and known:sub (1, -2)
+    if stem and #name > #stem and name:sub (1, #stem) == stem then return true end
   end
-  return fail (name, value, "one of " .. table.concat (words, ", "))
+  return false
 end
 
 --- Raise an error if an argument was given that the policy does not know.
 -- @tparam table args of the policy
--- @tparam table names the list of those it knows
+-- @tparam table names the list of those it knows; "then.*" stands for all that
+-- begin with "then."
 function M.check_known (args, names)
   local unknown
   for name in pairs (args) do
-    local known = false
-    for _, n in ipairs (names) do known = known or n == name end
+    local known = is_known (name, names)
     -- The least, so that the message does not depend on the table's order.
     if not known and (unknown == nil or name < unknown) then unknown = name end
   end

@@ -138,8 +138,11 @@ function M.skip_holes (policy)
   end
 end
 
---- Leave out what is there already: what a client has read, and what was fetched or
--- is in flight, by whatever scan of the export (see `disk:missing`).
+--- Leave out what is there: what has been fetched or is on its way, by whichever scan
+-- of the export, and what clients have read.
+--
+-- A range whose prefetch failed is not there.  See `disk:missing` for how exact that
+-- is.
 -- @tparam function policy
 -- @treturn function of the disk
 function M.once (policy)
@@ -151,7 +154,7 @@ function M.once (policy)
     function outer:prefetch (offset, count)
       local stop = range_end (disk, offset, count)
       if not stop then return disk:prefetch (offset, count) end
-      local from, missing = disk:missing (offset, stop)
+      local from, length = disk:missing (offset, stop)
       if from then
         skipped = 0
       else
@@ -162,8 +165,10 @@ function M.once (policy)
         end
       end
       while from do
-        disk:prefetch (from, missing)
-        from, missing = disk:missing (from + missing, stop)
+        -- A block at a time, or what is read meanwhile would be fetched.
+        length = math.min (length, disk.block)
+        disk:prefetch (from, length)
+        from, length = disk:missing (from + length, stop)
       end
     end
 
@@ -409,15 +414,28 @@ function M.interleave (...)
   end
 end
 
---- The policy that an argument names, for policies that can go on with another.
+--- The policy that an argument names, for policies that can go on with another.  Its
+-- own arguments are those with the name before theirs: scan-arg-then=data is given
+-- scan-arg-then.NAME=VALUE as NAME.  List both for `check_known`: "then", "then.*".
 -- @tparam table args of the policy
 -- @tparam string name of the argument
 -- @tparam function find `scan.policy`, which modules can't see
 -- @treturn function|nil the policy; nil if the argument is not given
 function M.named (args, name, find)
+  local own, prefix = {}, name .. "."
+  for key, value in pairs (args) do
+    if key:sub (1, #prefix) == prefix then own[key:sub (#prefix + 1)] = value end
+  end
   local value = args[name]
-  if value == nil then return nil end
-  local ok, policy = pcall (find, value)
+  if value == nil then
+    local key = next (own)
+    if key then
+      error (("scan-arg-%s%s: there is no scan-arg-%s to give it to")
+               :format (prefix, key, name), 0)
+    end
+    return nil
+  end
+  local ok, policy = pcall (find, value, own)
   if ok then return policy end
   error (("scan-arg-%s: %s"):format (name, tostring (policy)), 0)
 end

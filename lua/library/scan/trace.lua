@@ -8,20 +8,22 @@
 -- - the log of nbdkit's own log filter (`nbdkit --filter=log ...
 --   logfile=boot.log`); of its lines only reads matter;
 -- - a plain list, one "offset count" a line, each decimal, 0x and hexadecimal,
---   or with a suffix (K, M, G, T, P).
+--   or with a suffix (see scan.sizes).
 --
 -- Empty lines and what follows a `#` are ignored.  The filter embeds this
 -- module, so it runs within the limits of a policy: `each` keeps nothing but
--- the reads in flight, and `blocks` no more than a number for each block.
+-- the reads in flight, `ranges` has the filter read what is plainly right, and
+-- `blocks` keeps no more than a number for each block.
 --
 -- @module scan.trace
 
-local find, match, sub, upper = string.find, string.match, string.sub, string.upper
-local tonumber, tointeger = tonumber, math.tointeger
+local sizes = require "scan.sizes"
+
+local find, match, sub = string.find, string.match, string.sub
+local tonumber = tonumber
+local parse_size = sizes.parse
 
 local M = {}
-
-local UNITS = { K = 2^10, M = 2^20, G = 2^30, T = 2^40, P = 2^50 }
 
 -- Most of a malformed line that an error shows.
 local SHOWN_BYTES = 60
@@ -29,26 +31,9 @@ local SHOWN_BYTES = 60
 local DAY_SECONDS = 24 * 60 * 60
 local MICROSECONDS = 1000000
 
--- "0x" and the digits of 64 bits: Lua would quietly drop the rest.
-local HEX_MAX_BYTES = 18
-
 local function malformed (number, line, expected)
   if #line > SHOWN_BYTES then line = sub (line, 1, SHOWN_BYTES) .. "..." end
   error (("trace: line %d: %s expected, got '%s'"):format (number, expected, line), 0)
-end
-
-local function parse_hex (word)
-  local digits = match (word, "^0[xX]%x+$")
-  return digits and #digits <= HEX_MAX_BYTES and tointeger (tonumber (digits))
-end
-
--- A whole number from 0 up: 4096, 0x1000 or 4K.
-local function parse_size (word)
-  local digits, unit = match (word, "^(%d+)([KMGTPkmgtp]?)$")
-  if not digits then return parse_hex (word) end
-  local n = tointeger (tonumber (digits))
-  if unit ~= "" then n = n and tointeger (n * UNITS[upper (unit)]) end
-  return n
 end
 
 -- Days since some day, by the proleptic Gregorian calendar: only differences
@@ -79,7 +64,7 @@ end
 local function field (line, name)
   local _, last = find (line, " " .. name .. "=", 1, true)
   local digits = last and match (line, "^0x%x+", last + 1)
-  return digits and parse_hex (digits)
+  return digits and parse_size (digits)
 end
 
 local function check_range (number, line, offset, count)
@@ -114,6 +99,24 @@ local function log_line (state, number, line)
   return offset, count, (now - state.first) / MICROSECONDS, idle / MICROSECONDS
 end
 
+-- The read in a line of either kind, or nil.
+local function parse_line (state, number, line)
+  local offset, count, seconds, idle
+  if is_log_line (line) then
+    offset, count, seconds, idle = log_line (state, number, line)
+  else
+    local first, after = match (match (line, "^[^#]*"), "^%s*(%S+)%s*(.*)$")
+    if not first then return nil end
+    local second = match (after, "^(%S+)%s*$")
+    if not second then
+      malformed (number, line, "'offset count' or a line of nbdkit's log filter")
+    end
+    offset, count = parse_size (first), parse_size (second)
+    check_range (number, line, offset, count)
+  end
+  if offset and count > 0 then return offset, count, seconds, idle end
+end
+
 --- Iterate over the reads of a trace, in order, keeping none of them.
 -- @tparam table file with `lines`, from `scan.open` or `io.open`
 -- @treturn function iterator over offset, count (bytes); and for a log the
@@ -127,24 +130,23 @@ function M.each (file)
       local line = next_line (lines_state)
       if not line then return nil end
       number = number + 1
-      local offset, count, seconds, idle
-      if is_log_line (line) then
-        offset, count, seconds, idle = log_line (state, number, line)
-      else
-        local text = match (line, "^[^#]*")
-        local first, after = match (text, "^%s*(%S+)%s*(.*)$")
-        if first then
-          local second = match (after, "^(%S+)%s*$")
-          offset, count = parse_size (first), second and parse_size (second)
-          if not second then
-            malformed (number, line, "'offset count' or a line of nbdkit's log filter")
-          end
-          check_range (number, line, offset, count)
-        end
-      end
-      if offset and count > 0 then return offset, count, seconds, idle end
+      local offset, count, seconds, idle = parse_line (state, number, line)
+      if offset then return offset, count, seconds, idle end
     end
   end
+end
+
+--- Iterate over the reads of a trace as `each` does, but not over their times: the
+-- filter then does a million in a fraction of a second.
+-- @tparam table file as for `each`
+-- @treturn function iterator over offset, count (bytes)
+function M.ranges (file)
+  if not file.rows then return M.each (file) end
+  local state = { reading = {} }
+  return file:rows (2, true, function (number, line)
+    local offset, count = parse_line (state, number, line)
+    return offset, count
+  end)
 end
 
 --- Read a whole trace.  Needs about 100 bytes of memory a read; see `each`.
@@ -176,7 +178,7 @@ end
 -- @treturn table list of the blocks' offsets in bytes, none twice
 function M.blocks (trace, block, size)
   local blocks, seen = {}, {}
-  for offset, count in trace.lines and M.each (trace) or entries (trace) do
+  for offset, count in trace.lines and M.ranges (trace) or entries (trace) do
     local last = math.min (offset + count, size) - 1
     for index = offset // block, last // block do
       if offset < size and not seen[index] then

@@ -84,12 +84,52 @@ function File:lines ()
   return next_line, self
 end
 
+-- Where the next line begins.
+local function position (file)
+  return file.offset - #file.buffer + file.at - 1
+end
+
+--- Iterate over the rows of numbers in the lines that are left: "offset count", or
+-- what is a read in a log of nbdkit's log filter.
+-- @tparam integer columns how many numbers a line may have, 2 or 3
+-- @tparam boolean log true if there may be lines of a log
+-- @tparam function parse `parse (number, line)` gets the lines that the runner can't
+-- read by itself; returns offset, count and perhaps a third number, or nil if the
+-- line has none
+-- @treturn function iterator over offset, count (bytes), third number or nil
+function File:rows (columns, log, parse)
+  local read_rows, number = self.read_rows, 0
+  return function ()
+    while true do
+      local offset, count, third
+      if read_rows then
+        local after, passed
+        after, passed, offset, count, third = read_rows (position (self), columns, log)
+        self.offset, self.buffer, self.at = after, "", 1
+        number = number + passed
+      end
+      if not offset then
+        local line = next_line (self)
+        if not line then return nil end
+        number = number + 1
+        offset, count, third = parse (number, line)
+      end
+      if offset then return offset, count, third end
+    end
+  end
+end
+
 --- Make a handle.
 -- @tparam function read_at `read_at (offset, count)` returns up to `count`
 -- bytes, "" at the end
--- @treturn table file with `read` and `lines`
-function M.new (read_at)
-  return setmetatable ({ read_at = read_at, offset = 0, buffer = "", at = 1 }, META)
+-- @tparam[opt] function read_rows `read_rows (offset, columns, log)` goes on from the
+-- line at this offset over lines that have no row, and returns the offset of the next
+-- line, how many it has passed, and the row in the last of these; or no row, if the
+-- next line is not plainly one
+-- @treturn table file with `read`, `lines` and `rows`
+function M.new (read_at, read_rows)
+  return setmetatable ({ read_at = read_at, read_rows = read_rows, offset = 0,
+                         buffer = "", at = 1 }, META)
 end
 
 return M

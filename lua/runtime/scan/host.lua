@@ -54,17 +54,15 @@ M.PREAD_MAX_BYTES = 1024 * 1024
 
 local Disk = {}
 
--- An offset inside the disk, as an integer.  `2^20` is a float in Lua and a
--- natural thing to write, so whole floats are taken.
-local function check_offset (disk, offset, what, level)
+-- An offset inside a disk of this size, as an integer; or nil and what is wrong.
+-- `2^20` is a float in Lua and a natural thing to write, so whole floats are taken.
+local function to_offset (size, offset)
   local n = type (offset) == "number" and tointeger (offset)
   if not n then
-    error (what .. ": offset should be a whole number of bytes, got "
-           .. tostring (offset), level or 3)
+    return nil, "offset should be a whole number of bytes, got " .. tostring (offset)
   end
-  if n < 0 or n >= disk.size then
-    error (what .. ": offset " .. n .. " is outside the disk (size "
-           .. disk.size .. ")", level or 3)
+  if n < 0 or n >= size then
+    return nil, "offset " .. n .. " is outside the disk (size " .. size .. ")"
   end
   return n
 end
@@ -78,16 +76,42 @@ local function whole (n, what)
   return integer
 end
 
-local function check_count (count, what, level)
+local function to_count (count)
   local n = type (count) == "number" and tointeger (count)
   if not n then
-    error (what .. ": count should be a whole number of bytes, got "
-           .. tostring (count), level or 3)
+    return nil, "count should be a whole number of bytes, got " .. tostring (count)
   end
-  if n < 1 then
-    error (what .. ": count should be at least 1, got " .. n, level or 3)
-  end
+  if n < 1 then return nil, "count should be at least 1, got " .. n end
   return n
+end
+
+local function check_offset (disk, offset, what, level)
+  local n, wrong = to_offset (disk.size, offset)
+  if not n then error (what .. ": " .. wrong, level or 3) end
+  return n
+end
+
+local function check_count (count, what, level)
+  local n, wrong = to_count (count)
+  if not n then error (what .. ": " .. wrong, level or 3) end
+  return n
+end
+
+--- What `disk:prefetch` makes of its arguments, here and in the filter, which calls
+-- this for all that are not plainly right.
+-- @tparam integer size of the disk
+-- @tparam integer block bytes
+-- @param offset
+-- @param[opt] count
+-- @treturn integer|nil offset, or nil if there is something wrong
+-- @treturn integer|string count, cut at the end of the disk; or a message
+function M.prefetch_range (size, block, offset, count)
+  local first, wrong = to_offset (size, offset)
+  local length = block
+  if first and count ~= nil then length, wrong = to_count (count) end
+  if wrong then return nil, "disk:prefetch: " .. wrong end
+  if length > size - first then length = size - first end
+  return first, length
 end
 
 --- Prefetch this range next.  Returns when there is room for another prefetch
@@ -96,16 +120,11 @@ end
 -- @tparam[opt] integer count in bytes, one block if left out; cut at the end
 -- of the disk, and issued a block at a time if it is more than a block
 function Disk:prefetch (offset, count)
-  if math_type (offset) ~= "integer" or offset < 0 or offset >= self.size then
-    offset = check_offset (self, offset, "disk:prefetch")
-  end
-  if not count then
-    count = self.block
-  elseif math_type (count) ~= "integer" or count < 1 then
-    count = check_count (count, "disk:prefetch")
-  end
-  if count > self.size - offset then count = self.size - offset end
-  yield ("prefetch", offset, count)
+  -- Without a colon there is no disk here: but then the offset is what is missing.
+  local first, length = M.prefetch_range (offset and self.size, offset and self.block,
+                                          offset, count)
+  if not first then error (length, 2) end
+  yield ("prefetch", first, length)
 end
 
 --- Nothing to do now: come back after a client read, a failed prefetch, or the

@@ -5,8 +5,8 @@
 --
 -- An allow-list: what is not named here does not exist for a policy.  The same
 -- world is built by the filter and by the kit, so what works under
--- `scan-policy check` works in the server.  The limits guard an operator
--- against mistakes; they are not meant for hostile code.
+-- `scan-policy check` works in the server.  It guards against mistakes, not
+-- malice: see docs/design.md.
 --
 -- Left out, and why: `io`, `os.execute` and their like, `package`, `debug`
 -- (reach outside); `string.find` with patterns, `match`, `gmatch` and `gsub`
@@ -21,11 +21,12 @@
 --     find_module (name)  -> text, chunk name, true if it is one of ours;
 --                            or nil and where it looked
 --     find_policy (name)  -> text, chunk name; or nil and why not
---     open_file (name)    -> read_at function; or nil
+--     open_file (name)    -> the functions for scan.file; or nil
 --     print (string)      what `print` writes to
+--     warn (string)       what `scan.warn` tells the operator
 --     alive ()            raises once the policy has run out of time
---     resume, close, find (may be left out) what to use for coroutine.resume,
---                         coroutine.close and a plain string.find
+--     resume, close       (may be left out) what to use for coroutine.resume and
+--                         coroutine.close
 --
 -- @module scan.sandbox
 
@@ -149,8 +150,8 @@ local function guarded_table (env)
 end
 
 -- Plain searching only: see above for what patterns can do.
-local function guarded_string (env, native)
-  local find = native.find or string.find
+local function guarded_string (env)
+  local find = string.find
 
   function env.find (s, text, init)
     return find (s, text, init, true)
@@ -306,7 +307,7 @@ function M.new (native)
     for _, name in ipairs (names) do env[library][name] = _G[library][name] end
   end
   guarded_table (env.table)
-  guarded_string (env.string, native)
+  guarded_string (env.string)
   guarded_coroutine (env.coroutine, native)
   env.setmetatable = guarded_setmetatable
   env.xpcall = guarded_xpcall
@@ -320,12 +321,24 @@ function M.new (native)
 
   --- A file that the operator named with scan-file-NAME.
   function env.scan.open (name)
-    local read_at = native.open_file (name)
+    local read_at, read_rows = native.open_file (name)
     if not read_at then
       error (("scan.open: no file '%s' was given; use scan-file-%s=FILE")
              :format (name, name), 2)
     end
-    return file.new (read_at)
+    return file.new (read_at, read_rows)
+  end
+
+  local told = {}
+
+  --- Something that the operator should know, said once.
+  function env.scan.warn (message)
+    if type (message) ~= "string" then
+      error ("scan.warn: a message should be a string, got " .. type (message), 2)
+    end
+    if told[message] then return end
+    told[message] = true
+    native.warn (message)
   end
 
   --- Another policy, as a function of the disk: a file beside this one, a

@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See claims.h. */
+
+#include <string.h>
+
+#include "claims.h"
+#include "cleanup.h"
+
+struct waiter {
+  pthread_cond_t cond;
+  bool done;
+  struct waiter *next;
+};
+
+void
+claims_init (struct claims *claims, struct map *map)
+{
+  memset (claims, 0, sizeof *claims);
+  pthread_mutex_init (&claims->lock, NULL);
+  claims->map = map;
+}
+
+void
+claims_destroy (struct claims *claims)
+{
+  pthread_mutex_destroy (&claims->lock);
+}
+
+/* -- with the lock held ---------------------------------------------------- */
+
+static bool
+overlaps (const struct claim *claim, uint64_t first, uint64_t end)
+{
+  return claim->first < end && first < claim->end;
+}
+
+static void
+add (struct claims *claims, struct claim *claim, enum claim_kind kind,
+     uint64_t first, uint64_t end)
+{
+  *claim = (struct claim) {
+    .first = first, .end = end, .kind = kind,
+    .number = ++claims->last_number, .next = claims->list,
+  };
+  claims->list = claim;
+}
+
+/* Wait until this claim ends.  The lock is given up meanwhile, so the list is
+ * another one afterwards.
+ */
+static void
+wait_for (struct claims *claims, struct claim *claim)
+{
+  struct waiter waiter = { .next = claim->waiters };
+
+  pthread_cond_init (&waiter.cond, NULL);
+  claim->waiters = &waiter;
+  while (!waiter.done)
+    pthread_cond_wait (&waiter.cond, &claims->lock);
+  pthread_cond_destroy (&waiter.cond);
+}
+
+static bool
+may_join (const struct claim *claim, uint64_t join_blocks)
+{
+  return claim->kind == CLAIM_READ && !claim->spoilt &&
+    claim->end - claim->first <= join_blocks;
+}
+
+/* -- the functions --------------------------------------------------------- */
+
+enum claim_result
+claims_begin_read (struct claims *claims, struct claim *claim, uint64_t first,
+                   uint64_t *end, uint64_t join_blocks)
+{
+  const struct claim *c;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  if (map_has (claims->map, first, first + 1))
+    return CLAIM_PRESENT;
+  for (c = claims->list; c != NULL; c = c->next) {
+    if (!overlaps (c, first, *end) || !may_join (c, join_blocks))
+      continue;
+    if (c->first <= first) {
+      if (c->end < *end)
+        *end = c->end;
+      claim->number = c->number;
+      return CLAIM_JOIN;
+    }
+    *end = c->first;
+  }
+  add (claims, claim, CLAIM_READ, first, *end);
+  return CLAIM_MADE;
+}
+
+void
+claims_begin_ask (struct claims *claims, struct claim *claim, uint64_t first,
+                  uint64_t end)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  add (claims, claim, CLAIM_ASK, first, end);
+}
+
+void
+claims_join (struct claims *claims, uint64_t first, uint64_t end,
+             uint64_t join_blocks, uint64_t last)
+{
+  struct claim *c;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  do {
+    first = map_find (claims->map, first, end, false);
+    for (c = claims->list; c != NULL; c = c->next)
+      if (c->number <= last && overlaps (c, first, end) &&
+          may_join (c, join_blocks))
+        break;
+    if (c != NULL)
+      wait_for (claims, c);
+  } while (c != NULL);
+}
+
+bool
+claims_begin_store (struct claims *claims, struct claim *claim,
+                    const struct claim *read, uint64_t first, uint64_t end)
+{
+  const struct claim *c;
+  uint64_t stop;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  if (read->spoilt)
+    return false;
+ again:
+  first = map_find (claims->map, first, end, false);
+  if (first >= end)
+    return false;
+  stop = map_find (claims->map, first, end, true);
+  for (c = claims->list; c != NULL; c = c->next) {
+    if (c->kind < CLAIM_STORE || !overlaps (c, first, stop))
+      continue;
+    if (c->first <= first) {
+      first = c->end;
+      goto again;
+    }
+    stop = c->first;
+  }
+  add (claims, claim, CLAIM_STORE, first, stop);
+  return true;
+}
+
+/* With the lock held: wait until nobody stores there and, if `alone`, nobody
+ * writes.
+ */
+static void
+wait_for_others (struct claims *claims, uint64_t first, uint64_t end,
+                 bool alone)
+{
+  struct claim *c;
+
+  do {
+    for (c = claims->list; c != NULL; c = c->next)
+      if (overlaps (c, first, end) &&
+          (c->kind == CLAIM_STORE || (alone && c->kind == CLAIM_WRITE)))
+        break;
+    if (c != NULL)
+      wait_for (claims, c);
+  } while (c != NULL);
+}
+
+void
+claims_begin_write (struct claims *claims, struct claim *claim,
+                    uint64_t first, uint64_t end, bool alone)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  wait_for_others (claims, first, end, alone);
+  add (claims, claim, CLAIM_WRITE, first, end);
+}
+
+void
+claims_settle (struct claims *claims, uint64_t block)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  wait_for_others (claims, block, block + 1, true);
+}
+
+void
+claims_spoil (struct claims *claims, uint64_t first, uint64_t end)
+{
+  struct claim *c;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  for (c = claims->list; c != NULL; c = c->next)
+    if (c->kind < CLAIM_STORE && overlaps (c, first, end))
+      c->spoilt = true;
+}
+
+void
+claims_end (struct claims *claims, struct claim *claim)
+{
+  struct claim **p;
+  struct waiter *w, *next;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  for (p = &claims->list; *p != claim; p = &(*p)->next)
+    ;
+  *p = claim->next;
+  /* With the lock held, as the waiters are on stacks of their own. */
+  for (w = claim->waiters; w != NULL; w = next) {
+    next = w->next;
+    w->done = true;
+    pthread_cond_signal (&w->cond);
+  }
+}

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* Who is doing what to the blocks that are absent.
+ *
+ * A fetch is a claim to read from the plugin, so that others can join it, and
+ * then one to store each run of blocks in the clone's file.  A write of absent
+ * blocks is a claim to write.  The rules:
+ *
+ *   - storing begins only where blocks are still absent and nobody stores or
+ *     writes; what it can't have it leaves out;
+ *   - a write waits while somebody stores there;
+ *   - bits are set before the claim ends.
+ *
+ * So a fetch never stores over a client's data, however late it comes, and a
+ * write never waits for the plugin's answer to somebody else's read.
+ *
+ * Claims live on the stack of who makes them; nothing is allocated.  One lock,
+ * a leaf, guards all claims and who waits for them.  A waiter holds no claim,
+ * so nobody waits in a circle; each has its own condition.
+ */
+
+#ifndef CLONE_CLAIMS_H
+#define CLONE_CLAIMS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <pthread.h>
+
+#include "map.h"
+
+struct claim {
+  uint64_t first, end;          /* blocks */
+
+  /* The rest is for claims.c, protected by the lock. */
+  enum claim_kind { CLAIM_ASK, CLAIM_READ, CLAIM_STORE, CLAIM_WRITE } kind;
+  uint64_t number;              /* claims are counted */
+  bool spoilt;                  /* ask, read: the answer must not be stored */
+  struct waiter *waiters;
+  struct claim *next;
+};
+
+struct claims {
+  pthread_mutex_t lock;
+  struct map *map;              /* immutable */
+  struct claim *list;
+  uint64_t last_number;
+};
+
+extern void claims_init (struct claims *claims, struct map *map);
+
+/* No claim is left. */
+extern void claims_destroy (struct claims *claims);
+
+enum claim_result {
+  CLAIM_MADE,
+  CLAIM_PRESENT,                /* the first block has become present */
+  CLAIM_JOIN,                   /* somebody reads the blocks up to *end */
+};
+
+/* Claim to read blocks from first on, the first of which was absent.  Reads in
+ * flight of at most join_blocks blocks are left to be joined: *end is moved to
+ * where this read, or the one to join, ends.  CLAIM_JOIN sets the claim's
+ * number to that of the one to join.
+ */
+extern enum claim_result claims_begin_read (struct claims *claims,
+                                            struct claim *claim,
+                                            uint64_t first, uint64_t *end,
+                                            uint64_t join_blocks);
+
+/* Claim to ask the plugin about blocks; nobody joins that. */
+extern void claims_begin_ask (struct claims *claims, struct claim *claim,
+                              uint64_t first, uint64_t end);
+
+/* Wait for the reads of absent blocks in this range that may be joined, and are
+ * not later than the claim of this number.
+ */
+extern void claims_join (struct claims *claims, uint64_t first, uint64_t end,
+                         uint64_t join_blocks, uint64_t last);
+
+/* Claim to store the first run of blocks from first on, and before end, that
+ * may be stored; false if there is none.  `read` is the claim under which the
+ * plugin was asked.
+ */
+extern bool claims_begin_store (struct claims *claims, struct claim *claim,
+                                const struct claim *read, uint64_t first,
+                                uint64_t end);
+
+/* Claim to write blocks; waits while somebody stores there, and if `alone`
+ * also while somebody writes there.
+ */
+extern void claims_begin_write (struct claims *claims, struct claim *claim,
+                                uint64_t first, uint64_t end, bool alone);
+
+/* Wait until nobody stores or writes this block. */
+extern void claims_settle (struct claims *claims, uint64_t block);
+
+/* What is being read from the plugin here is out of date. */
+extern void claims_spoil (struct claims *claims, uint64_t first, uint64_t end);
+
+/* End any claim, and wake those who wait for it. */
+extern void claims_end (struct claims *claims, struct claim *claim);
+
+#endif /* CLONE_CLAIMS_H */

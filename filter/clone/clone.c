@@ -1,0 +1,499 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* nbdkit clone filter: the server's callbacks.
+ *
+ * A local copy of a slow disk, usable at once, that fills as it is read and is
+ * there after a restart.  This file tells the story of a connection and of its
+ * requests:
+ *
+ *   exports.c      which clone belongs to which export; opened on first use
+ *   store.c        the pair of files of one clone, and its commits
+ *   map.c          which blocks are present, in memory and on disk
+ *   claims.c       who is fetching, storing and writing which absent blocks
+ *   fetch.c        reads and prefetches
+ *   write.c        writes, zeroes and trims
+ *   committer.c    the thread that commits in the background
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include <nbdkit-filter.h>
+
+#include "committer.h"
+#include "disk.h"
+#include "exports.h"
+#include "fetch.h"
+#include "options.h"
+#include "stats-file.h"
+#include "write.h"
+
+
+static unsigned times_loaded;
+
+/* Per connection. */
+struct handle {
+  struct export *export;
+  struct store *store;          /* NULL before .prepare, if it is to be made */
+  bool has_source;              /* the layer below is open */
+  struct source source;
+};
+
+/* -- start and end of the server ------------------------------------------- */
+
+static void
+clone_load (void)
+{
+  times_loaded++;
+}
+
+static int
+clone_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
+              const char *key, const char *value)
+{
+  const int r = options_set (key, value);
+
+  if (r == 0)
+    return next (nxdata, key, value);
+  return r == -1 ? -1 : 0;
+}
+
+static int
+clone_config_complete (nbdkit_next_config_complete *next,
+                       nbdkit_backend *nxdata)
+{
+  if (times_loaded > 1) {
+    nbdkit_error ("clone: the filter is there %u times; a clone of a clone is "
+                  "of no use, so leave out all but one --filter=clone",
+                  times_loaded);
+    return -1;
+  }
+  if (options_complete () == -1)
+    return -1;
+  return next (nxdata);
+}
+
+/* The user of the server has changed by now, so files get the right owner. */
+static int
+clone_after_fork (nbdkit_backend *backend)
+{
+  if (exports_start () == -1)
+    return -1;
+  return committer_start ();
+}
+
+static void
+clone_cleanup (nbdkit_backend *backend)
+{
+  committer_stop ();
+  stats_file_write ();
+}
+
+static void
+clone_unload (void)
+{
+  exports_free ();
+  options_free ();
+}
+
+/* -- connections ----------------------------------------------------------- */
+
+/* A complete clone needs no source, so the layer below is not even opened. */
+static void *
+clone_open (nbdkit_next_open *next, nbdkit_context *context,
+            int readonly, const char *exportname, int is_tls)
+{
+  struct handle *h = calloc (1, sizeof *h);
+  struct store *store;
+
+  if (h == NULL) {
+    nbdkit_error ("clone: malloc: %m");
+    return NULL;
+  }
+  h->export = exports_get (exportname);
+  if (h->export == NULL || exports_open_store (h->export) == -1)
+    goto error;
+  store = exports_store (h->export);
+  if (store != NULL && map_complete (store->map) && !options.through) {
+    h->store = store;
+    return h;
+  }
+  if (next (context, readonly || !options.through, exportname) == -1)
+    goto error;
+  h->has_source = true;
+  return h;
+
+ error:
+  exports_put (h->export);
+  free (h);
+  return NULL;
+}
+
+static void
+clone_close (void *handle)
+{
+  struct handle *h = handle;
+
+  exports_put (h->export);
+  free (h);
+}
+
+/* Ask all that is needed later: what the layer below can do has to be asked
+ * before it is used.
+ */
+static int
+ask_source (nbdkit_next *next, struct source *source, int readonly)
+{
+  uint32_t preferred;
+  int r;
+
+  if (next->block_size (next, &source->minimum, &preferred,
+                        &source->maximum) == -1)
+    return -1;
+  if (source->minimum == 0) {
+    source->minimum = 1;
+    source->maximum = UINT32_MAX;
+  }
+  r = next->can_extents (next);
+  if (r == -1)
+    return -1;
+  source->can_extents = r;
+  if (!options.through || readonly)
+    return 0;
+
+  if (next->can_write (next) == -1 ||
+      (source->can_fua = next->can_fua (next)) == -1 ||
+      (source->can_zero = next->can_zero (next)) == -1)
+    return -1;
+  r = next->can_fast_zero (next);
+  if (r == -1)
+    return -1;
+  source->can_fast_zero = r;
+  r = next->can_flush (next);
+  if (r == -1)
+    return -1;
+  source->can_flush = r;
+  return 0;
+}
+
+static int
+clone_prepare (nbdkit_next *next, void *handle, int readonly)
+{
+  struct handle *h = handle;
+  int64_t size;
+
+  if (!h->has_source)
+    return 0;
+  size = next->get_size (next);
+  if (size == -1 || ask_source (next, &h->source, readonly) == -1 ||
+      exports_make_store (h->export, size) == -1)
+    return -1;
+  h->store = exports_store (h->export);
+  return 0;
+}
+
+/* -- what the disk is like ------------------------------------------------- */
+
+static int64_t
+clone_get_size (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+
+  return h->store->size;
+}
+
+static const char *
+clone_export_description (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+
+  return h->has_source ? next->export_description (next) : NULL;
+}
+
+/* What is written to the clone only may be of any size. */
+static int
+clone_block_size (nbdkit_next *next, void *handle, uint32_t *minimum,
+                  uint32_t *preferred, uint32_t *maximum)
+{
+  struct handle *h = handle;
+
+  *minimum = *preferred = *maximum = 0;
+  if (h->has_source &&
+      next->block_size (next, minimum, preferred, maximum) == -1)
+    return -1;
+  if (options.through && *minimum != 0)
+    return 0;
+  *minimum = 1;
+  if (*preferred < h->store->block_size)
+    *preferred = h->store->block_size;
+  *maximum = UINT32_MAX;
+  return 0;
+}
+
+/* The clone is on a local disk, of which we know nothing. */
+static int
+clone_is_rotational (nbdkit_next *next, void *handle)
+{
+  return 0;
+}
+
+static int
+clone_can_write (nbdkit_next *next, void *handle)
+{
+  return options.through ? next->can_write (next) : 1;
+}
+
+static int
+clone_can_flush (nbdkit_next *next, void *handle)
+{
+  return 1;
+}
+
+static int
+clone_can_fua (nbdkit_next *next, void *handle)
+{
+  return NBDKIT_FUA_NATIVE;
+}
+
+static int
+clone_can_zero (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+
+  return options.through && h->source.can_zero == NBDKIT_ZERO_NONE
+    ? NBDKIT_ZERO_NONE : NBDKIT_ZERO_NATIVE;
+}
+
+static int
+clone_can_fast_zero (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+
+  return options.through ? h->source.can_fast_zero : 1;
+}
+
+static int
+clone_can_trim (nbdkit_next *next, void *handle)
+{
+  struct handle *h = handle;
+
+  return !options.through || h->source.can_zero != NBDKIT_ZERO_NONE;
+}
+
+static int
+clone_can_extents (nbdkit_next *next, void *handle)
+{
+  return 1;
+}
+
+/* A flush of one connection covers the writes of all; below us that is for the
+ * plugin to say.
+ */
+static int
+clone_can_multi_conn (nbdkit_next *next, void *handle)
+{
+  return options.through ? next->can_multi_conn (next) : 1;
+}
+
+static int
+clone_can_cache (nbdkit_next *next, void *handle)
+{
+  return NBDKIT_CACHE_NATIVE;
+}
+
+/* -- requests -------------------------------------------------------------- */
+
+static struct request
+request_of (nbdkit_next *next, const struct handle *h)
+{
+  return (struct request) {
+    .store = h->store, .source = &h->source,
+    .next = h->has_source ? next : NULL,
+  };
+}
+
+static int
+clone_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count_,
+             uint64_t offset, uint32_t flags, int *err)
+{
+  const struct request req = request_of (next, handle);
+
+  return fetch_read (&req, buf, count_, offset, err);
+}
+
+static int
+clone_cache (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
+             uint32_t flags, int *err)
+{
+  const struct request req = request_of (next, handle);
+
+  return fetch_cache (&req, count_, offset, err);
+}
+
+static int
+clone_pwrite (nbdkit_next *next, void *handle, const void *buf,
+              uint32_t count_, uint64_t offset, uint32_t flags, int *err)
+{
+  const struct request req = request_of (next, handle);
+
+  return write_disk (&req, buf, count_, offset, flags, err);
+}
+
+static int
+clone_zero (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
+            uint32_t flags, int *err)
+{
+  const struct request req = request_of (next, handle);
+
+  return write_disk (&req, NULL, count_, offset, flags, err);
+}
+
+static int
+clone_trim (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
+            uint32_t flags, int *err)
+{
+  const struct request req = request_of (next, handle);
+
+  return write_disk (&req, NULL, count_, offset,
+                     flags | NBDKIT_FLAG_MAY_TRIM, err);
+}
+
+static int
+clone_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
+{
+  const struct request req = request_of (next, handle);
+
+  return write_flush (&req, err);
+}
+
+/* Of what is present: where the clone's file has data. */
+static int
+add_present (const struct store *store, uint64_t offset, uint64_t end,
+             bool one, struct nbdkit_extents *extents)
+{
+  uint64_t stop;
+  bool is_hole;
+
+  for (; offset < end; offset = stop) {
+    stop = disk_extent (store->fd, offset, end, &is_hole);
+    if (nbdkit_add_extent (extents, offset, stop - offset,
+                           is_hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO
+                           : 0) == -1)
+      return -1;
+    if (one)
+      break;
+  }
+  return 0;
+}
+
+/* Of what is absent: what the source says.  *to is how far that goes. */
+static int
+add_absent (const struct request *req, uint64_t offset, uint64_t *to,
+            struct nbdkit_extents *extents, int *err)
+{
+  struct nbdkit_extents *below;
+  struct nbdkit_extent e;
+  uint64_t at = offset;
+  size_t i, n;
+  int r = -1;
+
+  if (!req->source->can_extents)
+    return nbdkit_add_extent (extents, offset, *to - offset, 0);
+  below = nbdkit_extents_new (offset, *to);
+  if (below == NULL)
+    return -1;
+  if (fetch_extents (req, *to - offset, offset, below, err) == -1)
+    goto out;
+  n = nbdkit_extents_count (below);
+  for (i = 0; i < n && at < *to; ++i) {
+    e = nbdkit_get_extent (below, i);
+    if (e.offset + e.length > *to)
+      e.length = *to - e.offset;
+    if (nbdkit_add_extent (extents, e.offset, e.length, e.type) == -1)
+      goto out;
+    at = e.offset + e.length;
+  }
+  *to = at;
+  r = 0;
+
+ out:
+  nbdkit_extents_free (below);
+  return r;
+}
+
+static int
+clone_extents (nbdkit_next *next, void *handle, uint32_t count_,
+               uint64_t offset, uint32_t flags,
+               struct nbdkit_extents *extents, int *err)
+{
+  const struct request req = request_of (next, handle);
+  const struct store *const store = req.store;
+  const bool one = flags & NBDKIT_FLAG_REQ_ONE;
+  const uint64_t end = offset + count_;
+  const uint64_t end_block = store_block_after (store, end);
+  uint64_t block, stop, to;
+
+  *err = 0;
+  for (; offset < end; offset = to) {
+    block = store_block (store, offset);
+    stop = map_find (store->map, block, end_block, false);
+    if (stop > block) {
+      to = store_offset (store, stop) < end ? store_offset (store, stop) : end;
+      if (add_present (store, offset, to, one, extents) == -1)
+        goto error;
+    }
+    else {
+      stop = map_find (store->map, block, end_block, true);
+      to = store_offset (store, stop) < end ? store_offset (store, stop) : end;
+      if (add_absent (&req, offset, &to, extents, err) == -1)
+        goto error;
+    }
+    if (one || to == offset)
+      break;
+  }
+  return 0;
+
+ error:
+  if (*err == 0)
+    *err = errno != 0 ? errno : EIO;
+  return -1;
+}
+
+static struct nbdkit_filter filter = {
+  .name               = "clone",
+  .longname           = "nbdkit clone filter",
+  .load               = clone_load,
+  .unload             = clone_unload,
+  .config             = clone_config,
+  .config_complete    = clone_config_complete,
+  .config_help        = OPTIONS_HELP,
+  .after_fork         = clone_after_fork,
+  .cleanup            = clone_cleanup,
+  .open               = clone_open,
+  .close              = clone_close,
+  .prepare            = clone_prepare,
+  .get_size           = clone_get_size,
+  .export_description = clone_export_description,
+  .block_size         = clone_block_size,
+  .is_rotational      = clone_is_rotational,
+  .can_write          = clone_can_write,
+  .can_flush          = clone_can_flush,
+  .can_fua            = clone_can_fua,
+  .can_zero           = clone_can_zero,
+  .can_fast_zero      = clone_can_fast_zero,
+  .can_trim           = clone_can_trim,
+  .can_extents        = clone_can_extents,
+  .can_multi_conn     = clone_can_multi_conn,
+  .can_cache          = clone_can_cache,
+  .pread              = clone_pread,
+  .pwrite             = clone_pwrite,
+  .zero               = clone_zero,
+  .trim               = clone_trim,
+  .cache              = clone_cache,
+  .flush              = clone_flush,
+  .extents            = clone_extents,
+};
+
+NBDKIT_REGISTER_FILTER (filter)

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See disk.h. */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include <nbdkit-filter.h>
+
+#include "cleanup.h"
+#include "disk.h"
+
+#define MODE_OWNER_ONLY 0600
+
+/* O_NONBLOCK, as opening a FIFO would wait; it means nothing for files. */
+#define OPEN_FLAGS (O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+
+int
+disk_open (const char *path, bool create, enum disk_found *found)
+{
+  struct stat st;
+  int fd, err;
+
+  *found = DISK_WAS_THERE;
+  fd = open (path, OPEN_FLAGS);
+  if (fd == -1 && errno == ENOENT && create) {
+    *found = DISK_MADE;
+    fd = open (path, OPEN_FLAGS | O_CREAT | O_EXCL, MODE_OWNER_ONLY);
+  }
+  if (fd == -1)
+    return -1;
+  err = fstat (fd, &st) == -1 ? errno : S_ISREG (st.st_mode) ? 0 : EINVAL;
+  if (err != 0) {
+    close (fd);
+    errno = err;
+    return -1;
+  }
+  return fd;
+}
+
+int
+disk_open_temporary (void)
+{
+  const char *folder = getenv ("TMPDIR");
+  CLEANUP_FREE char *path = NULL;
+  int fd;
+
+  if (folder == NULL || *folder == '\0')
+    folder = "/var/tmp";
+  if (asprintf (&path, "%s/nbdkit-clone-XXXXXX", folder) == -1) {
+    path = NULL;
+    nbdkit_error ("clone: asprintf: %m");
+    return -1;
+  }
+  fd = mkostemp (path, O_CLOEXEC);
+  if (fd == -1) {
+    nbdkit_error ("clone: cannot make a temporary file %s: %m; TMPDIR says "
+                  "where", path);
+    return -1;
+  }
+  unlink (path);
+  return fd;
+}
+
+int
+disk_sync_folder (const char *path)
+{
+  CLEANUP_FREE char *folder = strdup (path);
+  char *slash;
+  int fd, err;
+
+  if (folder == NULL)
+    return errno;
+  slash = strrchr (folder, '/');
+  if (slash != NULL)
+    slash[slash == folder] = '\0';
+  fd = open (slash != NULL ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd == -1)
+    return errno;
+  err = fsync (fd) == -1 ? errno : 0;
+  close (fd);
+  return err;
+}
+
+int
+disk_lock (int fd)
+{
+  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+  if (fcntl (fd, F_OFD_SETLK, &lock) == 0)
+    return 0;
+  return errno == EACCES ? EAGAIN : errno;
+}
+
+int
+disk_read (int fd, void *buf, size_t count, uint64_t offset)
+{
+  ssize_t n;
+
+  while (count > 0) {
+    n = pread (fd, buf, count, offset);
+    if (n == -1 && errno == EINTR)
+      continue;
+    if (n == -1)
+      return errno;
+    if (n == 0)
+      return EIO;
+    buf = (char *) buf + n;
+    count -= n;
+    offset += n;
+  }
+  return 0;
+}
+
+int
+disk_write (int fd, const void *buf, size_t count, uint64_t offset)
+{
+  ssize_t n;
+
+  while (count > 0) {
+    n = pwrite (fd, buf, count, offset);
+    if (n == -1 && errno == EINTR)
+      continue;
+    if (n == -1)
+      return errno;
+    buf = (const char *) buf + n;
+    count -= n;
+    offset += n;
+  }
+  return 0;
+}
+
+int
+disk_sync (int fd)
+{
+  return fdatasync (fd) == -1 ? errno : 0;
+}
+
+int
+disk_make_empty (int fd, uint64_t size, bool allocate)
+{
+  if (ftruncate (fd, 0) == -1 || ftruncate (fd, size) == -1)
+    return errno;
+  while (allocate && fallocate (fd, 0, 0, size) == -1) {
+    if (errno == EINTR)
+      continue;
+    return errno == EOPNOTSUPP || errno == ENOSYS ? 0 : errno;
+  }
+  return 0;
+}
+
+static int
+write_zeroes (int fd, uint64_t count, uint64_t offset)
+{
+  static const char zeroes[65536];
+  size_t n;
+  int err;
+
+  while (count > 0) {
+    n = count < sizeof zeroes ? count : sizeof zeroes;
+    err = disk_write (fd, zeroes, n, offset);
+    if (err != 0)
+      return err;
+    count -= n;
+    offset += n;
+  }
+  return 0;
+}
+
+int
+disk_zero (int fd, uint64_t count, uint64_t offset, enum disk_zero how,
+           bool quick)
+{
+  const int mode = how == DISK_PUNCH ? FALLOC_FL_PUNCH_HOLE
+    : FALLOC_FL_ZERO_RANGE;
+
+  if (count == 0)
+    return 0;
+  while (fallocate (fd, mode | FALLOC_FL_KEEP_SIZE, offset, count) == -1) {
+    if (errno == EINTR)
+      continue;
+    if (errno != EOPNOTSUPP && errno != ENOSYS)
+      return errno;
+    return quick ? EOPNOTSUPP : write_zeroes (fd, count, offset);
+  }
+  return 0;
+}
+
+uint64_t
+disk_extent (int fd, uint64_t offset, uint64_t end, bool *is_hole)
+{
+  const off_t data = lseek (fd, offset, SEEK_DATA);
+  off_t hole;
+
+  *is_hole = data == -1 ? errno == ENXIO : (uint64_t) data > offset;
+  if (*is_hole)
+    return data == -1 || (uint64_t) data > end ? end : (uint64_t) data;
+  hole = lseek (fd, offset, SEEK_HOLE);
+  return hole == -1 || (uint64_t) hole > end || (uint64_t) hole <= offset
+    ? end : (uint64_t) hole;
+}
+
+int
+disk_space (int fd, uint64_t *free_bytes, uint64_t *size)
+{
+  struct statvfs st;
+
+  if (fstatvfs (fd, &st) == -1)
+    return errno;
+  *free_bytes = (uint64_t) st.f_bavail * st.f_frsize;
+  *size = (uint64_t) st.f_blocks * st.f_frsize;
+  return 0;
+}

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* The system calls of the clone filter's files, whole: they go on after a
+ * signal or a short transfer.  Everything that reaches a file goes through
+ * here.
+ *
+ * Functions return 0, or an errno, and print nothing, unless said otherwise.
+ * Any thread may call them.
+ */
+
+#ifndef CLONE_DISK_H
+#define CLONE_DISK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What disk_open found. */
+enum disk_found { DISK_MADE, DISK_WAS_THERE };
+
+/* Open a regular file for reading and writing, never through a link; if create
+ * and it is missing, make it, for its owner alone.  Returns the descriptor, or
+ * -1 with errno set: ENOENT if it is missing, ELOOP for a link, EINVAL for what
+ * is not a regular file.
+ */
+extern int disk_open (const char *path, bool create, enum disk_found *found);
+
+/* Make a file without a name, in TMPDIR or /var/tmp, that is gone when it is
+ * closed.  Returns the descriptor, or -1 after nbdkit_error.
+ */
+extern int disk_open_temporary (void);
+
+/* Make the names in this file's folder durable. */
+extern int disk_sync_folder (const char *path);
+
+/* Lock a file against all other open files, also of this process.  EAGAIN if
+ * somebody has it.
+ */
+extern int disk_lock (int fd);
+
+/* A read past the end of the file is EIO. */
+extern int disk_read (int fd, void *buf, size_t count, uint64_t offset);
+extern int disk_write (int fd, const void *buf, size_t count, uint64_t offset);
+extern int disk_sync (int fd);
+
+/* Make the file all zeroes and of this size; if allocate, with room on the file
+ * system for all of it, where that can be had.
+ */
+extern int disk_make_empty (int fd, uint64_t size, bool allocate);
+
+/* How to make a range zeroes. */
+enum disk_zero {
+  DISK_PUNCH,                   /* and give the space back */
+  DISK_ALLOCATE,                /* and keep the space */
+};
+
+/* EOPNOTSUPP if the file system has no quick way and `quick`; else it writes
+ * zeroes.
+ */
+extern int disk_zero (int fd, uint64_t count, uint64_t offset,
+                      enum disk_zero how, bool quick);
+
+/* Where the data or hole that begins at offset ends, up to end.  On a file
+ * system that can't tell, all is data.
+ */
+extern uint64_t disk_extent (int fd, uint64_t offset, uint64_t end,
+                             bool *is_hole);
+
+/* Bytes free on the file system for us, and its size. */
+extern int disk_space (int fd, uint64_t *free_bytes, uint64_t *size);
+
+#endif /* CLONE_DISK_H */

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See exports.h. */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <nbdkit-filter.h>
+
+#include "cleanup.h"
+#include "escape.h"
+#include "exports.h"
+#include "options.h"
+
+#define SUFFIX ".img"
+#define MAP_SUFFIX ".map"       /* added by the store */
+
+/* What escapes can't make, as r is no digit. */
+#define NAME_OF_DEFAULT "%root"
+
+/* Guards the list, and users of each export.  It may be taken with an export's
+ * lock held, not the other way round.
+ */
+static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct export *exports;  /* most recently used first */
+static uint64_t last_number;
+
+/* -- names ----------------------------------------------------------------- */
+
+static bool
+is_plain (unsigned char c, bool first)
+{
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+    (c >= '0' && c <= '9') || c == '-' || c == '_' || (c == '.' && !first);
+}
+
+char *
+exports_file_name (const char *export_name)
+{
+  static const char digits[] = "0123456789ABCDEF";
+  const size_t len = strlen (export_name);
+  unsigned char c;
+  char *name, *p;
+  size_t i;
+
+  name = malloc (3 * len + sizeof NAME_OF_DEFAULT + sizeof SUFFIX);
+  if (name == NULL)
+    return NULL;
+  p = name;
+  if (len == 0)
+    p = stpcpy (p, NAME_OF_DEFAULT);
+  for (i = 0; i < len; ++i) {
+    c = export_name[i];
+    if (is_plain (c, i == 0))
+      *p++ = c;
+    else {
+      *p++ = '%';
+      *p++ = digits[c >> 4];
+      *p++ = digits[c & 15];
+    }
+  }
+  p = stpcpy (p, SUFFIX);
+  if (p - name + strlen (MAP_SUFFIX) > NAME_MAX) {
+    free (name);
+    errno = ENAMETOOLONG;
+    return NULL;
+  }
+  return name;
+}
+
+/* Where an export's clone is.  Returns -1 after nbdkit_error. */
+static int
+find_path (const char *export_name, char **path)
+{
+  CLEANUP_FREE char *name = NULL;
+  char shown[128];
+
+  *path = NULL;
+  if (options.file != NULL) {
+    *path = strdup (options.file);
+    if (*path == NULL)
+      goto no_memory;
+  }
+  else if (options.dir != NULL) {
+    name = exports_file_name (export_name);
+    if (name == NULL && errno == ENAMETOOLONG) {
+      nbdkit_error ("clone: the name of the export %s is too long for that of "
+                    "a file in clone-dir",
+                    escape (ESCAPE_NAME, export_name, shown, sizeof shown));
+      return -1;
+    }
+    if (name == NULL || asprintf (path, "%s/%s", options.dir, name) == -1)
+      goto no_memory;
+  }
+  return 0;
+
+ no_memory:
+  *path = NULL;
+  nbdkit_error ("clone: malloc: %m");
+  return -1;
+}
+
+/* -- the list -------------------------------------------------------------- */
+
+static void
+free_export (struct export *export)
+{
+  pthread_mutex_destroy (&export->lock);
+  free (export->name);
+  free (export->path);
+  free (export);
+}
+
+static struct export *
+new_export (const char *name)
+{
+  struct export *export = calloc (1, sizeof *export);
+
+  if (export == NULL) {
+    nbdkit_error ("clone: malloc: %m");
+    return NULL;
+  }
+  pthread_mutex_init (&export->lock, NULL);
+  export->name = strdup (name);
+  if (export->name == NULL)
+    nbdkit_error ("clone: malloc: %m");
+  if (export->name == NULL || find_path (name, &export->path) == -1) {
+    free_export (export);
+    return NULL;
+  }
+  export->number = ++last_number;
+  return export;
+}
+
+/* With the lock of the list held.  Takes it out of the list. */
+static struct export *
+take_named (const char *name)
+{
+  struct export **p, *export;
+
+  for (p = &exports; (export = *p) != NULL; p = &export->next)
+    if (strcmp (export->name, name) == 0) {
+      *p = export->next;
+      return export;
+    }
+  return NULL;
+}
+
+static unsigned
+count_temporary (void)
+{
+  const struct export *e;
+  unsigned n = 0;
+
+  for (e = exports; e != NULL; e = e->next)
+    n += e->path == NULL;
+  return n;
+}
+
+struct export *
+exports_get (const char *name)
+{
+  char has[ESCAPE_NAME_MAX], wanted[ESCAPE_NAME_MAX];
+  struct export *export;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+
+  export = take_named (name);
+  if (export == NULL) {
+    if (options.file != NULL && exports != NULL) {
+      nbdkit_error ("clone: clone-file=%s is for one export, and that is %s, "
+                    "so %s can't be had; use clone-dir to clone several",
+                    options.file,
+                    escape (ESCAPE_NAME, exports->name, has, sizeof has),
+                    escape (ESCAPE_NAME, name, wanted, sizeof wanted));
+      return NULL;
+    }
+    export = new_export (name);
+    if (export == NULL)
+      return NULL;
+    if (export->path == NULL && count_temporary () >= EXPORTS_TEMPORARY_MAX) {
+      nbdkit_error ("clone: there are %d exports already whose changes are in "
+                    "temporary files; use clone-dir", EXPORTS_TEMPORARY_MAX);
+      free_export (export);
+      return NULL;
+    }
+  }
+  export->users++;
+  export->next = exports;
+  exports = export;
+  return export;
+}
+
+/* Can it be let go and opened again as it was? */
+static bool
+is_lasting (const struct export *export)
+{
+  return export->path != NULL || export->store == NULL ||
+    !map_written (export->store->map);
+}
+
+/* One that nobody uses and that is one too many, as from exports_get; or
+ * NULL.
+ */
+static struct export *
+get_surplus (void)
+{
+  struct export *e;
+  unsigned idle = 0;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+
+  for (e = exports; e != NULL; e = e->next)
+    if (e->users == 0 && is_lasting (e) && ++idle > EXPORTS_IDLE_MAX) {
+      e->users++;
+      return e;
+    }
+  return NULL;
+}
+
+/* It stays in the list until its store is closed, as nobody could open the
+ * files before.
+ */
+static void
+let_go (struct export *export)
+{
+  pthread_mutex_lock (&export->lock);
+  pthread_mutex_lock (&list_lock);
+  if (export->users > 1) {      /* somebody has come for it */
+    export->users--;
+    pthread_mutex_unlock (&list_lock);
+    pthread_mutex_unlock (&export->lock);
+    return;
+  }
+  pthread_mutex_unlock (&list_lock);
+  store_close (export->store);
+  export->store = NULL;
+
+  pthread_mutex_unlock (&export->lock);
+  exports_put (export);
+}
+
+struct store *
+exports_store (struct export *export)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
+
+  return export->store;
+}
+
+void
+exports_put (struct export *export)
+{
+  struct export *surplus;
+  struct store *store;
+  bool last;
+
+  if (export == NULL)
+    return;
+  pthread_mutex_lock (&list_lock);
+  last = export->users == 1;
+  pthread_mutex_unlock (&list_lock);
+  /* Before it is given up, so that nobody closes it meanwhile. */
+  store = last ? exports_store (export) : NULL;
+  if (store != NULL)
+    store_commit (store);
+
+  pthread_mutex_lock (&list_lock);
+  if (--export->users == 0 && export->store == NULL)
+    take_named (export->name);  /* it has come to nothing */
+  else
+    export = NULL;
+  pthread_mutex_unlock (&list_lock);
+  if (export != NULL)
+    free_export (export);
+  while ((surplus = get_surplus ()) != NULL)
+    let_go (surplus);
+}
+
+struct export *
+exports_after (uint64_t number)
+{
+  struct export *e, *best = NULL;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+
+  for (e = exports; e != NULL; e = e->next)
+    if (e->number > number && (best == NULL || e->number < best->number))
+      best = e;
+  if (best != NULL)
+    best->users++;
+  return best;
+}
+
+void
+exports_free (void)
+{
+  struct export *export;
+
+  while ((export = exports) != NULL) {
+    exports = export->next;
+    if (export->store != NULL)
+      store_commit (export->store);
+    store_close (export->store);
+    free_export (export);
+  }
+}
+
+/* -- stores ---------------------------------------------------------------- */
+
+int
+exports_start (void)
+{
+  struct store *store;
+  struct export *export;
+  bool missing;
+
+  if (options.file == NULL)
+    return 0;
+  store = store_open (options.file, NULL, &missing);
+  if (store == NULL)
+    return missing ? 0 : -1;
+  export = exports_get (store->export_name);
+  if (export == NULL) {
+    store_close (store);
+    return -1;
+  }
+  export->store = store;
+  exports_put (export);
+  return 0;
+}
+
+int
+exports_open_store (struct export *export)
+{
+  bool missing;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
+
+  if (export->store != NULL || export->path == NULL)
+    return 0;
+  export->store = store_open (export->path, export->name, &missing);
+  return export->store == NULL && !missing ? -1 : 0;
+}
+
+int
+exports_make_store (struct export *export, uint64_t size)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
+
+  if (export->store == NULL) {
+    export->store = store_create (export->path, export->name, size);
+    return export->store == NULL ? -1 : 0;
+  }
+  if (export->store->size == size)
+    return 0;
+  nbdkit_error ("clone: the source is %" PRIu64 " bytes now, and was %" PRIu64
+                " when the clone %s was begun, so it is another disk; name "
+                "another file, or move both files away to begin anew",
+                size, export->store->size,
+                export->path ? export->path : "in a temporary file");
+  return -1;
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* One clone for each export, shared by its connections. */
+
+#ifndef CLONE_EXPORTS_H
+#define CLONE_EXPORTS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <pthread.h>
+
+#include "store.h"
+
+/* Clones that no connection uses stay open, up to this many. */
+#define EXPORTS_IDLE_MAX 8
+
+/* Most exports whose changes are in temporary files, and so can't be let go. */
+#define EXPORTS_TEMPORARY_MAX 256
+
+struct export {
+  /* Immutable. */
+  char *name;
+  char *path;                   /* of its file; NULL: temporary */
+
+  /* Held while the store is opened, made or closed. */
+  pthread_mutex_t lock;
+  struct store *store;          /* NULL: not open; stays while it is used */
+
+  /* Protected by the lock of the list. */
+  unsigned users;
+  uint64_t number;              /* exports are counted */
+  struct export *next;
+};
+
+/* With clone-file, open the clone if there is one, so that what is wrong with
+ * it is said before there are clients.  Returns -1 after nbdkit_error.
+ */
+extern int exports_start (void);
+
+/* Use an export, until exports_put.  NULL after nbdkit_error. */
+extern struct export *exports_get (const char *name);
+
+/* NULL is allowed.  When the last user goes, commits. */
+extern void exports_put (struct export *export);
+
+/* Its store, or NULL; it stays while the caller uses the export. */
+extern struct store *exports_store (struct export *export);
+
+/* Open its clone if it is there and not open yet.  Returns -1 after
+ * nbdkit_error.  export->store is NULL still if there is none.
+ */
+extern int exports_open_store (struct export *export);
+
+/* After that, if there was none, make it.  Checks the size if there is one.
+ * Returns -1 after nbdkit_error.
+ */
+extern int exports_make_store (struct export *export, uint64_t size);
+
+/* Go through the exports: the next after this number, as
+ * from exports_get, or NULL.
+ */
+extern struct export *exports_after (uint64_t number);
+
+/* At the end: commit and close all. */
+extern void exports_free (void);
+
+/* The name of an export's file in clone-dir, without the folder; freed by the
+ * caller.  No two exports have the same, and none has a slash or begins with a
+ * dot.  NULL with errno set: ENAMETOOLONG or ENOMEM.
+ */
+extern char *exports_file_name (const char *export_name);
+
+#endif /* CLONE_EXPORTS_H */

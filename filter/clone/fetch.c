@@ -1,0 +1,443 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See fetch.h.
+ *
+ * A request goes over its blocks once, from file or plugin, and passes by what
+ * others have in flight.  For that it waits afterwards, then goes over it a
+ * second time, joining nobody: so a fetch that fails is tried again by each who
+ * had joined it, side by side, and nobody waits twice.
+ */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "debug.h"
+#include "disk.h"
+#include "fetch.h"
+#include "options.h"
+
+/* A read joins another of up to this many bytes, or as many as its own.  It may
+ * wait for that much more to arrive than it asked for: at 100 Mbit/s a round
+ * trip's worth.  From a larger one, such as a prefetch of 2M, it takes nothing,
+ * and reads for itself.
+ */
+#define JOIN_BYTES (256 * 1024)
+
+/* Blocks that are present between two absent ones are read again, if they are
+ * no more than this, rather than asking twice: at 100 Mbit/s that is 5 ms.
+ */
+#define GAP_BYTES (64 * 1024)
+
+int clone_debug_joins;
+
+struct walk {
+  const struct request *req;
+  enum { WALK_READ, WALK_CACHE, WALK_KEEP } purpose;
+  char *buf;                    /* WALK_READ: for the client */
+  uint64_t offset, count;       /* bytes that the client wants */
+  uint64_t join_blocks;         /* 0: join nobody */
+
+  /* What was passed by; first == end: nothing. */
+  uint64_t joined_first, joined_end;
+  uint64_t joined_number;       /* of the last of these claims */
+  bool fetched;
+  int keep_err;                 /* why something was not kept, or 0 */
+};
+
+static uint64_t
+min64 (uint64_t a, uint64_t b)
+{
+  return a < b ? a : b;
+}
+
+static uint64_t
+max64 (uint64_t a, uint64_t b)
+{
+  return a > b ? a : b;
+}
+
+/* Give the client what the file has of these blocks. */
+static int
+read_present (const struct walk *w, uint64_t first, uint64_t end)
+{
+  const struct store *store = w->req->store;
+  const uint64_t lo = max64 (store_offset (store, first), w->offset);
+  const uint64_t hi = min64 (store_offset (store, end), w->offset + w->count);
+  int err;
+
+  if (w->purpose != WALK_READ)
+    return 0;
+  err = disk_read (store->fd, w->buf + (lo - w->offset), hi - lo, lo);
+  if (err != 0)
+    nbdkit_error ("clone: cannot read %s at offset %" PRIu64 ": %s",
+                  store->path ? store->path : "the temporary file", lo,
+                  strerror (err));
+  return err;
+}
+
+/* From an absent block on, how far to read in one go: over small gaps, and to
+ * the last absent block that fits.
+ */
+static uint64_t
+end_of_run (const struct walk *w, uint64_t first, uint64_t end)
+{
+  const struct store *store = w->req->store;
+  const struct source *const source = w->req->source;
+  const uint32_t most = min64 (source->maximum, options.fetch_size)
+    / source->minimum * source->minimum;
+  /* Where it may end, as it is widened to what the plugin wants. */
+  const uint64_t limit = store_offset (store, first)
+    / source->minimum * source->minimum + max64 (most, source->minimum);
+  const uint64_t gap = GAP_BYTES / store->block_size;
+  uint64_t stop = first, next;
+
+  end = min64 (end, max64 (store_block (store, limit), first + 1));
+  do {
+    stop = map_find (store->map, stop, end, true);
+    next = map_find (store->map, stop, end, false);
+    if (next == end || next - stop > gap)
+      break;
+    stop = next;
+  } while (stop < end);
+  return stop;
+}
+
+/* Where there is data in the clone already it is that which counts. */
+static int
+overlay_present (const struct store *store, char *data, uint64_t first,
+                 uint64_t end)
+{
+  const uint64_t base = store_offset (store, first);
+  uint64_t stop, offset;
+  int err;
+
+  for (; (first = map_find (store->map, first, end, true)) < end;
+       first = stop) {
+    stop = map_find (store->map, first, end, false);
+    offset = store_offset (store, first);
+    err = disk_read (store->fd, data + (offset - base),
+                     store_offset (store, stop) - offset, offset);
+    if (err != 0)
+      return err;
+  }
+  return 0;
+}
+
+/* Read the plugin, and nothing else: at once, unless one block is more than the
+ * plugin gives at a time.  Returns an errno.
+ */
+static int
+read_source (const struct walk *w, char *data, uint64_t offset, uint64_t bytes)
+{
+  struct store *store = w->req->store;
+  const struct source *const source = w->req->source;
+  const uint32_t most = source->maximum / source->minimum * source->minimum;
+  uint32_t n;
+  int err;
+
+  for (; bytes > 0; bytes -= n, offset += n, data += n) {
+    n = min64 (bytes, most);
+    err = 0;
+    if (w->req->next->pread (w->req->next, data, n, offset, 0, &err) == -1) {
+      count (&store->counters, COUNT_FETCH_FAILURES, 1);
+      return err != 0 ? err : EIO;
+    }
+    count (&store->counters, COUNT_FETCHES, 1);
+    count (&store->counters, COUNT_FETCHED_BYTES, n);
+  }
+  return 0;
+}
+
+/* Fetch the blocks of a claim, give the client its part and keep the rest. */
+static int
+fetch_claimed (struct walk *w, const struct claim *claim)
+{
+  struct store *const store = w->req->store;
+  const uint32_t unit = w->req->source->minimum;
+  const uint64_t wanted_end = w->offset + w->count;
+  /* The plugin may want requests in larger units than our blocks. */
+  const uint64_t lo = store_offset (store, claim->first) / unit * unit;
+  const uint64_t hi =
+    min64 ((store_offset (store, claim->end) + unit - 1) / unit * unit,
+           store->size);
+  const uint64_t first = store_block_after (store, lo);
+  const uint64_t end = hi == store->size ? map_blocks (store->map)
+    : store_block (store, hi);
+  const bool direct = w->purpose == WALK_READ &&
+    lo >= w->offset && hi <= wanted_end;
+  CLEANUP_FREE char *bounce = NULL;
+  uint64_t from, to;
+  char *data;
+  int err;
+
+  w->fetched = true;
+  if (direct)
+    data = w->buf + (lo - w->offset);
+  else {
+    data = bounce = malloc (hi - lo);
+    if (data == NULL && w->purpose == WALK_READ && unit == 1) {
+      /* Then what the client wants of it goes straight there. */
+      from = max64 (lo, w->offset);
+      to = min64 (hi, wanted_end);
+      err = read_source (w, w->buf + (from - w->offset), to - from, from);
+      for (; err == 0 && from < to; from = min64 (store_offset (
+             store, store_block (store, from) + 1), to))
+        if (map_has (store->map, store_block (store, from),
+                     store_block (store, from) + 1))
+          err = read_present (w, store_block (store, from),
+                              store_block (store, from) + 1);
+      return err;
+    }
+    if (data == NULL) {
+      nbdkit_error ("clone: malloc: %m");
+      return ENOMEM;
+    }
+  }
+
+  err = read_source (w, data, lo, hi - lo);
+  if (err != 0)
+    return err;
+  if (w->purpose == WALK_READ) {
+    err = overlay_present (store, data + (store_offset (store, first) - lo),
+                           first, end);
+    if (err != 0)
+      return err;
+  }
+  err = store_keep (store, claim, data, lo, hi - lo, w->purpose == WALK_KEEP);
+  if (err != 0)
+    w->keep_err = err;
+  if (w->purpose == WALK_READ && !direct) {
+    from = max64 (lo, w->offset);
+    to = min64 (hi, wanted_end);
+    memcpy (w->buf + (from - w->offset), data + (from - lo), to - from);
+  }
+  return 0;
+}
+
+/* Once over these blocks.  Returns an errno. */
+static int
+walk_once (struct walk *w, uint64_t first, uint64_t end)
+{
+  struct store *const store = w->req->store;
+  struct claim claim;
+  uint64_t stop;
+  int err;
+
+  for (; first < end; first = stop) {
+    stop = map_find (store->map, first, end, false);
+    if (stop > first) {
+      err = read_present (w, first, stop);
+      if (err != 0)
+        return err;
+      continue;
+    }
+    stop = end_of_run (w, first, end);
+    switch (claims_begin_read (&store->claims, &claim, first, &stop,
+                               w->join_blocks)) {
+    case CLAIM_MADE:
+      err = fetch_claimed (w, &claim);
+      claims_end (&store->claims, &claim);
+      if (err != 0 || (w->purpose == WALK_CACHE && w->keep_err != 0))
+        return err;
+      break;
+    case CLAIM_PRESENT:
+      stop = first;
+      break;
+    case CLAIM_JOIN:
+      if (w->joined_first == w->joined_end)
+        w->joined_first = first;
+      w->joined_end = stop;
+      w->joined_number = max64 (w->joined_number, claim.number);
+      break;
+    }
+  }
+  return 0;
+}
+
+/* Go over the blocks of a walk, joining others where that is no slower. */
+static int
+walk_blocks (struct walk *w, uint64_t first, uint64_t end)
+{
+  struct store *const store = w->req->store;
+  int err;
+
+  err = walk_once (w, first, end);
+  if (err != 0 || w->joined_first == w->joined_end)
+    return err;
+  count (&store->counters, COUNT_JOINS, 1);
+  if (clone_debug_joins)
+    nbdkit_debug ("clone: blocks %" PRIu64 " to %" PRIu64 ": waiting for a "
+                  "fetch in flight", w->joined_first, w->joined_end);
+  /* Only for those that there were: who tries again after a failure is not
+   * waited for in turn.
+   */
+  claims_join (&store->claims, w->joined_first, w->joined_end, w->join_blocks,
+               w->joined_number);
+  w->join_blocks = 0;
+  return walk_once (w, w->joined_first, w->joined_end);
+}
+
+static int
+result (int r, int *err)
+{
+  if (r == 0)
+    return 0;
+  *err = r;
+  return -1;
+}
+
+int
+fetch_read (const struct request *req, void *buf, uint32_t count_,
+            uint64_t offset, int *err)
+{
+  struct store *const store = req->store;
+  const uint64_t first = store_block (store, offset);
+  const uint64_t end = store_block_after (store, offset + count_);
+  struct walk w = {
+    .req = req, .purpose = WALK_READ, .buf = buf,
+    .offset = offset, .count = count_,
+    .join_blocks = max64 (JOIN_BYTES / store->block_size, end - first),
+  };
+  int r;
+
+  if (map_has (store->map, first, end)) {
+    count (&store->counters, COUNT_HITS, 1);
+    return result (read_present (&w, first, end), err);
+  }
+  r = walk_blocks (&w, first, end);
+  if (w.fetched)
+    count (&store->counters, COUNT_MISSES, 1);
+  return result (r, err);
+}
+
+int
+fetch_block (const struct request *req, uint64_t block, int *err)
+{
+  struct store *const store = req->store;
+  int r;
+
+  while (!map_has (store->map, block, block + 1)) {
+    struct walk w = {
+      .req = req, .purpose = WALK_KEEP,
+      .join_blocks = max64 (JOIN_BYTES / store->block_size, 1),
+    };
+
+    r = walk_blocks (&w, block, block + 1);
+    if (r == 0)
+      r = w.keep_err;
+    if (r != 0)
+      return result (r, err);
+    /* If it could not be stored, as somebody writes it, it will be there once
+     * they have.
+     */
+    claims_settle (&store->claims, block);
+  }
+  return 0;
+}
+
+/* -- holes ----------------------------------------------------------------- */
+
+/* How far ahead to ask for extents: a scan asks once for many pieces. */
+#define ASK_BYTES (UINT64_C (64) << 20)
+
+static void
+learn (struct store *store, const struct claim *asked,
+       const struct nbdkit_extents *extents, uint64_t offset, uint64_t bytes)
+{
+  const size_t n = nbdkit_extents_count (extents);
+  struct nbdkit_extent e;
+  uint64_t from, to;
+  size_t i;
+
+  for (i = 0; i < n; ++i) {
+    e = nbdkit_get_extent (extents, i);
+    if ((e.type & NBDKIT_EXTENT_ZERO) == 0)
+      continue;
+    from = max64 (e.offset, offset);
+    to = min64 (e.offset + e.length, offset + bytes);
+    if (from < to)
+      store_keep_hole (store, asked, from, to - from);
+  }
+}
+
+int
+fetch_extents (const struct request *req, uint32_t count_, uint64_t offset,
+               struct nbdkit_extents *extents, int *err)
+{
+  struct store *const store = req->store;
+  const uint32_t unit = req->source->minimum;
+  /* Widened to what the plugin wants; what is too much the server cuts off. */
+  const uint64_t lo = offset / unit * unit;
+  const uint64_t most = lo + UINT32_MAX / unit * unit;
+  const uint64_t hi = min64 ((offset + count_ + unit - 1) / unit * unit,
+                             min64 (store->size, most));
+  struct claim claim;
+  int r;
+
+  claims_begin_ask (&store->claims, &claim, store_block (store, offset),
+                    store_block_after (store, offset + count_));
+  r = req->next->extents (req->next, hi - lo, lo, 0, extents, err);
+  if (r == 0)
+    learn (store, &claim, extents, offset, count_);
+  claims_end (&store->claims, &claim);
+  return r;
+}
+
+/* Before a range is fetched: what of it is a hole needs no fetch. */
+static void
+ask_for_holes (const struct request *req, uint64_t first, uint64_t end)
+{
+  struct store *const store = req->store;
+  const uint64_t from = store_offset (store, first);
+  const uint64_t to = store_offset (store, end);
+  struct nbdkit_extents *extents;
+  uint64_t ask;
+  size_t n;
+  int err;
+
+  pthread_mutex_lock (&store->asked_lock);
+  ask = from >= store->asked_from && to <= store->asked_to ? 0
+    : min64 (max64 (to - from, ASK_BYTES), store->size - from);
+  pthread_mutex_unlock (&store->asked_lock);
+  if (ask == 0)
+    return;
+
+  extents = nbdkit_extents_new (from, from + ask);
+  if (extents == NULL)
+    return;
+  /* A failure only means that holes are fetched like data. */
+  if (fetch_extents (req, ask, from, extents, &err) == 0 &&
+      (n = nbdkit_extents_count (extents)) > 0) {
+    const struct nbdkit_extent last = nbdkit_get_extent (extents, n - 1);
+
+    pthread_mutex_lock (&store->asked_lock);
+    store->asked_from = from;
+    store->asked_to = min64 (last.offset + last.length, store->size);
+    pthread_mutex_unlock (&store->asked_lock);
+  }
+  nbdkit_extents_free (extents);
+}
+
+int
+fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
+             int *err)
+{
+  struct store *const store = req->store;
+  const uint64_t end = store_block_after (store, offset + count_);
+  const uint64_t first = map_find (store->map, store_block (store, offset),
+                                   end, false);
+  struct walk w = {
+    .req = req, .purpose = WALK_CACHE, .join_blocks = UINT64_MAX,
+  };
+
+  if (first == end || !store_has_room (store, count_))
+    return 0;
+  if (req->source->can_extents)
+    ask_for_holes (req, first, end);
+  return result (walk_blocks (&w, first, end), err);
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* Reads, and how what is absent comes to be present.
+ *
+ * Called from the callback of a request only, as the plugin's thread model is
+ * kept by the server.  No lock and no claim to write is held while the plugin
+ * works.
+ */
+
+#ifndef CLONE_FETCH_H
+#define CLONE_FETCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <nbdkit-filter.h>
+
+#include "store.h"
+
+/* What the layer below said of itself when the connection was made. */
+struct source {
+  uint32_t minimum, maximum;    /* bytes of a request; 1 and UINT32_MAX: any */
+  bool can_extents;
+  /* For clone-write=through. */
+  int can_zero, can_fua;
+  bool can_fast_zero, can_flush;
+};
+
+/* One request: whose disk, and who to ask for what it lacks.  next is NULL if
+ * all is present.
+ */
+struct request {
+  struct store *store;
+  const struct source *source;
+  nbdkit_next *next;
+};
+
+/* All of these return -1 with *err set on failure, else 0. */
+
+/* A client's read. */
+extern int fetch_read (const struct request *req, void *buf, uint32_t count,
+                       uint64_t offset, int *err);
+
+/* Bring what is absent of this range here, unless there is no room for it. */
+extern int fetch_cache (const struct request *req, uint32_t count,
+                        uint64_t offset, int *err);
+
+/* Make one block present, as a part of it is about to be written. */
+extern int fetch_block (const struct request *req, uint64_t block, int *err);
+
+/* Ask the source for its extents, and take in what it says: its holes are
+ * present from now on.
+ */
+extern int fetch_extents (const struct request *req, uint32_t count,
+                          uint64_t offset, struct nbdkit_extents *extents,
+                          int *err);
+
+#endif /* CLONE_FETCH_H */

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See options.h. */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <nbdkit-filter.h>
+
+#include "clock.h"
+#include "map.h"
+#include "options.h"
+
+#define BLOCK_SIZE_MIN 512
+#define BLOCK_SIZE_MAX (UINT64_C (1) << 20)
+#define FETCH_SIZE_MIN 4096
+#define FETCH_SIZE_MAX (UINT64_C (32) << 20) /* most that clients may ask for */
+#define COMMIT_SECS_MIN 0.1
+#define COMMIT_SECS_MAX 3600
+
+struct options options = {
+  .block_size = 4096,
+  .fetch_size = 2 << 20,
+  .commit_ns = 5 * NS_PER_SECOND,
+  .reserve = RESERVE_DEFAULT,
+};
+
+static int
+bad_value (const char *key, const char *value, const char *allowed)
+{
+  nbdkit_error ("%s: '%s' is not valid; it should be %s", key, value, allowed);
+  return -1;
+}
+
+/* A number of bytes with one of nbdkit's suffixes.  nbdkit's own parser prints
+ * a message that doesn't name the parameter.
+ */
+static bool
+to_size (const char *value, uint64_t *result)
+{
+  static const char units[] = "bkmgtpe";
+  const char *unit;
+  char *end;
+  uintmax_t n;
+  unsigned shift = 0;
+
+  errno = 0;
+  n = strtoumax (value, &end, 10);
+  if (errno != 0 || end == value || strchr (value, '-') != NULL)
+    return false;
+  if (strcmp (end, "s") == 0)
+    shift = 9;
+  else if (*end != '\0') {
+    unit = strchr (units, *end | 0x20);
+    if (unit == NULL || end[1] != '\0')
+      return false;
+    shift = 10 * (unit - units);
+  }
+  if (n > (uintmax_t) INT64_MAX >> shift)
+    return false;
+  *result = n << shift;
+  return true;
+}
+
+static int
+parse_power (const char *key, const char *value, uint64_t min, uint64_t max,
+             const char *allowed, uint32_t *result)
+{
+  uint64_t n;
+
+  if (!to_size (value, &n) || n < min || n > max || (n & (n - 1)) != 0)
+    return bad_value (key, value, allowed);
+  *result = n;
+  return 1;
+}
+
+static int
+parse_commit (const char *key, const char *value)
+{
+  char *end;
+  const double n = strtod (value, &end);
+
+  if (end == value || *end != '\0' ||
+      !(n >= COMMIT_SECS_MIN && n <= COMMIT_SECS_MAX))
+    return bad_value (key, value, "seconds from 0.1 to 3600");
+  options.commit_ns = n * NS_PER_SECOND;
+  return 1;
+}
+
+static int
+set_path (const char *key, const char *value, char **path)
+{
+  if (*path != NULL) {
+    nbdkit_error ("%s: given twice; the filter can be there once, with one %s",
+                  key, key);
+    return -1;
+  }
+  if (*value == '\0')
+    return bad_value (key, value, "a path");
+  *path = nbdkit_absolute_path (value);
+  return *path == NULL ? -1 : 1;
+}
+
+int
+options_set (const char *key, const char *value)
+{
+  if (strcmp (key, "clone-file") == 0)
+    return set_path (key, value, &options.file);
+  if (strcmp (key, "clone-dir") == 0)
+    return set_path (key, value, &options.dir);
+  if (strcmp (key, "clone-stats") == 0)
+    return set_path (key, value, &options.stats_file);
+  if (strcmp (key, "clone-block-size") == 0) {
+    options.block_size_given = true;
+    return parse_power (key, value, BLOCK_SIZE_MIN, BLOCK_SIZE_MAX,
+                        "a power of two from 512 to 1M", &options.block_size);
+  }
+  if (strcmp (key, "clone-fetch-size") == 0)
+    return parse_power (key, value, FETCH_SIZE_MIN, FETCH_SIZE_MAX,
+                        "a power of two from 4096 to 32M",
+                        &options.fetch_size);
+  if (strcmp (key, "clone-commit") == 0)
+    return parse_commit (key, value);
+  if (strcmp (key, "clone-write") == 0) {
+    options.through = strcmp (value, "through") == 0;
+    if (!options.through && strcmp (value, "local") != 0)
+      return bad_value (key, value, "local or through");
+    return 1;
+  }
+  if (strcmp (key, "clone-reserve") == 0) {
+    if (!to_size (value, &options.reserve))
+      return bad_value (key, value, "a size in bytes, like 500M or 10G");
+    return 1;
+  }
+  if (strcmp (key, "clone-id") == 0) {
+    if (*value == '\0' || strlen (value) > MAP_ID_MAX)
+      return bad_value (key, value, "a text of 1 to 255 bytes");
+    options.id = value;
+    return 1;
+  }
+  return 0;
+}
+
+/* Whoever the server runs as later may not be who runs it now, so only what
+ * will not change is looked at.
+ */
+static int
+check_file (void)
+{
+  const char *slash = strrchr (options.file, '/');
+  struct stat st;
+
+  if (slash == NULL || slash[1] == '\0')
+    return bad_value ("clone-file", options.file, "the name of a file");
+  if (lstat (options.file, &st) == -1) {
+    if (errno == ENOENT)
+      return 0;
+    nbdkit_error ("clone-file: %s: %m", options.file);
+    return -1;
+  }
+  if (S_ISLNK (st.st_mode)) {
+    nbdkit_error ("clone-file: %s is a symbolic link, which is not followed; "
+                  "name the file itself", options.file);
+    return -1;
+  }
+  if (!S_ISREG (st.st_mode)) {
+    nbdkit_error ("clone-file: %s is not a regular file", options.file);
+    return -1;
+  }
+  return 0;
+}
+
+/* The folder that a file is to be in. */
+static int
+check_folder (const char *key, const char *path, size_t len)
+{
+  struct stat st;
+  char *folder = strndup (len == 0 ? "/" : path, len == 0 ? 1 : len);
+  int r = -1;
+
+  if (folder == NULL)
+    nbdkit_error ("%s: strndup: %m", key);
+  else if (stat (folder, &st) == -1)
+    nbdkit_error ("%s: %s: %m", key, folder);
+  else if (!S_ISDIR (st.st_mode))
+    nbdkit_error ("%s: %s is not a folder", key, folder);
+  else
+    r = 0;
+  free (folder);
+  return r;
+}
+
+int
+options_complete (void)
+{
+  if (options.file != NULL && options.dir != NULL) {
+    nbdkit_error ("clone-file and clone-dir cannot both be given; clone-file "
+                  "is for one export, clone-dir for several");
+    return -1;
+  }
+  if (options.id != NULL && options.file == NULL && options.dir == NULL) {
+    nbdkit_error ("clone-id is only for a clone that stays, with clone-file or "
+                  "clone-dir");
+    return -1;
+  }
+  if (options.fetch_size < options.block_size) {
+    nbdkit_error ("clone-fetch-size=%" PRIu32 " is less than clone-block-size="
+                  "%" PRIu32 "; it should be at least as large",
+                  options.fetch_size, options.block_size);
+    return -1;
+  }
+  if (options.file != NULL &&
+      (check_folder ("clone-file", options.file,
+                     strrchr (options.file, '/') - options.file) == -1 ||
+       check_file () == -1))
+    return -1;
+  if (options.dir != NULL &&
+      check_folder ("clone-dir", options.dir, strlen (options.dir)) == -1)
+    return -1;
+  return 0;
+}
+
+void
+options_free (void)
+{
+  free (options.file);
+  free (options.dir);
+  free (options.stats_file);
+}

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See stats-file.h.
+ *
+ * The format wants all samples of one metric together, so the exports are gone
+ * through once for each.
+ */
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <nbdkit-filter.h>
+
+#include "cleanup.h"
+#include "escape.h"
+#include "exports.h"
+#include "options.h"
+#include "stats-file.h"
+
+/* Of the store, not of its counters. */
+enum { VALUE_SIZE = NR_COUNTERS, VALUE_PRESENT, VALUE_BROKEN };
+
+static const struct metric {
+  const char *name, *type, *help;
+  unsigned which;               /* enum counter, or one of the above */
+} metrics[] = {
+  { "nbdkit_clone_size_bytes", "gauge", "Size of the disk.", VALUE_SIZE },
+  { "nbdkit_clone_present_bytes", "gauge",
+    "Bytes of the disk that are in the clone, in whole blocks.",
+    VALUE_PRESENT },
+  { "nbdkit_clone_broken", "gauge",
+    "1 if the clone could not be made durable, and every flush fails.",
+    VALUE_BROKEN },
+  { "nbdkit_clone_hits_total", "counter",
+    "Client reads of what was in the clone.", COUNT_HITS },
+  { "nbdkit_clone_misses_total", "counter",
+    "Client reads that had to read from the plugin.", COUNT_MISSES },
+  { "nbdkit_clone_joins_total", "counter",
+    "Reads and prefetches that waited for a fetch in flight.", COUNT_JOINS },
+  { "nbdkit_clone_fetches_total", "counter",
+    "Reads of the plugin that went well.", COUNT_FETCHES },
+  { "nbdkit_clone_fetched_bytes_total", "counter",
+    "Bytes that they brought.", COUNT_FETCHED_BYTES },
+  { "nbdkit_clone_fetch_failures_total", "counter",
+    "Reads of the plugin that failed.", COUNT_FETCH_FAILURES },
+  { "nbdkit_clone_kept_bytes_total", "counter",
+    "Bytes fetched and kept in the clone.", COUNT_KEPT_BYTES },
+  { "nbdkit_clone_not_kept_total", "counter",
+    "Fetches that were not kept, for lack of room or an error of the file.",
+    COUNT_NOT_KEPT },
+  { "nbdkit_clone_hole_bytes_total", "counter",
+    "Bytes present without a fetch, as the source has holes there.",
+    COUNT_HOLE_BYTES },
+  { "nbdkit_clone_written_bytes_total", "counter",
+    "Bytes written, zeroed and trimmed by clients.", COUNT_WRITTEN_BYTES },
+  { "nbdkit_clone_commits_total", "counter",
+    "Times that something new was made durable.", COUNT_COMMITS },
+};
+
+static uint64_t
+value_of (struct store *store, unsigned which)
+{
+  switch (which) {
+  case VALUE_SIZE:
+    return store->size;
+  case VALUE_PRESENT:
+    return store_offset (store, map_present (store->map));
+  case VALUE_BROKEN:
+    return atomic_load (&store->broken);
+  default:
+    return atomic_load_explicit (&store->counters.values[which],
+                                 memory_order_relaxed);
+  }
+}
+
+static void
+write_metric (FILE *fp, const struct metric *metric)
+{
+  struct export *export;
+  struct store *store;
+  uint64_t number = 0;
+
+  fprintf (fp, "# HELP %s %s\n# TYPE %s %s\n", metric->name, metric->help,
+           metric->name, metric->type);
+  while ((export = exports_after (number)) != NULL) {
+    number = export->number;
+    store = exports_store (export);
+    if (store != NULL) {
+      fprintf (fp, "%s{export=\"", metric->name);
+      escape_to_file (ESCAPE_LABEL, export->name, fp);
+      fprintf (fp, "\"} %" PRIu64 "\n",
+               value_of (store, metric->which));
+    }
+    exports_put (export);
+  }
+}
+
+void
+stats_file_write (void)
+{
+  static bool warned;
+  CLEANUP_FREE char *aside = NULL;
+  bool ok;
+  FILE *fp;
+  size_t i;
+
+  if (options.stats_file == NULL)
+    return;
+  if (asprintf (&aside, "%s.tmp", options.stats_file) == -1) {
+    aside = NULL;
+    return;
+  }
+  unlink (aside);
+  fp = fopen (aside, "wxe");
+  ok = fp != NULL;
+  if (ok) {
+    for (i = 0; i < sizeof metrics / sizeof metrics[0]; ++i)
+      write_metric (fp, &metrics[i]);
+    ok = !ferror (fp);
+    ok = fclose (fp) == 0 && ok && rename (aside, options.stats_file) == 0;
+  }
+  if (!ok && !warned) {
+    warned = true;
+    nbdkit_error ("clone: warning: clone-stats=%s cannot be written: %m",
+                  options.stats_file);
+  }
+}

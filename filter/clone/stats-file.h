@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* clone-stats: the counters of all exports, in Prometheus' text format. */
+
+#ifndef CLONE_STATS_FILE_H
+#define CLONE_STATS_FILE_H
+
+/* Write the file aside and put it in its place, if there is to be one.  Not
+ * from two threads at once.  Warns once if that fails.
+ */
+extern void stats_file_write (void);
+
+#endif /* CLONE_STATS_FILE_H */

@@ -1,0 +1,505 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See store.h. */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/stat.h>
+
+#include <nbdkit-filter.h>
+
+#include "cleanup.h"
+#include "disk.h"
+#include "escape.h"
+#include "options.h"
+#include "store.h"
+
+/* -- open and close -------------------------------------------------------- */
+
+static struct store *
+new_store (const char *path)
+{
+  struct store *store = calloc (1, sizeof *store);
+
+  if (store == NULL) {
+    nbdkit_error ("clone: malloc: %m");
+    return NULL;
+  }
+  store->fd = store->map_fd = -1;
+  pthread_mutex_init (&store->asked_lock, NULL);
+  pthread_mutex_init (&store->commit_lock, NULL);
+  pthread_cond_init (&store->commit_ended, NULL);
+  if (path == NULL)
+    return store;
+  store->path = strdup (path);
+  if (store->path == NULL ||
+      asprintf (&store->map_path, "%s.map", path) == -1) {
+    store->map_path = NULL;
+    nbdkit_error ("clone: malloc: %m");
+    store_close (store);
+    return NULL;
+  }
+  return store;
+}
+
+void
+store_close (struct store *store)
+{
+  if (store == NULL)
+    return;
+  if (store->map != NULL)
+    claims_destroy (&store->claims);
+  map_free (store->map);
+  if (store->map_fd != -1)
+    close (store->map_fd);
+  if (store->fd != -1)
+    close (store->fd);
+  pthread_cond_destroy (&store->commit_ended);
+  pthread_mutex_destroy (&store->commit_lock);
+  pthread_mutex_destroy (&store->asked_lock);
+  free (store->export_name);
+  free (store->map_path);
+  free (store->path);
+  free (store);
+}
+
+/* Open one file of the pair.  Returns -1 after nbdkit_error, or with *missing
+ * set and no message if it isn't there.
+ */
+static int
+open_file (const char *path, bool create, bool *missing)
+{
+  enum disk_found found;
+  const int fd = disk_open (path, create, &found);
+
+  *missing = fd == -1 && errno == ENOENT && !create;
+  if (fd != -1 || *missing)
+    return fd;
+  if (errno == ELOOP)
+    nbdkit_error ("clone: %s is a symbolic link, which is not followed; name "
+                  "the file itself", path);
+  else if (errno == EINVAL || errno == ENXIO || errno == EISDIR)
+    nbdkit_error ("clone: %s is not a regular file", path);
+  else
+    nbdkit_error ("clone: cannot open %s: %m", path);
+  return -1;
+}
+
+static int
+lock_file (struct store *store)
+{
+  const int err = disk_lock (store->fd);
+
+  if (err == EAGAIN)
+    nbdkit_error ("clone: %s is in use by another server; give each its own "
+                  "file", store->path);
+  else if (err != 0)
+    nbdkit_error ("clone: cannot lock %s: %s", store->path, strerror (err));
+  return err == 0 ? 0 : -1;
+}
+
+/* Is nothing kept in these files, so that they are as good as missing?  A crash
+ * may have come between making one and the other.  Returns -1 after
+ * nbdkit_error.
+ */
+static int
+is_unborn (struct store *store)
+{
+  struct stat st;
+  bool is_hole = true;
+  int r = 1;
+
+  if (fstat (store->fd, &st) == -1) {
+    nbdkit_error ("clone: %s: %m", store->path);
+    return -1;
+  }
+  if (store->map_fd != -1)
+    r = map_file_is_unborn (store->map_fd);
+  /* Not by its blocks: a small file may have none. */
+  if (st.st_size > 0 &&
+      disk_extent (store->fd, 0, st.st_size, &is_hole) < (uint64_t) st.st_size)
+    is_hole = false;
+  if (r == -1)
+    nbdkit_error ("clone: %s: %m", store->map_path);
+  else if (r == 1 && !is_hole) {
+    nbdkit_error ("clone: %s is there and holds data, but %s, which says what "
+                  "of it is a clone, is %s; name another file, or move this "
+                  "one away", store->path, store->map_path,
+                  store->map_fd == -1 ? "missing" : "empty");
+    return -1;
+  }
+  return r;
+}
+
+static int
+check_identity (struct store *store, const struct map_identity *identity,
+                const char *expect_name)
+{
+  char has[ESCAPE_NAME_MAX], wanted[ESCAPE_NAME_MAX];
+  struct stat st;
+
+  if (expect_name != NULL && strcmp (identity->export_name, expect_name) != 0)
+    nbdkit_error ("clone: %s is a clone of the export %s, not of %s; use "
+                  "clone-dir to clone several", store->path,
+                  escape (ESCAPE_NAME, identity->export_name, has, sizeof has),
+                  escape (ESCAPE_NAME, expect_name, wanted, sizeof wanted));
+  else if (options.id != NULL && strcmp (identity->id, options.id) != 0)
+    nbdkit_error ("clone: %s was made with clone-id=%s, and clone-id=%s was "
+                  "given; name another file, or move both files away to begin "
+                  "anew", store->path,
+                  escape (ESCAPE_NAME, identity->id, has, sizeof has),
+                  options.id);
+  else if (options.block_size_given &&
+           identity->block_size != options.block_size)
+    nbdkit_error ("clone: %s was made with clone-block-size=%" PRIu32 ", and "
+                  "clone-block-size=%" PRIu32 " was given; leave it out",
+                  store->path, identity->block_size, options.block_size);
+  else if (fstat (store->fd, &st) == -1)
+    nbdkit_error ("clone: %s: %m", store->path);
+  else if ((uint64_t) st.st_size != identity->size)
+    nbdkit_error ("clone: %s is %" PRIi64 " bytes, and by its map it should be "
+                  "%" PRIu64 "; put back a copy of both files, or move both "
+                  "away to begin anew", store->path, (int64_t) st.st_size,
+                  identity->size);
+  else
+    return 0;
+  return -1;
+}
+
+struct store *
+store_open (const char *path, const char *expect_name, bool *missing)
+{
+  struct map_identity identity;
+  char error[MAP_ERROR_MAX];
+  struct store *store = new_store (path);
+  bool no_map, repaired;
+  int r;
+
+  *missing = false;
+  if (store == NULL)
+    return NULL;
+  store->fd = open_file (path, false, missing);
+  if (store->fd == -1 && !*missing)
+    goto error;
+  if (*missing) {
+    *missing = false;
+    store->map_fd = open_file (store->map_path, false, missing);
+    if (store->map_fd == -1)
+      goto error;
+    if (map_file_is_unborn (store->map_fd) == 1)
+      *missing = true;
+    else
+      nbdkit_error ("clone: %s is there, but %s, which it is the map of, is "
+                    "missing; put it back, or move the map away to begin anew",
+                    store->map_path, path);
+    goto error;
+  }
+  if (lock_file (store) == -1)
+    goto error;
+  store->map_fd = open_file (store->map_path, false, &no_map);
+  if (store->map_fd == -1 && !no_map)
+    goto error;
+  r = no_map ? 1 : map_file_is_unborn (store->map_fd);
+  if (r != 0) {
+    *missing = is_unborn (store) == 1;
+    goto error;
+  }
+
+  store->map = map_load (store->map_fd, &identity, &repaired, error);
+  if (store->map == NULL) {
+    nbdkit_error ("clone: %s %s", store->map_path, error);
+    goto error;
+  }
+  claims_init (&store->claims, store->map);
+  store->size = identity.size;
+  store->block_size = identity.block_size;
+  if (check_identity (store, &identity, expect_name) == -1)
+    goto error;
+  store->export_name = strdup (identity.export_name);
+  if (store->export_name == NULL) {
+    nbdkit_error ("clone: strdup: %m");
+    goto error;
+  }
+  if (repaired)
+    nbdkit_error ("clone: warning: %s was damaged; what it had forgotten is "
+                  "fetched again, and nothing else is lost, as no client had "
+                  "written", store->map_path);
+  return store;
+
+ error:
+  store_close (store);
+  return NULL;
+}
+
+static int
+make_files (struct store *store, const struct map_identity *identity)
+{
+  char error[MAP_ERROR_MAX];
+  bool missing;
+  int err;
+
+  store->fd = open_file (store->path, true, &missing);
+  if (store->fd == -1 || lock_file (store) == -1)
+    return -1;
+  store->map_fd = open_file (store->map_path, true, &missing);
+  if (store->map_fd == -1)
+    return -1;
+  /* Another server may have been here since store_open looked. */
+  switch (is_unborn (store)) {
+  case -1:
+    return -1;
+  case 0:
+    nbdkit_error ("clone: %s has just been made by another server",
+                  store->path);
+    return -1;
+  }
+  err = disk_make_empty (store->fd, store->size, false);
+  if (err == 0 && fsync (store->fd) == -1)
+    err = errno;
+  if (err != 0) {
+    nbdkit_error ("clone: %s cannot be made %" PRIu64 " bytes long: %s",
+                  store->path, store->size, strerror (err));
+    return -1;
+  }
+  if (map_create (store->map, store->map_fd, identity, error) == -1) {
+    nbdkit_error ("clone: %s %s", store->map_path, error);
+    return -1;
+  }
+  err = disk_sync_folder (store->path);
+  if (err != 0) {
+    nbdkit_error ("clone: cannot sync the folder of %s: %s", store->path,
+                  strerror (err));
+    return -1;
+  }
+  return 0;
+}
+
+struct store *
+store_create (const char *path, const char *export_name, uint64_t size)
+{
+  struct map_identity identity = {
+    .size = size, .block_size = options.block_size,
+  };
+  struct store *store = new_store (path);
+  int err;
+
+  if (store == NULL)
+    return NULL;
+  if (strlen (export_name) > MAP_EXPORT_MAX) {
+    nbdkit_error ("clone: an export's name can have %d bytes at most",
+                  MAP_EXPORT_MAX);
+    goto error;
+  }
+  strcpy (identity.export_name, export_name);
+  if (options.id != NULL)
+    strcpy (identity.id, options.id);
+
+  store->size = size;
+  store->block_size = identity.block_size;
+  store->export_name = strdup (export_name);
+  store->map = map_new (size, identity.block_size);
+  if (store->map != NULL)
+    claims_init (&store->claims, store->map);
+  if (store->map == NULL || store->export_name == NULL) {
+    nbdkit_error ("clone: malloc: %m");
+    goto error;
+  }
+  if (path != NULL) {
+    if (make_files (store, &identity) == -1)
+      goto error;
+    return store;
+  }
+  store->fd = disk_open_temporary ();
+  if (store->fd == -1)
+    goto error;
+  err = disk_make_empty (store->fd, size, false);
+  if (err != 0) {
+    nbdkit_error ("clone: the temporary file cannot be made %" PRIu64
+                  " bytes long: %s", size, strerror (err));
+    goto error;
+  }
+  return store;
+
+ error:
+  store_close (store);
+  return NULL;
+}
+
+/* -- commit ---------------------------------------------------------------- */
+
+static int
+sync_data (void *opaque)
+{
+  struct store *store = opaque;
+
+  if (!atomic_exchange (&store->data_dirty, false))
+    return 0;
+  return disk_sync (store->fd);
+}
+
+static int
+do_commit (struct store *store)
+{
+  bool lost = false;
+  int err;
+
+  if (atomic_load (&store->broken))
+    return EIO;
+  if (!store_dirty (store))
+    return 0;
+  count (&store->counters, COUNT_COMMITS, 1);
+  err = map_commit (store->map, sync_data, store, &lost);
+  /* What was written over present blocks, of which no bit tells. */
+  if (err == 0) {
+    err = sync_data (store);
+    lost = err != 0;
+  }
+  if (lost) {
+    /* After a failed sync the kernel may drop what it could not write, and the
+     * next sync succeeds without it.
+     */
+    atomic_store (&store->broken, true);
+    nbdkit_error ("clone: %s or its map cannot be made durable: %s; every "
+                  "flush fails from now on", store->path, strerror (err));
+  }
+  else if (err != 0)
+    nbdkit_error ("clone: %s cannot be written: %s", store->map_path,
+                  strerror (err));
+  return err;
+}
+
+bool
+store_dirty (const struct store *store)
+{
+  return store->path != NULL &&
+    (atomic_load (&store->data_dirty) || map_dirty (store->map));
+}
+
+int
+store_commit (struct store *store)
+{
+  uint64_t mine;
+  int err;
+
+  if (store->path == NULL)
+    return 0;                   /* it does not outlive us */
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&store->commit_lock);
+  /* One that begins from now on has everything. */
+  mine = store->commits_begun + 1;
+  while (store->commits_ended < mine) {
+    if (store->committing) {
+      pthread_cond_wait (&store->commit_ended, &store->commit_lock);
+      continue;
+    }
+    store->committing = true;
+    store->commits_begun++;
+    pthread_mutex_unlock (&store->commit_lock);
+    err = do_commit (store);
+    pthread_mutex_lock (&store->commit_lock);
+    store->committing = false;
+    store->commits_ended = store->commits_begun;
+    store->commit_result = err;
+    pthread_cond_broadcast (&store->commit_ended);
+  }
+  return store->commit_result;
+}
+
+/* -- keep what was fetched ------------------------------------------------- */
+
+bool
+store_has_room (struct store *store, uint64_t bytes)
+{
+  uint64_t free_bytes, size, reserve = options.reserve;
+
+  if (disk_space (store->fd, &free_bytes, &size) != 0)
+    return true;                /* then it will be seen by trying */
+  if (reserve == RESERVE_DEFAULT) {
+    reserve = size / 100 * RESERVE_PERCENT;
+    if (reserve > RESERVE_MOST)
+      reserve = RESERVE_MOST;
+  }
+  if (free_bytes >= reserve && free_bytes - reserve >= bytes)
+    return true;
+  if (!atomic_exchange (&store->warned_space, true))
+    nbdkit_error ("clone: warning: %s: only %" PRIu64 " bytes are free on its "
+                  "file system, and clone-reserve keeps %" PRIu64 " for what "
+                  "clients write; what is fetched is not kept until there is "
+                  "more", store->path ? store->path : "the temporary file",
+                  free_bytes, reserve);
+  return false;
+}
+
+static void
+warn_not_kept (struct store *store, int err)
+{
+  count (&store->counters, COUNT_NOT_KEPT, 1);
+  if (!atomic_exchange (&store->warned_store, true))
+    nbdkit_error ("clone: warning: %s: what was fetched cannot be kept: %s",
+                  store->path ? store->path : "the temporary file",
+                  strerror (err));
+}
+
+/* Store what may be stored of the blocks in this range; data is of the first of
+ * them, or NULL for zeroes.
+ */
+static int
+store_blocks (struct store *store, const struct claim *read, const char *data,
+              uint64_t first, uint64_t end)
+{
+  const uint64_t base = store_offset (store, first);
+  struct claim claim;
+  uint64_t offset, bytes;
+  int err = 0;
+
+  for (; err == 0 &&
+         claims_begin_store (&store->claims, &claim, read, first, end);
+       first = claim.end) {
+    offset = store_offset (store, claim.first);
+    bytes = store_offset (store, claim.end) - offset;
+    /* Also a hole is made sure of: a write that failed, or that a crash has
+     * made forgotten, may have left its data here.
+     */
+    err = data != NULL
+      ? disk_write (store->fd, data + (offset - base), bytes, offset)
+      : disk_zero (store->fd, bytes, offset, DISK_PUNCH, false);
+    if (err == 0) {
+      atomic_store (&store->data_dirty, true);
+      map_set (store->map, claim.first, claim.end);
+      count (&store->counters,
+             data != NULL ? COUNT_KEPT_BYTES : COUNT_HOLE_BYTES, bytes);
+    }
+    claims_end (&store->claims, &claim);
+  }
+  if (err != 0)
+    warn_not_kept (store, err);
+  return err;
+}
+
+int
+store_keep (struct store *store, const struct claim *read, const void *data,
+            uint64_t offset, uint64_t bytes, bool force)
+{
+  if (!force && !store_has_room (store, bytes)) {
+    count (&store->counters, COUNT_NOT_KEPT, 1);
+    return ENOSPC;
+  }
+  return store_blocks (store, read, data, store_block_after (store, offset),
+                       offset + bytes == store->size ? map_blocks (store->map)
+                       : store_block (store, offset + bytes));
+}
+
+int
+store_keep_hole (struct store *store, const struct claim *read,
+                 uint64_t offset, uint64_t bytes)
+{
+  return store_blocks (store, read, NULL, store_block_after (store, offset),
+                       offset + bytes == store->size ? map_blocks (store->map)
+                       : store_block (store, offset + bytes));
+}

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* The clone of one export: its file and the map beside it, or a temporary file.
+ *
+ * Shared by all connections to the export.  Any thread may call all of these
+ * while the store is open.
+ */
+
+#ifndef CLONE_STORE_H
+#define CLONE_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <pthread.h>
+
+#include "claims.h"
+#include "counters.h"
+#include "map.h"
+
+struct store {
+  /* Immutable. */
+  char *path, *map_path;        /* NULL: temporary, gone when it is closed */
+  int fd, map_fd;
+  uint64_t size;                /* bytes, of the disk and of the file */
+  uint32_t block_size;          /* bytes */
+  char *export_name;
+
+  struct map *map;
+  struct claims claims;
+  struct counters counters;
+
+  /* Something in the file is not durable yet; set before the bits are. */
+  atomic_bool data_dirty;
+  /* A sync has failed: what is durable is not known any more. */
+  atomic_bool broken;
+  /* Once each. */
+  atomic_bool warned_space, warned_store;
+
+  /* Where the source was asked for its extents last, bytes: what is not a hole
+   * there is data.  Guarded by the lock, a leaf.
+   */
+  pthread_mutex_t asked_lock;
+  uint64_t asked_from, asked_to;
+
+  /* One commit at a time; the others wait and share the next.  The lock guards
+   * these four.
+   */
+  pthread_mutex_t commit_lock;
+  pthread_cond_t commit_ended;
+  bool committing;
+  uint64_t commits_begun, commits_ended;
+  int commit_result;            /* of the last that ended; errno */
+};
+
+/* Open a clone that is there.  Returns NULL with *missing set if there is none
+ * yet, without touching anything; else NULL after nbdkit_error.  expect_name is
+ * the export that it has to be of, or NULL for any.
+ */
+extern struct store *store_open (const char *path, const char *expect_name,
+                                 bool *missing);
+
+/* Make the clone of an export, of which store_open has found none.  path NULL:
+ * a temporary one.  Returns NULL after nbdkit_error.
+ */
+extern struct store *store_create (const char *path, const char *export_name,
+                                   uint64_t size);
+
+/* Without a commit.  NULL is allowed. */
+extern void store_close (struct store *store);
+
+/* Make durable all writes that have completed and all that is present.  Calls
+ * that wait at the same time share one commit.  Returns 0 or an errno, after
+ * nbdkit_error.
+ */
+extern int store_commit (struct store *store);
+
+/* Has anything changed since the last commit began? */
+extern bool store_dirty (const struct store *store);
+
+/* May fetches take this many more bytes of the file system?  Warns once if
+ * not.
+ */
+extern bool store_has_room (struct store *store, uint64_t bytes);
+
+/* Keep what was fetched, of the blocks that are still to be kept.  The bytes
+ * from offset on are whole blocks, the last cut at the end of the disk.  If
+ * force, the reserve does not count.  Returns 0, or the errno for which it
+ * could not be kept; the server goes on.
+ */
+extern int store_keep (struct store *store, const struct claim *read,
+                       const void *data, uint64_t offset, uint64_t bytes,
+                       bool force);
+
+/* The same for what is a hole in the source. */
+extern int store_keep_hole (struct store *store, const struct claim *read,
+                            uint64_t offset, uint64_t bytes);
+
+/* -- bytes and blocks ------------------------------------------------------ */
+
+static inline uint64_t
+store_block (const struct store *store, uint64_t offset)
+{
+  return offset / store->block_size;
+}
+
+/* The first block that begins at or after offset; the last block ends at the
+ * end of the disk.
+ */
+static inline uint64_t
+store_block_after (const struct store *store, uint64_t offset)
+{
+  return offset / store->block_size + (offset % store->block_size != 0);
+}
+
+/* Where a block begins; for the number after the last, where the disk ends. */
+static inline uint64_t
+store_offset (const struct store *store, uint64_t block)
+{
+  const uint64_t offset = block * store->block_size;
+
+  return offset < store->size ? offset : store->size;
+}
+
+#endif /* CLONE_STORE_H */

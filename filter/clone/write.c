@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See write.h. */
+
+#include <errno.h>
+#include <string.h>
+
+#include "disk.h"
+#include "options.h"
+#include "write.h"
+
+/* What is to be written, and the blocks that it touches and covers. */
+struct change {
+  const char *data;             /* NULL: zeroes */
+  uint64_t offset, count;       /* bytes */
+  uint32_t flags;
+  uint64_t first, end;          /* touched */
+  uint64_t whole_first, whole_end; /* covered; may be none */
+};
+
+static int
+put (const struct store *store, const struct change *ch, uint64_t from,
+     uint64_t to)
+{
+  if (from >= to)
+    return 0;
+  if (ch->data != NULL)
+    return disk_write (store->fd, ch->data + (from - ch->offset), to - from,
+                       from);
+  return disk_zero (store->fd, to - from, from,
+                    ch->flags & NBDKIT_FLAG_MAY_TRIM ? DISK_PUNCH
+                    : DISK_ALLOCATE,
+                    ch->flags & NBDKIT_FLAG_FAST_ZERO);
+}
+
+/* The file has what it should have of these blocks. */
+static void
+done (struct store *store, const struct change *ch)
+{
+  atomic_store (&store->data_dirty, true);
+  map_set (store->map, ch->whole_first, ch->whole_end);
+}
+
+/* The blocks at the edges, of which only a part is written, have to be present
+ * for that.
+ */
+static int
+fetch_edges (const struct request *req, const struct change *ch, int *err)
+{
+  const struct store *const store = req->store;
+  const uint64_t edges[2] = { ch->first, ch->end - 1 };
+  int i;
+
+  for (i = 0; i < 2; ++i) {
+    if ((edges[i] >= ch->whole_first && edges[i] < ch->whole_end) ||
+        map_has (store->map, edges[i], edges[i] + 1))
+      continue;
+    if (ch->flags & NBDKIT_FLAG_FAST_ZERO) {
+      *err = ENOTSUP;
+      return -1;
+    }
+    if (fetch_block (req, edges[i], err) == -1)
+      return -1;
+  }
+  return 0;
+}
+
+static int
+write_local (const struct request *req, const struct change *ch, int *err)
+{
+  struct store *const store = req->store;
+  struct claim claim;
+  int r;
+
+  if (fetch_edges (req, ch, err) == -1)
+    return -1;
+  if (map_has (store->map, ch->first, ch->end)) {
+    r = put (store, ch, ch->offset, ch->offset + ch->count);
+    atomic_store (&store->data_dirty, true);
+  }
+  else {
+    claims_begin_write (&store->claims, &claim, ch->whole_first, ch->whole_end,
+                        false);
+    r = put (store, ch, ch->offset, ch->offset + ch->count);
+    if (r == 0)
+      done (store, ch);
+    claims_end (&store->claims, &claim);
+  }
+  if (r != 0)
+    *err = r;
+  return r == 0 ? 0 : -1;
+}
+
+/* -- clone-write=through --------------------------------------------------- */
+
+static int
+write_source (const struct request *req, const struct change *ch, int *err)
+{
+  nbdkit_next *const next = req->next;
+  const uint32_t flags =
+    ch->flags & ~(req->source->can_fua == NBDKIT_FUA_NONE
+                  ? NBDKIT_FLAG_FUA : 0);
+
+  *err = 0;
+  if ((ch->data != NULL
+       ? next->pwrite (next, ch->data, ch->count, ch->offset, flags, err)
+       : next->zero (next, ch->count, ch->offset, flags, err)) == -1 ||
+      (flags != ch->flags && req->source->can_flush &&
+       next->flush (next, 0, err) == -1)) {
+    if (*err == 0)
+      *err = EIO;
+    return -1;
+  }
+  return 0;
+}
+
+/* Put what of an edge is written into the file, if its block is present.  If it
+ * isn't, it is left to be fetched: the plugin has it.
+ */
+static int
+put_edge (struct store *store, const struct change *ch, uint64_t block)
+{
+  const uint64_t from = store_offset (store, block);
+  const uint64_t to = store_offset (store, block + 1);
+  const uint64_t end = ch->offset + ch->count;
+
+  if ((block >= ch->whole_first && block < ch->whole_end) ||
+      !map_has (store->map, block, block + 1))
+    return 0;
+  return put (store, ch, from > ch->offset ? from : ch->offset,
+              to < end ? to : end);
+}
+
+/* Overlapping writes come one after the other, so that the plugin and the file
+ * end up with the same one.
+ */
+static int
+write_through (const struct request *req, const struct change *ch, int *err)
+{
+  struct store *const store = req->store;
+  struct claim claim;
+  int r, e = 0;
+
+  claims_begin_write (&store->claims, &claim, ch->first, ch->end, true);
+  r = write_source (req, ch, err);
+  if (r == 0) {
+    e = put (store, ch, store_offset (store, ch->whole_first),
+             store_offset (store, ch->whole_end));
+    if (e == 0)
+      e = put_edge (store, ch, ch->first);
+    if (e == 0 && ch->end - 1 != ch->first)
+      e = put_edge (store, ch, ch->end - 1);
+    if (e == 0)
+      done (store, ch);
+  }
+  /* What others read of the plugin meanwhile may be what was there before. */
+  claims_spoil (&store->claims, ch->first, ch->end);
+  claims_end (&store->claims, &claim);
+  if (e != 0) {
+    *err = e == EOPNOTSUPP ? ENOTSUP : e;
+    r = -1;
+  }
+  return r;
+}
+
+/* -------------------------------------------------------------------------- */
+
+static int
+commit (const struct request *req, int *err)
+{
+  const int r = store_commit (req->store);
+
+  if (r != 0)
+    *err = r;
+  return r == 0 ? 0 : -1;
+}
+
+int
+write_disk (const struct request *req, const void *data, uint32_t count_,
+            uint64_t offset, uint32_t flags, int *err)
+{
+  struct store *const store = req->store;
+  struct change ch = {
+    .data = data, .offset = offset, .count = count_, .flags = flags,
+    .first = store_block (store, offset),
+    .end = store_block_after (store, offset + count_),
+    .whole_first = store_block_after (store, offset),
+    .whole_end = offset + count_ == store->size ? map_blocks (store->map)
+      : store_block (store, offset + count_),
+  };
+
+  if (ch.whole_end < ch.whole_first) /* within one block */
+    ch.whole_end = ch.whole_first;
+  map_note_write (store->map);
+  count (&store->counters, COUNT_WRITTEN_BYTES, count_);
+  if ((options.through ? write_through : write_local) (req, &ch, err) == -1)
+    return -1;
+  return flags & NBDKIT_FLAG_FUA ? commit (req, err) : 0;
+}
+
+int
+write_flush (const struct request *req, int *err)
+{
+  if (options.through && req->source->can_flush &&
+      req->next->flush (req->next, 0, err) == -1)
+    return -1;
+  return commit (req, err);
+}

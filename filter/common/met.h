@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* What a client's read met: how far prefetching had come when it began. */
+
+#ifndef SCAN_MET_H
+#define SCAN_MET_H
+
+#include "range.h"
+
+enum met {
+  MET_MISS,                     /* some of it is only at the source */
+  MET_LATE,                     /* some of it is on its way, the rest is here */
+  MET_HIT,                      /* all of it had been prefetched */
+};
+
+struct met_read {
+  struct range range;
+  enum met met;
+};
+
+#endif /* SCAN_MET_H */

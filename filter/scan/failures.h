@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* The prefetches of a scan that failed, on their way to its policy. */
+
+#ifndef SCAN_FAILURES_H
+#define SCAN_FAILURES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include <pthread.h>
+
+#include "vm.h"
+
+/* How many are kept between two questions; more are dropped. */
+#define FAILURES_MAX 256
+
+struct failures {
+  /* Leaf lock; protects the rest. */
+  pthread_mutex_t lock;
+  struct vm_failure list[FAILURES_MAX];
+  size_t len;
+  bool warned;
+};
+
+extern void failures_init (struct failures *failures);
+extern void failures_destroy (struct failures *failures);
+
+/* Keep one, and warn of the first that is a fault of the source: EBUSY says
+ * that it was left out.  What fails once a scan doesn't go on is no fault: what was
+ * below may be gone with the client.  Any thread.
+ */
+extern void failures_add (struct failures *failures, struct range range,
+                          int err, bool goes_on);
+
+/* Copy all, oldest first, to out, which has room for FAILURES_MAX, and keep
+ * none.  Returns how many.  Any thread.
+ */
+extern size_t failures_take (struct failures *failures,
+                             struct vm_failure *out);
+
+#endif /* SCAN_FAILURES_H */

@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See journal.h. */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cleanup.h"
+#include "journal.h"
+
+/* Twice what the file may hold: its own, and those of this run. */
+#define ENTRIES_MAX (2 * JOURNAL_BLOCKS_MAX)
+
+/* A power of two, so that at most half of it is in use. */
+#define SLOTS (2 * ENTRIES_MAX)
+
+/* A run counts if it has read this part of what most runs before did. */
+#define COUNTS_FRACTION 8
+
+#define HEADER "# nbdkit scan trace: "
+
+struct entry {
+  uint64_t block;
+  uint32_t turn;                /* in this run, from 1; 0 if not read in it */
+  uint8_t history;              /* a bit for each run before, newest lowest */
+};
+
+struct journal {
+  const char *path;
+  unsigned runs;                /* before this one, JOURNAL_RUNS_MAX - 1 count */
+  size_t nr_usual;              /* blocks that most of them read */
+  size_t nr_entries;
+  uint32_t nr_read;             /* in this run */
+  struct entry entries[ENTRIES_MAX];
+  uint32_t slots[SLOTS];        /* an entry's index and 1, by its block; or 0 */
+};
+
+/* -- the set of blocks ----------------------------------------------------- */
+
+/* The entry of a block; made if there is room, else NULL. */
+static struct entry *
+get_entry (struct journal *j, uint64_t block)
+{
+  size_t slot = block * UINT64_C (0x9e3779b97f4a7c15) >> 32 & (SLOTS - 1);
+  struct entry *entry;
+
+  for (; j->slots[slot] != 0; slot = (slot + 1) & (SLOTS - 1)) {
+    entry = &j->entries[j->slots[slot] - 1];
+    if (entry->block == block)
+      return entry;
+  }
+  if (j->nr_entries == ENTRIES_MAX)
+    return NULL;
+  entry = &j->entries[j->nr_entries++];
+  *entry = (struct entry) { .block = block };
+  j->slots[slot] = j->nr_entries;
+  return entry;
+}
+
+bool
+journal_is_full (const struct journal *j)
+{
+  return j->nr_read == JOURNAL_BLOCKS_MAX;
+}
+
+size_t
+journal_add (struct journal *j, struct range range)
+{
+  uint64_t block = range.offset / JOURNAL_BLOCK;
+  const uint64_t last = (range_end (range) - 1) / JOURNAL_BLOCK;
+  struct entry *entry;
+  size_t added = 0;
+
+  for (; block <= last && !journal_is_full (j); ++block) {
+    entry = get_entry (j, block);
+    if (entry != NULL && entry->turn == 0) {
+      entry->turn = ++j->nr_read;
+      added++;
+    }
+  }
+  return added;
+}
+
+size_t
+journal_length (const struct journal *j)
+{
+  return j->nr_read;
+}
+
+bool
+journal_counts (const struct journal *j)
+{
+  return j->nr_read > 0 && j->nr_read >= j->nr_usual / COUNTS_FRACTION;
+}
+
+/* -- reading the file ------------------------------------------------------ */
+
+static unsigned
+bits_set (uint8_t history)
+{
+  return __builtin_popcount (history);
+}
+
+/* A history as it is written, of so many runs: 1 and 0, the newest first. */
+static bool
+parse_history (const char *text, uint8_t *history)
+{
+  unsigned i;
+
+  *history = 0;
+  for (i = 0; text[i] == '0' || text[i] == '1'; ++i) {
+    if (i == JOURNAL_RUNS_MAX)
+      return false;
+    *history |= (text[i] - '0') << i;
+  }
+  return *history != 0 && text[i + strspn (text + i, " \r\n")] == '\0';
+}
+
+/* A number, decimal or 0x…; moves the text on behind it. */
+static bool
+parse_number (char **text, uint64_t *number)
+{
+  char *end;
+
+  *text += strspn (*text, " \t");
+  if (**text < '0' || **text > '9')
+    return false;
+  errno = 0;
+  *number = strtoull (*text, &end, 0);
+  *text = end;
+  return errno == 0;
+}
+
+/* Returns false if a line is not one of ours. */
+static bool
+parse_line (struct journal *j, char *line)
+{
+  const char *comment;
+  struct range range;
+  uint64_t count, block;
+  uint8_t history = 1;
+  struct entry *entry;
+
+  line += strspn (line, " \t\r\n");
+  if (*line == '\0')
+    return true;
+  comment = strchr (line, '#');
+  if (comment == line) {
+    sscanf (line, HEADER "%u runs", &j->runs);
+    return true;
+  }
+  if (!parse_number (&line, &range.offset) || !parse_number (&line, &count) ||
+      count == 0 || count > UINT32_MAX || range.offset > INT64_MAX - count)
+    return false;
+  line += strspn (line, " \t\r\n");
+  if (*line != '\0' && line != comment)
+    return false;
+  if (comment != NULL && !parse_history (comment + 2, &history))
+    history = 1;
+  range.count = count;
+  for (block = range.offset / JOURNAL_BLOCK;
+       block <= (range_end (range) - 1) / JOURNAL_BLOCK &&
+         j->nr_entries < JOURNAL_BLOCKS_MAX; ++block) {
+    entry = get_entry (j, block);
+    entry->history |= history;
+  }
+  return true;
+}
+
+static int
+load (struct journal *j, FILE *fp, char error[JOURNAL_ERROR_MAX])
+{
+  CLEANUP_FREE char *line = NULL;
+  size_t size = 0, number = 0, i;
+
+  j->runs = 1;
+  while (getline (&line, &size, fp) != -1) {
+    number++;
+    if (!parse_line (j, line)) {
+      snprintf (error, JOURNAL_ERROR_MAX, "line %zu is none of a trace that can be "
+                "added to ('offset count' in bytes, of at most 4G each); move the "
+                "file away, or name another one", number);
+      return -1;
+    }
+  }
+  if (ferror (fp)) {
+    snprintf (error, JOURNAL_ERROR_MAX, "%s", strerror (errno));
+    return -1;
+  }
+  if (j->nr_entries == 0 || j->runs < 1)
+    j->runs = j->nr_entries > 0;
+  if (j->runs > JOURNAL_RUNS_MAX)
+    j->runs = JOURNAL_RUNS_MAX;
+  for (i = 0; i < j->nr_entries; ++i)
+    j->nr_usual += bits_set (j->entries[i].history) * 2 > j->runs;
+  return 0;
+}
+
+struct journal *
+journal_open (const char *path, char error[JOURNAL_ERROR_MAX])
+{
+  struct journal *j = calloc (1, sizeof *j);
+  FILE *fp;
+  int r = 0;
+
+  if (j == NULL) {
+    snprintf (error, JOURNAL_ERROR_MAX, "%s", strerror (errno));
+    return NULL;
+  }
+  j->path = path;
+  fp = fopen (path, "re");
+  if (fp != NULL) {
+    r = load (j, fp, error);
+    fclose (fp);
+  }
+  else if (errno != ENOENT) {
+    snprintf (error, JOURNAL_ERROR_MAX, "%s", strerror (errno));
+    r = -1;
+  }
+  if (r == -1) {
+    free (j);
+    return NULL;
+  }
+  return j;
+}
+
+void
+journal_free (struct journal *j)
+{
+  free (j);
+}
+
+/* -- writing it ------------------------------------------------------------ */
+
+/* An entry of the file to be. */
+struct line {
+  uint64_t block;
+  uint32_t place;               /* in this run, or else in the file before */
+  uint8_t history;              /* with this run */
+  bool usual;                   /* most runs read it */
+};
+
+static int
+compare (const void *va, const void *vb)
+{
+  const struct line *a = va, *b = vb;
+
+  if (a->usual != b->usual)
+    return a->usual ? -1 : 1;
+  if (a->place != b->place)
+    return a->place < b->place ? -1 : 1;
+  /* One that was read in this run, and one that was not. */
+  return (b->history & 1) - (a->history & 1);
+}
+
+static unsigned
+runs_now (const struct journal *j)
+{
+  return j->runs < JOURNAL_RUNS_MAX ? j->runs + 1 : JOURNAL_RUNS_MAX;
+}
+
+/* Sorted, without those that no run has read that counts.  Returns how many. */
+static size_t
+make_lines (const struct journal *j, struct line *lines)
+{
+  const unsigned runs = runs_now (j);
+  const struct entry *entry;
+  size_t i, n = 0;
+  uint8_t history;
+
+  for (i = 0; i < j->nr_entries; ++i) {
+    entry = &j->entries[i];
+    history = entry->history << 1 | (entry->turn > 0);
+    if (history == 0)
+      continue;
+    lines[n++] = (struct line) {
+      .block = entry->block,
+      .place = entry->turn > 0 ? entry->turn - 1 : i,
+      .history = history,
+      .usual = bits_set (history) * 2 > runs,
+    };
+  }
+  qsort (lines, n, sizeof *lines, compare);
+  return n < JOURNAL_BLOCKS_MAX ? n : JOURNAL_BLOCKS_MAX;
+}
+
+static void
+print_lines (FILE *fp, const struct line *lines, size_t n, unsigned runs)
+{
+  char history[JOURNAL_RUNS_MAX + 1] = "";
+  size_t i, length;
+  unsigned run;
+
+  fprintf (fp, HEADER "%u run%s\n", runs, runs > 1 ? "s" : "");
+  for (i = 0; i < n; i += length) {
+    for (length = 1; i + length < n &&
+           lines[i+length].block == lines[i].block + length &&
+           lines[i+length].history == lines[i].history &&
+           length < UINT32_MAX / JOURNAL_BLOCK; ++length)
+      ;
+    for (run = 0; run < runs; ++run)
+      history[run] = '0' + (lines[i].history >> run & 1);
+    fprintf (fp, "%" PRIu64 " %zu # %s\n", lines[i].block * JOURNAL_BLOCK,
+             length * JOURNAL_BLOCK, history);
+  }
+}
+
+/* Make a file beside this one.  Returns a stream, and its name for the caller
+ * to free; or NULL with errno set.
+ */
+static FILE *
+open_aside (const char *path, char **name)
+{
+  struct stat st;
+  FILE *fp;
+  int fd;
+
+  if (asprintf (name, "%s.XXXXXX", path) == -1) {
+    *name = NULL;
+    return NULL;
+  }
+  fd = mkostemp (*name, O_CLOEXEC);
+  if (fd == -1)
+    return NULL;
+  /* Others may read it as they could before. */
+  fchmod (fd, stat (path, &st) == 0 ? st.st_mode & 0777 : 0644);
+  fp = fdopen (fd, "w");
+  if (fp == NULL)
+    close (fd);
+  return fp;
+}
+
+int
+journal_write (const struct journal *j)
+{
+  CLEANUP_FREE struct line *lines = NULL;
+  CLEANUP_FREE char *name = NULL;
+  size_t n;
+  FILE *fp;
+  int r, err;
+
+  lines = malloc ((j->nr_entries + 1) * sizeof *lines);
+  if (lines == NULL)
+    return -1;
+  n = make_lines (j, lines);
+  fp = open_aside (j->path, &name);
+  if (fp == NULL)
+    return -1;
+  print_lines (fp, lines, n, runs_now (j));
+  r = fflush (fp) == 0 && fsync (fileno (fp)) == 0 ? 0 : -1;
+  err = errno;
+  if (fclose (fp) != 0 && r == 0) {
+    r = -1;
+    err = errno;
+  }
+  if (r == 0) {
+    r = rename (name, j->path);
+    err = errno;
+  }
+  if (r == -1)
+    unlink (name);
+  errno = err;
+  return r;
+}
+
+int
+journal_probe (const char *path, char error[JOURNAL_ERROR_MAX])
+{
+  CLEANUP_FREE char *name = NULL;
+  struct stat st;
+  FILE *fp;
+
+  if (stat (path, &st) == 0 && !S_ISREG (st.st_mode)) {
+    snprintf (error, JOURNAL_ERROR_MAX, "this is no regular file");
+    return -1;
+  }
+  fp = open_aside (path, &name);
+  if (fp == NULL) {
+    snprintf (error, JOURNAL_ERROR_MAX, "no file can be made beside it: %s",
+              strerror (errno));
+    return -1;
+  }
+  fclose (fp);
+  unlink (name);
+  return 0;
+}

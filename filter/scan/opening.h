@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* How a worker opens a source of its own, and what becomes of it.
+ *
+ * A scan of a connection ends with it, and so it need not care for a source that
+ * goes away.  A scan in the background outlives that: what can't be opened is
+ * tried again, and what has failed is opened again, at first at once and then
+ * after longer and longer times.  A client that connects has just opened the
+ * layer below; then it is tried at once.
+ *
+ * Each worker calls these functions for itself, but for opening_try_now.
+ */
+
+#ifndef SCAN_OPENING_H
+#define SCAN_OPENING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct scanner;
+struct source;
+struct worker;
+
+/* Of a worker. */
+struct opening {
+  uint64_t rest_ns;             /* between two attempts */
+  uint64_t not_before_ns;       /* the next one */
+};
+
+/* Of a scan; protected by its lock. */
+struct outage {
+  unsigned workers;             /* that wait for their source to come back */
+  unsigned calls;               /* of opening_try_now */
+  bool is_told;                 /* all wait: the scan does not run */
+  bool warned;
+};
+
+/* Open a source.  Returns NULL if it can't be opened, or the scan stops. */
+extern struct source *opening_open (struct worker *w);
+
+/* The same for a worker that found that it can't be opened: try until it can, or
+ * the scan stops.
+ */
+extern struct source *opening_wait (struct worker *w);
+
+/* The worker's source has failed with this errno; 0: has not.  Returns true if
+ * it is another one now, and the same may be tried again.
+ */
+extern bool opening_again (struct worker *w, int err);
+
+/* There is reason to believe that the layer below can be opened.  Any thread. */
+extern void opening_try_now (struct scanner *s);
+
+/* Does a worker wait for its source?  Any thread. */
+extern bool opening_is_outage (struct scanner *s);
+
+/* Tell stats whether all workers wait, as it may have changed.  The scan's lock must be held. */
+extern void opening_count (struct scanner *s);
+
+#endif /* SCAN_OPENING_H */

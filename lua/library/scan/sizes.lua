@@ -1,0 +1,39 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+--- Sizes and offsets as people write them.
+--
+-- @module scan.sizes
+
+local match, tonumber, tointeger = string.match, tonumber, math.tointeger
+
+local M = {}
+
+local UNITS = { B = 1, S = 1 << 9, K = 1 << 10, M = 1 << 20, G = 1 << 30, T = 1 << 40,
+                P = 1 << 50, E = 1 << 60 }
+
+-- "0x" and the digits of 64 bits: Lua would quietly drop the rest.
+local HEX_MAX_BYTES = 18
+
+--- Bytes from a word: 4096, 0x1000, 64K, 2M, 1.5G.  The suffixes are nbdkit's, in
+-- either case: B, S (sectors of 512), K, M, G, T, P, E.
+-- @tparam string word
+-- @treturn integer|nil from 0 up; nil if it is no size, or no whole number of bytes
+function M.parse (word)
+  local digits, fraction, suffix = match (word, "^(%d+)(%.?%d*)(%a?)$")
+  if not digits then
+    local n = #word <= HEX_MAX_BYTES and match (word, "^0[xX]%x+$") and tonumber (word)
+    return n and n >= 0 and n or nil
+  end
+  local unit = suffix == "" and 1 or UNITS[suffix:upper ()]
+  if not unit or fraction == "." then return nil end
+  if fraction ~= "" then
+    local n = tonumber (digits .. fraction) * unit
+    return n < 2^63 and tointeger (n) or nil
+  end
+  -- More digits than an integer has make a float.
+  local n = tointeger (tonumber (digits))
+  return n and n <= math.maxinteger // unit and n * unit or nil
+end
+
+return M

@@ -1,0 +1,149 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+"""How long a guest takes to boot and do some work over a slow line.
+
+    tests/bench/boot/boot.py [--help]
+
+`make bench-boot` runs it.  Each run is a line of build/boot/results.jsonl; a run that
+is there already is not made again.
+"""
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert (0, os.path.dirname (os.path.abspath (__file__)))
+
+import guest            # noqa: E402
+import page             # noqa: E402
+import stacks           # noqa: E402
+
+RESULTS = os.path.join (guest.OUT, "results.jsonl")
+
+
+def parse_args ():
+    parser = argparse.ArgumentParser (
+        description="Boot a small Debian over slow lines, through stacks of filters.",
+        epilog="Patterns are shell patterns over the names that --list prints.")
+    parser.add_argument ("--list", action="store_true",
+                         help="print what there is, and end")
+    parser.add_argument ("--stack", action="append", metavar="PATTERN")
+    parser.add_argument ("--line", action="append", metavar="PATTERN")
+    parser.add_argument ("--rounds", type=int, default=1)
+    parser.add_argument ("--writable", action="store_true",
+                         help="the guest writes over NBD, and not to a local overlay")
+    parser.add_argument ("--accel", choices=["auto", "kvm", "tcg"], default="auto")
+    parser.add_argument ("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument ("--page", action="store_true",
+                         help="measure nothing; write what was measured into "
+                         "docs/performance.md and docs/boot.svg")
+    return parser.parse_args ()
+
+
+def choose (rows, patterns):
+    for p in patterns or []:
+        if not any (fnmatch.fnmatchcase (r.name, p) for r in rows):
+            sys.exit (f"boot: '{p}' is none of these:\n  "
+                      + "\n  ".join (r.name for r in rows))
+    return [r for r in rows if not patterns
+            or any (fnmatch.fnmatchcase (r.name, p) for p in patterns)]
+
+
+def version ():
+    """Of what is measured: results of another one count no more."""
+    digest = hashlib.sha256 ()
+    for path in (*guest.FILTERS.values (), guest.OUT + "/version"):
+        if os.path.exists (path):
+            with open (path, "rb") as f:
+                digest.update (f.read ())
+    return digest.hexdigest ()[:16]
+
+
+def load ():
+    """Earlier results of the same filters and guest; a line may be cut short."""
+    results, current = [], version ()
+    if os.path.exists (RESULTS):
+        with open (RESULTS) as f:
+            for line in f:
+                try:
+                    result = json.loads (line)
+                except json.JSONDecodeError:
+                    continue
+                if result["version"] == current:
+                    results.append (result)
+    return results
+
+
+def measure (stack, line, round_, args, accel, trace):
+    """Boots of one stack in a row, each appended to the results."""
+    with tempfile.TemporaryDirectory (prefix="scan-boot-", dir="/var/tmp") as directory:
+        for run in range (stack.runs):
+            name = stacks.run_name (stack, run)
+            print (f"{line.name if line else 'no line':18} {name:28} ", end="",
+                   flush=True)
+            seconds, read_bytes = guest.boot_over (stack, line, accel, directory,
+                                                   trace, args.writable)
+            print (f"{seconds:7.1f} s  {read_bytes / 2**20:6.0f} MiB", flush=True)
+            with open (RESULTS, "a") as f:
+                f.write (json.dumps ({
+                    "version": version (), "stack": name, "round": round_,
+                    "line": line.name if line else None, "accel": accel,
+                    "writable": args.writable, "seconds": seconds,
+                    "read_bytes": read_bytes}) + "\n")
+
+
+def main ():
+    args = parse_args ()
+    if args.list:
+        for row in (*stacks.LINES, *stacks.stacks ()):
+            print (row.name)
+        return
+    if args.page:
+        page.write (load ())
+        return
+    lines = choose (stacks.LINES, args.line)
+    chosen = choose (stacks.stacks (), args.stack)
+    # All else is shown as a multiple of it.
+    if not any (s.name == stacks.LOCAL for s in chosen):
+        chosen = choose (stacks.stacks (), [stacks.LOCAL]) + chosen
+
+    os.makedirs (guest.OUT, exist_ok=True)
+    here = os.path.dirname (os.path.abspath (__file__))
+    if subprocess.run ([here + "/make-guest", guest.OUT]).returncode != 0:
+        sys.exit (1)
+    accel, why = (args.accel, "") if args.accel != "auto" else guest.accelerator ()
+    if accel == "tcg":
+        print ("The guest's processor is emulated, which makes it slow and all ratios "
+               "small" + (f": {why}." if why else "."), flush=True)
+    if args.fresh and os.path.exists (RESULTS):
+        os.remove (RESULTS)
+    trace = os.path.join (guest.OUT, f"trace-{version ()}.log")
+    try:
+        if not os.path.exists (trace) and any ("=TRACE" in a for s in chosen
+                                               for a in s.args):
+            print ("Recording what the guest reads.", flush=True)
+            guest.record_trace (accel, trace)
+        there = {(r["stack"], r["line"], r["round"], r["accel"], r["writable"])
+                 for r in load ()}
+        for round_ in range (args.rounds):
+            for stack in chosen:
+                for line in [None] if stack.how == "local" else lines:
+                    last = stacks.run_name (stack, stack.runs - 1)
+                    if (last, line.name if line else None, round_, accel,
+                            args.writable) not in there:
+                        measure (stack, line, round_, args, accel, trace)
+    except guest.Failed as failure:
+        sys.exit (f"boot: {failure}")
+    print ()
+    print (page.tables (load ()))
+
+
+if __name__ == "__main__":
+    main ()

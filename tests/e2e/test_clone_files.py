@@ -1,0 +1,560 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+"""The files of the clone filter: restarts, damage, trouble, several exports."""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import subprocess
+
+import nbd
+import pytest
+
+from harness import CLONE, gate, nbdkit, pattern, refused
+
+K = 1024
+M = 1024 * K
+BLOCK = 4 * K
+PAGE = 4096                     # of a map
+BITS = 8 * PAGE                 # where its bits begin
+LATER = "clone-commit=3600"     # only when asked to
+
+
+def clone (path, *args, plugin=(), options=()):
+    return nbdkit ([CLONE], gate ("log=read", *plugin),
+                   [f"clone-file={path}", *args], options)
+
+
+def reads (server):
+    return [(c.offset, c.count) for c in server.calls ("read")]
+
+
+@pytest.fixture
+def disk (tmp_path):
+    return tmp_path / "disk.img"
+
+
+def map_of (path):
+    return path.with_name (path.name + ".map")
+
+
+def crash (server):
+    """kill -9, as far as the harness can still end the test after it."""
+    server.process.kill ()
+    server.process.wait ()
+
+
+@contextlib.contextmanager
+def crashing (path, *args):
+    """A server that is killed at the end of the block."""
+    server = None
+    try:
+        with clone (path, *args) as server:
+            yield server
+            crash (server)
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+
+
+# -- restart ---------------------------------------------------------------------
+
+def test_a_restart_goes_on (disk):
+    with clone (disk) as server:
+        h = server.connect ()
+        h.pread (64 * K, 0)
+        h.pwrite (b"w" * 100, 200 * K)
+    with clone (disk) as server:
+        h = server.connect ()
+        assert h.pread (64 * K, 0) == pattern (0, 64 * K)
+        assert h.pread (BLOCK, 200 * K) == (b"w" * 100
+                                            + pattern (200 * K + 100, BLOCK - 100))
+        assert reads (server) == []
+
+
+def test_after_a_crash_what_was_flushed_is_there (disk):
+    with crashing (disk, LATER) as server:
+        h = server.connect ()
+        h.pread (64 * K, 0)
+        h.pwrite (b"w" * BLOCK, 200 * K)
+        h.flush ()
+        h.pwrite (b"v" * BLOCK, 0)              # over what is present
+        h.pwrite (b"f" * BLOCK, 400 * K, nbd.CMD_FLAG_FUA)
+        h.pwrite (b"u" * BLOCK, 300 * K)        # not flushed: may be lost
+    with clone (disk) as server:
+        h = server.connect ()
+        assert h.pread (64 * K, 0) == b"v" * BLOCK + pattern (BLOCK, 60 * K)
+        assert h.pread (BLOCK, 200 * K) == b"w" * BLOCK
+        assert h.pread (BLOCK, 400 * K) == b"f" * BLOCK
+        assert reads (server) == []
+        assert h.pread (BLOCK, 300 * K) in (b"u" * BLOCK,
+                                            pattern (300 * K, BLOCK))
+
+
+def test_what_is_fetched_is_committed_now_and_then (disk):
+    with crashing (disk, "clone-commit=0.1", "clone-stats=" + str (disk) + ".st"
+                   ) as server:
+        h = server.connect ()
+        h.cache (M, 0)
+        server.poll (lambda: os.path.exists (f"{disk}.st") and re.search (
+            r"commits_total\S+ [1-9]", open (f"{disk}.st").read ()), "a commit")
+    with clone (disk) as server:
+        assert server.connect ().pread (M, 0) == pattern (0, M)
+        assert reads (server) == []
+
+
+def test_a_hole_is_made_sure_of_after_a_crash (disk):
+    """A write that was not committed has left its data in the file."""
+    with crashing (disk, LATER) as server:
+        server.connect ().pwrite (b"u" * BLOCK, 64 * K)
+    with clone (disk, plugin=["data=0+4096"]) as server:
+        h = server.connect ()
+        h.cache (M, 0)
+        assert h.pread (BLOCK, 64 * K) == bytes (BLOCK)
+    with crashing (disk, LATER) as server:
+        pass
+
+
+def test_a_complete_clone_needs_no_source (disk):
+    with clone (disk) as server:
+        h = server.connect ()
+        h.cache (M, 0)
+        h.pwrite (b"w" * 100, 1000)
+    expected = pattern (0, 1000) + b"w" * 100 + pattern (1100, M - 1100)
+    assert disk.read_bytes () == expected
+    with clone (disk, plugin=["fail=open:all"]) as server:
+        h = server.connect ()
+        assert h.get_size () == M
+        assert h.pread (M, 0) == expected
+        h.pwrite (b"v" * 100, 0)
+        h.trim (64 * K, 64 * K)
+        h.cache (M, 0)
+        h.flush ()
+        assert h.pread (100, 0) == b"v" * 100
+        info = server.run ("nbdinfo", "--map", "{uri}")
+        assert "hole,zero" in info
+
+
+def test_a_clone_without_a_file_leaves_none (tmp_path, monkeypatch):
+    monkeypatch.setenv ("TMPDIR", str (tmp_path))
+    with nbdkit ([CLONE], gate ()) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * 100, 1000)
+        h.flush ()
+        server.disconnect (h)
+        assert server.connect ().pread (100, 1000) == b"w" * 100
+        assert os.listdir (tmp_path) == []
+
+
+def test_a_terabyte_costs_what_is_kept (disk):
+    plugin = ["pattern", "1T"]
+    with nbdkit ([CLONE], plugin, [f"clone-file={disk}"]) as server:
+        h = server.connect ()
+        assert h.pread (8, 2**40 - 16) == (2**40 - 16).to_bytes (8, "big")
+        h.pwrite (b"w" * BLOCK, 2**39)
+        assert server.rss_bytes () < 64 * M
+    assert disk.stat ().st_blocks * 512 < M
+    with nbdkit ([CLONE], plugin, [f"clone-file={disk}"]) as server:
+        assert server.connect ().pread (BLOCK, 2**39) == b"w" * BLOCK
+
+
+# -- who owns the files ------------------------------------------------------------
+
+def test_files_are_for_their_owner_alone (disk):
+    with clone (disk) as server:
+        server.connect ()
+        for path in disk, map_of (disk):
+            assert stat.S_IMODE (path.stat ().st_mode) == 0o600
+
+
+def test_links_and_other_things_are_refused (tmp_path):
+    (tmp_path / "target").write_bytes (b"precious")
+    link, fifo = tmp_path / "link", tmp_path / "fifo"
+    link.symlink_to (tmp_path / "target")
+    os.mkfifo (fifo)
+    assert refused ([CLONE], gate (), [f"clone-file={link}"]) == [
+        f"clone-file: {link} is a symbolic link, which is not followed; name the "
+        "file itself"]
+    for path in fifo, "/dev/null", tmp_path:
+        assert refused ([CLONE], gate (), [f"clone-file={path}"]) == [
+            f"clone-file: {path} is not a regular file"]
+    assert (tmp_path / "target").read_bytes () == b"precious"
+
+
+def test_a_link_that_comes_later_is_refused (disk, tmp_path):
+    (tmp_path / "target").write_bytes (b"precious")
+    with clone (disk) as server:
+        # It has to be up, and not to have opened anything.
+        server.connect (prepare=lambda h: h.set_opt_mode (True))
+        disk.symlink_to (tmp_path / "target")
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        server.wait_line ("is a symbolic link, which is not followed")
+        disk.unlink ()
+        map_of (disk).symlink_to (tmp_path / "target")
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        server.wait_line ("disk.img.map is a symbolic link")
+    assert (tmp_path / "target").read_bytes () == b"precious"
+
+
+def test_a_second_server_is_refused (disk):
+    with clone (disk) as server:
+        server.connect ()
+        assert refused ([CLONE], gate (), [f"clone-file={disk}"]) == [
+            f"clone: {disk} is in use by another server; give each its own file"]
+
+
+@pytest.mark.parametrize ("data", [b"x", b"precious" * 1000])
+def test_a_file_that_is_no_clone_is_left_alone (disk, data):
+    disk.write_bytes (data)
+    for _ in range (2):
+        errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+        assert len (errors) == 1 and "is there and holds data, but" in errors[0]
+        assert disk.read_bytes () == data
+        assert not map_of (disk).exists ()
+    map_of (disk).touch ()                      # as good as none
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and "is empty" in errors[0]
+    assert disk.read_bytes () == data
+
+
+@pytest.mark.parametrize ("what", ["file", "map", "both", "sparse"])
+def test_an_empty_file_is_taken (disk, what):
+    """The machine may have stopped while they were made."""
+    if what != "map":
+        disk.touch ()
+    if what in ("map", "both"):
+        map_of (disk).touch ()
+    if what == "sparse":
+        os.truncate (disk, 4 * M)
+    with clone (disk) as server:
+        assert server.connect ().pread (100, 0) == pattern (0, 100)
+    assert disk.stat ().st_size == M
+
+
+def test_a_map_without_its_file_is_refused (disk):
+    with clone (disk) as server:
+        server.connect ().pread (BLOCK, 0)
+    disk.unlink ()
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and "which it is the map of, is missing" in errors[0]
+
+
+# -- what does not fit ---------------------------------------------------------------
+
+def test_a_source_of_another_size_is_refused (disk):
+    with clone (disk) as server:
+        server.connect ().pread (BLOCK, 0)
+    with clone (disk, plugin=["size=2M"]) as server:
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        server.wait_line ("the source is 2097152 bytes now, and was 1048576")
+
+
+def test_clone_id (disk):
+    with clone (disk, "clone-id=monday") as server:
+        server.connect ()
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}", "clone-id=tuesday"])
+    assert len (errors) == 1 and "made with clone-id='monday'" in errors[0]
+    with clone (disk, "clone-id=monday") as server:
+        server.connect ()
+    with clone (disk) as server:
+        server.connect ()
+
+
+def test_another_block_size_is_refused (disk):
+    with clone (disk, "clone-block-size=64K") as server:
+        h = server.connect ()
+        h.pread (1, 0)
+        assert reads (server) == [(0, 64 * K)]
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}",
+                                         "clone-block-size=4096"])
+    assert len (errors) == 1 and "clone-block-size=65536" in errors[0]
+    with clone (disk) as server:
+        h = server.connect ()
+        h.pread (1, 64 * K)
+        assert reads (server) == [(64 * K, 64 * K)]
+
+
+@pytest.mark.parametrize ("args, error", [
+    (["clone-file=a", "clone-dir=b"], "clone-file and clone-dir cannot both"),
+    (["clone-file=a", "clone-file=b"], "clone-file: given twice"),
+    (["clone-file="], "clone-file: '' is not valid"),
+    (["clone-file=/nowhere/at/all"], "clone-file: /nowhere/at: No such file"),
+    (["clone-dir=/nowhere"], "clone-dir: /nowhere: No such file"),
+    (["clone-dir=/dev/null"], "clone-dir: /dev/null is not a folder"),
+    (["clone-block-size=1000"], "clone-block-size: '1000' is not valid"),
+    (["clone-block-size=256"], "a power of two from 512 to 1M"),
+    (["clone-fetch-size=33M"], "a power of two from 4096 to 32M"),
+    (["clone-fetch-size=4096", "clone-block-size=64K"],
+     "clone-fetch-size=4096 is less than"),
+    (["clone-commit=0"], "clone-commit: '0' is not valid; it should be seconds"),
+    (["clone-write=back"], "clone-write: 'back' is not valid; it should be local"),
+    (["clone-reserve=-1"], "clone-reserve: '-1' is not valid"),
+    (["clone-id=x"], "clone-id is only for a clone that stays"),
+    (["clone-file=a", "clone-id=" + 256 * "x"], "a text of 1 to 255 bytes"),
+])
+def test_bad_parameters (args, error):
+    errors = refused ([CLONE], gate (), args)
+    assert len (errors) == 1 and error in errors[0], errors
+
+
+def test_the_filter_twice_is_refused ():
+    errors = refused ([CLONE, CLONE], gate ())
+    assert len (errors) == 1 and "the filter is there 2 times" in errors[0]
+
+
+# -- exports -------------------------------------------------------------------------
+
+def test_exports_have_a_file_each (tmp_path):
+    names = ["", "plain-1.x", "../escape", ".", "..", "a/b", "a%2Fb", "ä \n"]
+    files = ["%root", "plain-1.x", "%2E.%2Fescape", "%2E", "%2E.", "a%2Fb",
+             "a%252Fb", "%C3%A4%20%0A"]
+    with nbdkit ([CLONE], gate (), [f"clone-dir={tmp_path}"]) as server:
+        for n, name in enumerate (names):
+            server.connect (name).pwrite (bytes ([n + 1]) * 10, 0)
+        for n, name in enumerate (names):
+            assert server.connect (name).pread (10, 0) == bytes ([n + 1]) * 10
+    assert sorted (os.listdir (tmp_path)) == sorted (
+        f + end for f in files for end in (".img", ".img.map"))
+
+
+def test_a_name_too_long_for_a_file (tmp_path):
+    with nbdkit ([CLONE], gate (), [f"clone-dir={tmp_path}"]) as server:
+        server.connect ("x" * 247)
+        with pytest.raises (nbd.Error):
+            server.connect ("x" * 248)
+        server.wait_line ("too long for that of a file in clone-dir")
+
+
+def test_a_file_is_for_one_export (disk):
+    for _ in range (2):                         # made anew, and opened
+        with clone (disk) as server:
+            h = server.connect ("one")
+            with pytest.raises (nbd.Error):
+                server.connect ("two")
+            server.wait_line ("is for one export, and that is 'one', so 'two'")
+            assert h.pread (10, 0) == pattern (0, 10)
+
+
+def test_many_exports_are_let_go_and_come_back (tmp_path):
+    with nbdkit ([CLONE], gate (), [f"clone-dir={tmp_path}"]) as server:
+        for n in range (40):
+            h = server.connect (f"e{n}")
+            h.pwrite (bytes ([n + 1]) * 10, 0)
+            h.shutdown ()
+            server.connections.remove (h)
+        server.poll (lambda: len (os.listdir (f"/proc/{server.pid}/fd")) < 40,
+                     "files to be closed")
+        for n in range (40):
+            h = server.connect (f"e{n}")
+            assert h.pread (10, 0) == bytes ([n + 1]) * 10
+            server.disconnect (h)
+
+
+def test_temporary_exports_keep_what_was_written ():
+    with nbdkit ([CLONE], gate ()) as server:
+        for n in range (20):
+            h = server.connect (f"e{n}")
+            h.pwrite (bytes ([n + 1]) * 10, 0)
+            server.disconnect (h)
+        for n in range (20):
+            h = server.connect (f"e{n}")
+            assert h.pread (10, 0) == bytes ([n + 1]) * 10
+            server.disconnect (h)
+
+
+# -- damage --------------------------------------------------------------------------
+
+def damage (path, offset, data):
+    with open (path, "r+b") as f:
+        f.seek (offset)
+        f.write (data)
+
+
+def newest_slot (path, page=0):
+    """Where the newest version of a page of bits is."""
+    best = None
+    with open (path, "rb") as f:
+        for slot in 0, 1:
+            f.seek (BITS + (2 * page + slot) * PAGE)
+            head = f.read (24)
+            if head[:8] == b"clonemap":
+                generation = int.from_bytes (head[16:24], "little")
+                best = max (best or (0, 0),
+                            (generation, BITS + (2 * page + slot) * PAGE))
+    return best[1]
+
+
+def make (disk, write):
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.cache (64 * K, 0)
+        h.flush ()
+        h.cache (64 * K, 64 * K)
+        if write:
+            h.pwrite (b"w" * BLOCK, 0)
+        h.flush ()
+
+
+@pytest.mark.parametrize ("what", ["flip", "zero", "page of another"])
+def test_damage_where_clients_wrote_is_refused (disk, what):
+    make (disk, write=True)
+    offset = newest_slot (map_of (disk))
+    damage (map_of (disk), offset + 100 if what == "flip" else offset,
+            {"flip": b"\xaa", "zero": bytes (PAGE),
+             "page of another": b"clonemap" * 512}[what])
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and "disk.img.map is damaged" in errors[0]
+
+
+@pytest.mark.parametrize ("what", ["flip", "zero"])
+def test_damage_where_nobody_wrote_is_fetched_again (disk, what):
+    make (disk, write=False)
+    offset = newest_slot (map_of (disk))
+    damage (map_of (disk), offset + 100 if what == "flip" else offset,
+            b"\xaa" if what == "flip" else bytes (PAGE))
+    with clone (disk) as server:
+        server.wait_line ("was damaged; what it had forgotten is fetched again")
+        h = server.connect ()
+        assert h.pread (128 * K, 0) == pattern (0, 128 * K)
+        assert reads (server) != []
+        h.pwrite (b"w" * BLOCK, 0)
+    with clone (disk) as server:
+        h = server.connect ()
+        assert h.pread (BLOCK, 0) == b"w" * BLOCK
+        assert reads (server) == []
+
+
+def test_a_write_to_what_is_present_counts_as_one (disk):
+    """It changes no bit, but damage must not undo it."""
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.cache (64 * K, 0)
+        h.flush ()
+        h.pwrite (b"w" * BLOCK, 0)
+        h.flush ()
+    damage (map_of (disk), newest_slot (map_of (disk)) + 100, b"\xaa")
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and "is damaged" in errors[0]
+
+
+def test_one_damaged_identity_does_no_harm (disk):
+    make (disk, write=True)
+    damage (map_of (disk), 50, b"\xaa\xaa")
+    with clone (disk) as server:
+        assert server.connect ().pread (BLOCK, 0) == b"w" * BLOCK
+    damage (map_of (disk), PAGE + 50, b"\xaa\xaa")
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and "is damaged" in errors[0]
+
+
+@pytest.mark.parametrize ("change, error", [
+    (lambda m: os.truncate (m, 3 * PAGE), "is too short for a map"),
+    (lambda m: os.truncate (m, BITS + PAGE), "is 36864 bytes and should be 40960"),
+    (lambda m: os.truncate (m, 1000 * PAGE), "is 4096000 bytes and should be"),
+    (lambda m: os.truncate (m, 0), "is there and holds data, but"),
+    (lambda m: m.write_bytes (b"#!/bin/sh\n" * 5000), "is not a map of a clone"),
+    (lambda m: [damage (m, page * PAGE + 12, b"\2") for page in (0, 1)],
+     "is a map of version 2, and this filter knows version 1 only"),
+])
+def test_maps_that_are_none (disk, change, error):
+    make (disk, write=True)
+    change (map_of (disk))
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and error in errors[0], errors
+
+
+def test_a_file_cut_short_is_refused (disk):
+    make (disk, write=False)
+    os.truncate (disk, 100 * K)
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and "by its map it should be 1048576" in errors[0]
+
+
+# -- no room ---------------------------------------------------------------------------
+
+@pytest.fixture
+def small (tmp_path):
+    """A file system of 1M."""
+    folder = tmp_path / "small"
+    folder.mkdir ()
+    if os.geteuid () != 0 or subprocess.run (
+            ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", folder],
+            stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip ("can't mount a file system here")
+    yield folder
+    subprocess.run (["umount", folder], check=True)
+
+
+def free (folder):
+    st = os.statvfs (folder)
+    return st.f_bavail * st.f_frsize
+
+
+def test_fetches_leave_the_reserve (small):
+    with clone (small / "disk", "clone-reserve=512K", plugin=["size=4M"]
+                ) as server:
+        h = server.connect ()
+        for offset in range (0, 4 * M, 64 * K):
+            assert h.pread (64 * K, offset) == pattern (offset, 64 * K)
+        assert free (small) >= 512 * K
+        n = len (reads (server))
+        h.cache (M, 3 * M)                      # not fetched for nothing
+        assert len (reads (server)) == n
+        h.pwrite (b"w" * 256 * K, 2 * M)        # that's what it is for
+        h.flush ()
+        assert h.pread (256 * K, 2 * M) == b"w" * 256 * K
+        h.trim (512 * K, 0)                     # room again
+        h.trim (256 * K, 2 * M)
+        h.pread (64 * K, 3 * M)
+        n = len (reads (server))
+        h.pread (64 * K, 3 * M)
+        assert len (reads (server)) == n
+        warnings = [e for e in server.errors () if "clone-reserve" in e]
+        assert len (warnings) == 1
+
+
+def test_no_room_at_all (small):
+    with clone (small / "disk", "clone-reserve=0", plugin=["size=4M"]) as server:
+        h = server.connect ()
+        for offset in range (0, 4 * M, 64 * K):
+            assert h.pread (64 * K, offset) == pattern (offset, 64 * K)
+        h.cache (M, 3 * M)
+        with pytest.raises (nbd.Error) as error:
+            h.pwrite (b"w" * M, 2 * M)
+        assert error.value.errnum == errno.ENOSPC
+        with pytest.raises (nbd.Error) as error:        # its edge has no room
+            h.pwrite (b"w", 3 * M + 100)
+        assert error.value.errnum == errno.ENOSPC
+        h.flush ()
+        assert h.pread (64 * K, M) == pattern (M, 64 * K)
+    with clone (small / "disk", plugin=["size=4M"]) as server:
+        h = server.connect ()
+        for offset in range (0, 2 * M, 64 * K):
+            assert h.pread (64 * K, offset) == pattern (offset, 64 * K)
+
+
+# -- counters --------------------------------------------------------------------------
+
+def test_counters (disk, tmp_path):
+    stats = tmp_path / "stats"
+    with clone (disk, f"clone-stats={stats}", LATER) as server:
+        h = server.connect ('a "b"\\')
+        h.pread (BLOCK, 0)
+        h.pread (BLOCK, 0)
+        h.pwrite (b"w" * BLOCK, 64 * K)
+    values = dict (re.findall (
+        r'^nbdkit_clone_(\w+)\{export="a \\"b\\"\\\\"\} (\d+)$',
+        stats.read_text (), re.M))
+    assert {name: int (values[name]) for name in (
+        "size_bytes", "present_bytes", "hits_total", "misses_total",
+        "fetches_total", "fetched_bytes_total", "written_bytes_total",
+        "broken")} == {
+            "size_bytes": M, "present_bytes": 2 * BLOCK, "hits_total": 1,
+            "misses_total": 1, "fetches_total": 1, "fetched_bytes_total": BLOCK,
+            "written_bytes_total": BLOCK, "broken": 0}

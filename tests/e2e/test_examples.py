@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+"""The examples for operators: the systemd unit, Prometheus' alerts and Grafana's
+dashboard."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import nbd
+import pytest
+
+from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP
+
+UNITS = os.path.join (TOP, "packaging/systemd")
+RULES = os.path.join (TOP, "packaging/prometheus/nbdkit-scan.rules.yml")
+DASHBOARD = os.path.join (TOP, "packaging/prometheus/grafana-dashboard.json")
+
+pytestmark = pytest.mark.skipif (CHECK_WITH != "", reason="not about the filter")
+
+
+def needs (program):
+    return pytest.mark.skipif (shutil.which (program) is None,
+                               reason=f"there is no {program}")
+
+
+def read (*path):
+    with open (os.path.join (TOP, *path)) as f:
+        return f.read ()
+
+
+# -- systemd -------------------------------------------------------------------
+
+@needs ("systemd-analyze")
+def test_systemd_finds_nothing_wrong_with_the_unit (tmp_path):
+    files = []
+    for name in "nbdkit-disk@.service", "nbdkit-disk@.socket":
+        files.append (str (tmp_path / name.replace ("@", "@demo")))
+        shutil.copy (os.path.join (UNITS, name), files[-1])
+        shutil.copy (os.path.join (UNITS, name), tmp_path)
+    run = subprocess.run (["systemd-analyze", "verify", "--man=no", *files],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ours = [line for line in run.stdout.splitlines () if "nbdkit-disk" in line]
+    assert ours == [] and run.returncode == 0, run.stdout
+
+
+def exec_start (state):
+    """The unit's command line, with its directory and a disk of our own."""
+    line = re.search (r"^ExecStart=((?:.*\\\n)*.*)$", read ("packaging/systemd",
+                      "nbdkit-disk@.service"), re.M)[1].replace ("\\\n", " ")
+    words = line.replace ("%S/nbdkit-disk/%i", str (state)).split ()
+    words = [SCAN if w == "--filter=scan" else CLONE if w == "--filter=clone" else w
+             for w in words]
+    words = [f"--filter={w}" if w in (SCAN, CLONE) else w for w in words]
+    at = words.index ("curl")
+    assert words[at + 1] == "url=${URL}"
+    return [*words[:at], "pattern", "1M", *words[at + 2:]]
+
+
+@needs ("systemd-socket-activate")
+def test_the_unit_serves_a_disk_on_its_socket (tmp_path):
+    state = tmp_path / "state"
+    state.mkdir ()
+    path = str (tmp_path / "disk.sock")
+    process = subprocess.Popen (["systemd-socket-activate", "-l", path,
+                                 *exec_start (state)], stderr=subprocess.PIPE,
+                                stdin=subprocess.DEVNULL, text=True)
+    try:
+        assert any ("Listening on" in line for line in process.stderr)
+        h = nbd.NBD ()
+        h.connect_unix (path)
+        assert h.pread (8, 4096) == (4096).to_bytes (8, "big")
+        h.pwrite (b"written!", 512)
+        h.flush ()
+        h.shutdown ()
+    finally:
+        process.send_signal (signal.SIGTERM)
+        _, errors = process.communicate (timeout=PATIENCE_SECS)
+    assert process.returncode == 0, errors
+    assert sorted (os.listdir (state)) == ["clone.prom", "disk.img", "disk.img.map",
+                                           "scan.prom"]
+    assert (state / "disk.img").read_bytes ()[512:520] == b"written!"
+
+
+# -- Prometheus ----------------------------------------------------------------
+
+def known_metrics ():
+    text = "".join (read (folder, name) for folder in ("filter/report", "filter/clone")
+                    for name in os.listdir (os.path.join (TOP, folder)))
+    return set (re.findall (r'"(nbdkit_(?:scan|clone)_\w+)', text)) | \
+        set (re.findall (r"(nbdkit_scan_policy_info)", text))
+
+
+def check_metrics (text):
+    used = set (re.findall (r"\bnbdkit_(?:scan|clone)_\w+", text))
+    assert len (used) > 5
+    assert used - known_metrics () == set ()
+
+
+def test_alerts_name_metrics_that_there_are ():
+    check_metrics (read (RULES))
+
+
+@needs ("promtool")
+def test_prometheus_takes_the_alerts ():
+    subprocess.run (["promtool", "check", "rules", RULES], check=True,
+                    stdout=subprocess.DEVNULL)
+
+
+@needs ("promtool")
+def test_each_alert_fires_when_it_should (tmp_path):
+    cases = tmp_path / "alerts.yml"
+    cases.write_text (read ("tests/fixtures/prometheus/alerts.yml").replace (
+        "RULES", RULES))
+    for name in re.findall (r"- alert: (\w+)", read (RULES)):
+        assert cases.read_text ().count (name) == 2, name
+    run = subprocess.run (["promtool", "test", "rules", str (cases)], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert run.returncode == 0, run.stdout
+
+
+# -- Grafana -------------------------------------------------------------------
+
+def expressions ():
+    return [target["expr"] for panel in json.loads (read (DASHBOARD))["panels"]
+            for target in panel["targets"]]
+
+
+def test_the_dashboard_names_metrics_that_there_are ():
+    check_metrics (" ".join (expressions ()))
+    for variable in json.loads (read (DASHBOARD))["templating"]["list"]:
+        if variable["type"] == "query":
+            assert re.search (r"nbdkit_\w+", variable["query"])[0] in known_metrics ()
+
+
+def test_no_panel_of_the_dashboard_lies_on_another ():
+    cells = set ()
+    for panel in json.loads (read (DASHBOARD))["panels"]:
+        at = panel["gridPos"]
+        own = {(x, y) for x in range (at["x"], at["x"] + at["w"])
+               for y in range (at["y"], at["y"] + at["h"])}
+        assert not own & cells, panel["title"]
+        assert max (x for x, _ in own) < 24
+        cells |= own
+
+
+@needs ("promtool")
+def test_prometheus_takes_what_the_dashboard_asks (tmp_path):
+    rules = [{"record": f"r{i}", "expr": e.replace ("$__rate_interval", "5m")}
+             for i, e in enumerate (expressions ())]
+    path = tmp_path / "rules.json"     # JSON is YAML, too
+    path.write_text (json.dumps ({"groups": [{"name": "g", "rules": rules}]}))
+    run = subprocess.run (["promtool", "check", "rules", str (path)], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert run.returncode == 0, run.stdout

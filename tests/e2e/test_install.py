@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+"""make install and make uninstall, into a directory of their own (what they do to a
+system is for tests/chroot/make-install): what pages name is there, and all goes away."""
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from harness import CHECK_WITH, TOP
+
+pytestmark = [
+    pytest.mark.skipif (CHECK_WITH != "", reason="nothing of it runs under a checker"),
+    pytest.mark.skipif (shutil.which ("pod2man") is None, reason="needs perl's pod2man"),
+]
+
+
+def make (*args):
+    return subprocess.run (["make", "-s", "-C", TOP, *args], check=True, text=True,
+                           stdout=subprocess.PIPE).stdout
+
+
+def files_in (directory):
+    return [os.path.join (where, name) for where, _, names in os.walk (directory)
+            for name in names]
+
+
+def named_in (text):
+    """The pictures and links of a page, and the files that it names in the text."""
+    links = [link for link in re.findall (r"\]\(([^)#]+)\)", text)
+             if not link.startswith ("http")]
+    named = re.findall (r"(?<![\w/.])((?:docs|tests/traces)/[\w./-]+\.(?:md|svg|log))\b",
+                        text)
+    return links, named
+
+
+def test_what_is_put_there_is_whole_and_goes_away (tmp_path):
+    # Another stage than a person's, who may be installing just now.
+    where = [f"DESTDIR={tmp_path}/root", f"STAGE={tmp_path}/stage"]
+    make ("install", "PREFIX=/usr/local", *where)
+    doc = tmp_path / "root/usr/local/share/doc/nbdkit-scan-filter-lua"
+    pages = [path for path in files_in (doc) if path.endswith (".md")]
+    assert len (pages) >= 8
+    links = 0
+    for page in pages:
+        with open (page) as f:
+            shown, named = named_in (f.read ())
+        links += len (shown) + len (named)
+        for link in shown:
+            assert os.path.exists (os.path.join (os.path.dirname (page), link)), \
+                f"{page} shows {link}"
+        for name in named:
+            assert (doc / name).exists (), f"{page} names {name}"
+    assert links > 20
+
+    # As a person does it who has forgotten where.
+    make ("uninstall", where[0])
+    assert files_in (tmp_path / "root") == []
+    assert not doc.exists ()

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+"""Where a policy is looked for: what nobody named is not looked for on disk, and
+what somebody named is found once, at start-up."""
+
+import os
+
+import pytest
+
+from harness import SCAN, gate, nbdkit, refused
+
+FINISHED = "scan: finished scanning"
+SIZE = 16384
+ARGS = ["scan-size=4096"]
+
+ONE_BLOCK = "return function (disk) disk:prefetch (8192) end\n"
+
+
+def offsets (server):
+    return [c.offset for c in server.calls ("cache")]
+
+
+@pytest.mark.parametrize ("what", ["directory", "file"])
+def test_nobody_asked_for_what_is_called_default (what, tmp_path, monkeypatch):
+    if what == "directory":
+        (tmp_path / "default").mkdir ()
+    else:
+        (tmp_path / "default").write_text ("error ('not asked for')\n")
+    monkeypatch.chdir (tmp_path)
+    with nbdkit ([SCAN], gate (f"size={SIZE}"), ARGS, ["-v"]) as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+        assert offsets (server) == [0, 4096, 8192, 12288]
+        assert server.errors () == []
+
+
+def test_a_name_is_a_built_in_first_and_a_path_is_a_file (tmp_path, monkeypatch):
+    (tmp_path / "ahead.lua").write_text (ONE_BLOCK)
+    (tmp_path / "mine.lua").write_text (ONE_BLOCK)
+    monkeypatch.chdir (tmp_path)
+    for name, found, warnings in (("ahead", [0, 4096, 8192, 12288], 0),
+                                  ("ahead.lua", [0, 4096, 8192, 12288], 1),
+                                  ("./ahead.lua", [8192], 0), ("mine.lua", [8192], 0)):
+        with nbdkit ([SCAN], gate (f"size={SIZE}"), [*ARGS, f"scan-policy={name}"],
+                     ["-v"]) as server:
+            server.connect ()
+            server.wait_line (FINISHED)
+            assert offsets (server) == found
+            assert len (server.errors ()) == warnings
+            if warnings:
+                assert "scan-policy=./ahead.lua" in server.errors ()[0]
+
+
+def test_a_policy_is_found_once (tmp_path, monkeypatch):
+    """Not again by each export's state, when its name may mean something else."""
+    monkeypatch.chdir (tmp_path)
+    (tmp_path / "mine.lua").write_text (ONE_BLOCK)
+    with nbdkit ([SCAN], gate (f"size={SIZE}", "exports=a,b"),
+                 [*ARGS, "scan-exports=*", "scan-policy=mine.lua"], ["-v"]) as server:
+        server.connect ("a")
+        _, line = server.wait_line (FINISHED)
+        (tmp_path / "mine.lua").write_text ("error ()\n")
+        os.rename (tmp_path / "mine.lua", tmp_path / "moved")
+        server.connect ("b")
+        server.wait_line (FINISHED, line)
+        assert offsets (server) == [8192, 8192]
+        assert server.errors () == []
+
+
+def test_a_policy_asks_for_a_built_in_first (tmp_path):
+    (tmp_path / "first.lua").write_text ("return scan.policy ('reverse')\n")
+    (tmp_path / "reverse.lua").write_text (ONE_BLOCK)
+    with nbdkit ([SCAN], gate (f"size={SIZE}"),
+                 [*ARGS, f"scan-policy={tmp_path}/first.lua"], ["-v"]) as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+        assert offsets (server) == [12288, 8192, 4096, 0]
+
+
+def test_a_policy_that_is_nowhere (tmp_path):
+    (tmp_path / "first.lua").write_text ("return scan.policy ('second')\n")
+    errors = refused ([SCAN], gate (), [f"scan-policy={tmp_path}/first.lua"])
+    assert len (errors) == 1
+    assert "there is no file 'second' and no built-in policy" in errors[0]

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+"""scan-record, scan-trace and the policy learn: what is in the file, and what the
+next start makes of it."""
+
+import os
+import pwd
+import re
+
+import pytest
+
+from harness import SCAN, gate, nbdkit, refused
+
+BLOCK = 4096
+SIZE = 64 * BLOCK
+FINISHED = "scan: finished scanning the plugin"
+LEARNT = r"^scan: \S*trace: learnt (\d+) blocks of 4K: (.*)"
+
+
+def contents (path):
+    """The ranges of a trace in blocks, each with the runs that read it."""
+    lines = path.read_text ().splitlines ()
+    assert lines[0].startswith ("# nbdkit scan trace: ")
+    words = [line.split () for line in lines[1:]]
+    assert all (w[2] == "#" for w in words)
+    return [(int (w[0]) / BLOCK, int (w[1]) / BLOCK, w[3]) for w in words]
+
+
+def recorded (path, *args, policy="reverse", options=()):
+    return nbdkit ([SCAN], gate (f"size={SIZE}"),
+                   [f"scan-policy={policy}", f"scan-size={BLOCK}", *args],
+                   ["-v", *options])
+
+
+def test_second_start_replays_the_first (tmp_path):
+    trace = tmp_path / "trace"
+    args = [f"scan-trace={trace}", "scan-arg-then=reverse"]
+    with recorded (trace, *args, policy="learn") as server:
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        # As reverse does.
+        assert server.calls ("cache")[0].offset == SIZE - BLOCK
+        for block in 40, 7, 8, 40, 3:
+            h.pread (BLOCK, block * BLOCK)
+    assert contents (trace) == [(40, 1, "1"), (7, 2, "1"), (3, 1, "1")]
+    assert os.listdir (tmp_path) == ["trace"]
+
+    with recorded (trace, *args, "scan-arg-gap=0", policy="learn") as server:
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        calls = [c.offset // BLOCK for c in server.calls ("cache")]
+        assert calls[:5] == [40, 7, 8, 3, 63]
+        assert sorted (calls) == list (range (64))
+        for block in 8, 50, 40:
+            h.pread (BLOCK, block * BLOCK)
+    # What both read comes first.
+    assert contents (trace) == [(8, 1, "11"), (40, 1, "11"), (50, 1, "10"),
+                                (7, 1, "01"), (3, 1, "01")]
+
+
+def test_any_policy_and_its_client (tmp_path):
+    """While the scan waits for its first prefetch, after it is over, and from the
+    first connection and the second."""
+    trace = tmp_path / "trace"
+    with nbdkit ([SCAN], gate (f"size={SIZE}", "hold=cache"),
+                 ["scan-policy=reverse", f"scan-size={BLOCK}",
+                  f"scan-record={trace}"], ["-v"]) as server:
+        h = server.connect ()
+        first = server.next_call ("cache")
+        h.pread (512, 30 * BLOCK + 512)
+        server.send ("hold cache 0")
+        server.release (first)
+        server.wait_line (FINISHED)
+        h.pread (BLOCK, 20 * BLOCK)
+        server.disconnect (h)
+        h = server.connect ()
+        h.pread (3 * BLOCK, 10 * BLOCK - 1)
+    assert [(o, c) for o, c, _ in contents (trace)] == [(30, 1), (20, 1), (9, 4)]
+
+
+@pytest.mark.parametrize ("policy", ["reverse", "readahead"])
+def test_background (policy, tmp_path):
+    trace = tmp_path / "trace"
+    with recorded (trace, f"scan-record={trace}", "scan-background=true",
+                   policy=policy) as server:
+        if policy == "reverse":
+            server.wait_line (FINISHED)
+        for block in 5, 60:
+            server.connect ().pread (BLOCK, block * BLOCK)
+    assert contents (trace) == [(5, 1, "1"), (60, 1, "1")]
+
+
+def test_killed (tmp_path):
+    """What was written is there, and what was not is not missed by anybody."""
+    trace = tmp_path / "trace"
+    trace.write_text ("0 4096\n")
+    with recorded (trace, f"scan-record={trace}") as server:
+        h = server.connect ()
+        h.pread (BLOCK, 9 * BLOCK)
+        server.poll (lambda: trace.read_text () != "0 4096\n", "the file")
+        server.process.kill ()
+        server.process.wait ()
+        server.stop = server.kill
+    assert contents (trace) == [(9, 1, "10"), (0, 1, "01")]
+    assert os.listdir (tmp_path) == ["trace"]
+
+
+def test_says_what_it_has_learnt (tmp_path):
+    trace = tmp_path / "trace"
+    with recorded (trace, f"scan-record={trace}") as server:
+        server.connect ().pread (3 * BLOCK, 0)
+    found = [re.search (LEARNT, line) for line in server.log]
+    assert [m.groups () for m in found if m] == [("3", "the server ends")]
+
+
+def test_one_export (tmp_path):
+    trace = tmp_path / "trace"
+    with recorded (trace, f"scan-record={trace}", "scan-exports=*") as server:
+        server.connect ("a").pread (BLOCK, 0)
+        server.connect ("b").pread (BLOCK, BLOCK)
+        server.connect ("a").pread (BLOCK, 2 * BLOCK)
+        assert [e for e in server.errors () if "records" in e] == [
+            f"scan: warning: scan-record={trace} records the export 'a', not 'b'"]
+    assert sorted (contents (trace)) == [(0, 1, "1"), (2, 1, "1")]
+
+
+def test_nothing_read (tmp_path):
+    trace = tmp_path / "trace"
+    with recorded (trace, f"scan-record={trace}") as server:
+        server.connect ()
+    assert os.listdir (tmp_path) == []
+
+
+def start_fails (*args, options=()):
+    errors = refused ([SCAN], ["memory", "1M"], args, options)
+    assert len (errors) == 1, errors
+    return errors[0]
+
+
+def test_refused (tmp_path):
+    here, nowhere = tmp_path / "trace", tmp_path / "none" / "trace"
+    assert start_fails (f"scan-record={nowhere}") == (
+        f"scan-record={nowhere}: no file can be made beside it: "
+        "No such file or directory")
+    assert start_fails (f"scan-trace={nowhere}").startswith ("scan-trace=")
+    assert start_fails (f"scan-record={tmp_path}") == (
+        f"scan-record={tmp_path}: this is no regular file")
+    here.write_text ("0 1\nsomething else\n")
+    assert start_fails (f"scan-record={here}").startswith (
+        f"scan-record={here}: line 2 is none of a trace that can be added to")
+    assert here.read_text () == "0 1\nsomething else\n"
+    assert start_fails (f"scan-record={tmp_path}/a", f"scan-trace={here}") == (
+        "scan-trace: there is one file to record to, and "
+        f"scan-record={tmp_path}/a was given; scan-trace records as well")
+    assert start_fails ("scan-policy=learn") == (
+        "scan-policy=learn needs scan-trace=FILE, where to keep what it learns")
+
+
+@pytest.mark.skipif (os.geteuid () != 0, reason="nbdkit -u is for root")
+def test_refused_as_another_user (tmp_path):
+    try:
+        pwd.getpwnam ("nobody")
+    except KeyError:
+        pytest.skip ("no user nobody")
+    tmp_path.chmod (0o700)
+    here = tmp_path / "trace"
+    assert start_fails (f"scan-record={here}", options=["-u", "nobody"]) == (
+        f"scan-record={here}: no file can be made beside it: Permission denied "
+        "(as the user that nbdkit has become)")

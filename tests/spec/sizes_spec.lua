@@ -1,0 +1,32 @@
+-- SPDX-License-Identifier: BSD-3-Clause
+-- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+-- lua/library/scan/sizes.lua
+
+local sizes = require "scan.sizes"
+
+describe ("scan.sizes", function ()
+  it ("reads decimal and hexadecimal numbers, and nbdkit's suffixes", function ()
+    for word, bytes in pairs {
+      ["0"] = 0, ["4096"] = 4096, ["0x10"] = 16, ["0X1b"] = 27, ["0x1e"] = 30,
+      ["100b"] = 100, ["2s"] = 1024, ["64K"] = 65536, ["2m"] = 2097152, ["1G"] = 1 << 30,
+      ["1t"] = 1 << 40, ["1P"] = 1 << 50, ["7E"] = 7 << 60, ["1.5m"] = 1572864,
+      ["0.5k"] = 512, ["9223372036854775807"] = math.maxinteger,
+      ["0x7fffffffffffffff"] = math.maxinteger,
+    } do
+      local n = sizes.parse (word)
+      assert.equal (bytes, n, word)
+      assert.equal ("integer", math.type (n))
+    end
+  end)
+
+  it ("gives nil for what is no size, or more than an integer holds", function ()
+    for _, word in ipairs {
+      "", "K", "1X", "-1", "1.3", "1.", ".5K", "1 K", "0x", "0x1K", "1e3", "nan", "8E",
+      "9223372036854775808", "99999P", "8192.0P", "0x8000000000000000",
+      "0x10000000000000001", "1KB", " 1",
+    } do
+      assert.is_nil (sizes.parse (word), word)
+    end
+  end)
+end)

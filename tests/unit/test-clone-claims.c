@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* claims: who may fetch, store and write which absent blocks. */
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "clone/claims.h"
+
+#define BLOCKS 100
+#define ALL UINT64_MAX          /* join reads of any size */
+
+static struct map *map;
+static struct claims claims;
+
+static void
+begin (void)
+{
+  map = map_new (BLOCKS * 512, 512);
+  claims_init (&claims, map);
+}
+
+static void
+end (void)
+{
+  claims_destroy (&claims);
+  map_free (map);
+}
+
+static void
+test_reads (void)
+{
+  struct claim a, b, c;
+  uint64_t stop = 20;
+
+  begin ();
+  check (claims_begin_read (&claims, &a, 10, &stop, ALL) == CLAIM_MADE &&
+         stop == 20, "the first may read");
+  stop = 30;
+  check (claims_begin_read (&claims, &b, 12, &stop, ALL) == CLAIM_JOIN &&
+         stop == 20 && b.number == a.number, "the second joins it");
+  stop = 30;
+  check (claims_begin_read (&claims, &b, 5, &stop, ALL) == CLAIM_MADE &&
+         stop == 10, "or reads what is before");
+  stop = 30;
+  check (claims_begin_read (&claims, &c, 12, &stop, 9) == CLAIM_MADE &&
+         stop == 30, "unless it is too large to be joined");
+  claims_end (&claims, &c);
+  claims_spoil (&claims, 15, 16);
+  stop = 30;
+  check (claims_begin_read (&claims, &c, 12, &stop, ALL) == CLAIM_MADE,
+         "or out of date");
+  claims_end (&claims, &a);
+  claims_end (&claims, &b);
+  claims_end (&claims, &c);
+  map_set (map, 12, 13);
+  stop = 30;
+  check (claims_begin_read (&claims, &a, 12, &stop, ALL) == CLAIM_PRESENT,
+         "what has become present is not read");
+  end ();
+}
+
+static void
+test_stores (void)
+{
+  struct claim read, other, store, write;
+  uint64_t stop = 50;
+
+  begin ();
+  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  claims_begin_write (&claims, &write, 10, 20, false);
+  map_set (map, 30, 35);
+  check (claims_begin_store (&claims, &store, &read, 0, 50) &&
+         store.first == 0 && store.end == 10, "stored up to a write");
+  claims_end (&claims, &store);
+  check (claims_begin_store (&claims, &store, &read, 10, 50) &&
+         store.first == 20 && store.end == 30,
+         "from its end to what is present");
+  stop = 50;
+  claims_begin_read (&claims, &other, 0, &stop, 0);
+  check (!claims_begin_store (&claims, &write, &other, 10, 30),
+         "not what somebody stores or writes");
+  claims_end (&claims, &store);
+  check (claims_begin_store (&claims, &store, &read, 30, 50) &&
+         store.first == 35 && store.end == 50, "and the rest");
+  claims_end (&claims, &store);
+  claims_spoil (&claims, 49, 60);
+  check (!claims_begin_store (&claims, &store, &read, 35, 50),
+         "nothing of what is out of date");
+  claims_end (&claims, &other);
+  claims_end (&claims, &write);
+  claims_end (&claims, &read);
+  end ();
+}
+
+/* -- who waits ------------------------------------------------------------- */
+
+static bool
+has_waiters (struct claim *claim)
+{
+  bool r;
+
+  pthread_mutex_lock (&claims.lock);
+  r = claim->waiters != NULL;
+  pthread_mutex_unlock (&claims.lock);
+  return r;
+}
+
+static void *
+write_blocks (void *alone)
+{
+  struct claim claim;
+
+  claims_begin_write (&claims, &claim, 5, 15, alone != NULL);
+  map_set (map, 5, 15);
+  claims_end (&claims, &claim);
+  return NULL;
+}
+
+static void *
+join_blocks (void *number)
+{
+  claims_join (&claims, 0, 20, ALL, * (uint64_t *) number);
+  return NULL;
+}
+
+static void *
+settle_block (void *unused)
+{
+  claims_settle (&claims, 10);
+  return NULL;
+}
+
+/* Does such a thread wait for this claim?  Ends the claim. */
+static bool
+waits (struct claim *claim, void *(*run) (void *), void *arg)
+{
+  pthread_t thread;
+
+  pthread_create (&thread, NULL, run, arg);
+  while (!has_waiters (claim))
+    sched_yield ();
+  claims_end (&claims, claim);
+  pthread_join (thread, NULL);
+  return true;
+}
+
+static void
+test_waits (void)
+{
+  struct claim read, store, write;
+  uint64_t stop = 20;
+
+  begin ();
+  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  write_blocks (NULL);
+  check (map_has (map, 5, 15), "a write does not wait for a read");
+  claims_end (&claims, &read);
+  end ();
+
+  begin ();
+  stop = 20;
+  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  claims_begin_store (&claims, &store, &read, 0, 20);
+  check (waits (&store, write_blocks, NULL), "it waits for who stores");
+  claims_begin_write (&claims, &write, 0, 20, false);
+  write_blocks (NULL);
+  check (true, "not for who writes");
+  check (waits (&write, write_blocks, &write), "unless it is to be alone");
+  claims_begin_write (&claims, &write, 0, 20, false);
+  check (waits (&write, settle_block, NULL), "a block is waited for");
+  claims_end (&claims, &read);
+  end ();
+
+  begin ();
+  stop = 20;
+  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  check (waits (&read, join_blocks, &read.number), "a read is waited for");
+  stop = 20;
+  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  join_blocks (&(uint64_t) { read.number - 1 });
+  check (true, "but no later one");
+  map_set (map, 0, 20);
+  join_blocks (&read.number);
+  check (true, "nor one of what is present");
+  claims_end (&claims, &read);
+  end ();
+}
+
+/* -- many ------------------------------------------------------------------ */
+
+#define ROUNDS 20000
+#define THREADS 4
+
+/* Who is at each block; what they are must not meet. */
+static atomic_int storing[BLOCKS], writing[BLOCKS];
+static atomic_int met, unset;
+
+static void
+be_there (atomic_int *here, const atomic_int *others, const struct claim *claim,
+          int most)
+{
+  uint64_t i;
+
+  for (i = claim->first; i < claim->end; ++i)
+    met += ++here[i] > most || others[i] > 0;
+  for (i = claim->first; i < claim->end; ++i)
+    here[i]--;
+}
+
+static void *
+do_many (void *seed_)
+{
+  unsigned seed = (uintptr_t) seed_;
+  struct claim read, claim;
+  uint64_t first, stop, end_, at;
+  int i;
+
+  for (i = 0; i < ROUNDS; ++i) {
+    first = rand_r (&seed) % BLOCKS;
+    end_ = first + 1 + rand_r (&seed) % 10;
+    stop = end_ = end_ > BLOCKS ? BLOCKS : end_;
+    if (rand_r (&seed) % 4 == 0) {
+      claims_begin_write (&claims, &claim, first, end_, false);
+      be_there (writing, storing, &claim, THREADS);
+      claims_end (&claims, &claim);
+      continue;
+    }
+    switch (claims_begin_read (&claims, &read, first, &stop, ALL)) {
+    case CLAIM_MADE:
+      for (at = first;
+           claims_begin_store (&claims, &claim, &read, at, stop);
+           at = claim.end) {
+        be_there (storing, writing, &claim, 1);
+        /* Rarely, so that there is something to do for all rounds. */
+        if (i % (ROUNDS / 20) == 0)
+          map_set (map, claim.first, claim.first + 1);
+        claims_end (&claims, &claim);
+      }
+      claims_end (&claims, &read);
+      break;
+    case CLAIM_JOIN:
+      claims_join (&claims, first, end_, ALL, read.number);
+      break;
+    case CLAIM_PRESENT:
+      unset += !map_has (map, first, first + 1);
+      break;
+    }
+  }
+  return NULL;
+}
+
+static void
+test_many (void)
+{
+  pthread_t threads[THREADS];
+  uintptr_t i;
+
+  begin ();
+  for (i = 0; i < THREADS; ++i)
+    pthread_create (&threads[i], NULL, do_many, (void *) (i + 1));
+  for (i = 0; i < THREADS; ++i)
+    pthread_join (threads[i], NULL);
+  check (met == 0, "nobody stores where somebody stores or writes (%d)", met);
+  check (unset == 0, "what is said to be present is (%d)", unset);
+  check (claims.list == NULL, "no claim is left, and nobody hangs");
+  end ();
+}
+
+int
+main (void)
+{
+  test_reads ();
+  test_stores ();
+  test_waits ();
+  test_many ();
+  return done ();
+}

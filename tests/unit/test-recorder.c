@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* recorder and journal: what is in the file after which reads, when it is
+ * written, how runs are merged, and what is refused.  No thread, and a clock
+ * that is a number.
+ */
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "check.h"
+#include "journal.h"
+#include "recorder.h"
+#include "stubs.h"
+
+#define HEADER "# nbdkit scan trace: "
+
+static char dir[] = "/tmp/test-recorder-XXXXXX";
+static char path[64];
+
+static void
+put_file (const char *text)
+{
+  FILE *fp = fopen (path, "w");
+
+  fputs (text, fp);
+  fclose (fp);
+}
+
+static bool
+file_is (const char *text)
+{
+  static char buf[65536];
+  FILE *fp = fopen (path, "r");
+  size_t n;
+
+  if (fp == NULL)
+    return text == NULL;
+  n = fread (buf, 1, sizeof buf - 1, fp);
+  buf[n] = '\0';
+  fclose (fp);
+  if (text == NULL || strcmp (buf, text) != 0) {
+    printf ("# the file is:\n%s", buf);
+    return false;
+  }
+  return true;
+}
+
+static void
+add (struct journal *j, uint64_t offset, uint64_t count)
+{
+  journal_add (j, (struct range) { offset, count });
+}
+
+/* A run that reads these blocks; the last is followed by -1. */
+static void
+run_of (int first, ...)
+{
+  char error[JOURNAL_ERROR_MAX];
+  struct journal *j = journal_open (path, error);
+  va_list args;
+  int block;
+
+  va_start (args, first);
+  for (block = first; block >= 0; block = va_arg (args, int))
+    add (j, (uint64_t) block * JOURNAL_BLOCK, 1);
+  va_end (args);
+  if (journal_write (j) == -1)
+    perror (path);
+  journal_free (j);
+}
+
+static void
+test_one_run (void)
+{
+  char error[JOURNAL_ERROR_MAX];
+  struct journal *j = journal_open (path, error);
+
+  check (j != NULL && !journal_counts (j), "a file that is not there is a new one");
+  add (j, 1000000, 10000);
+  add (j, 0, 512);
+  add (j, 4000, 200);
+  add (j, 999999, 1);
+  check (journal_length (j) == 5, "a block that is read again is the same");
+  check (journal_counts (j) && file_is (NULL), "nothing is written by itself");
+  check (journal_write (j) == 0, "it can be written");
+  check (file_is (HEADER "1 run\n999424 12288 # 1\n0 8192 # 1\n"),
+         "blocks in the order of the first read, neighbours as one");
+  add (j, 1 << 20, 1);
+  journal_write (j);
+  check (file_is (HEADER "1 run\n999424 12288 # 1\n0 8192 # 1\n1048576 4096 # 1\n"),
+         "and again, in the same run");
+  journal_free (j);
+  unlink (path);
+}
+
+static void
+test_merge (void)
+{
+  run_of (10, 20, 30, -1);
+  run_of (20, 40, 10, -1);
+  check (file_is (HEADER "2 runs\n81920 4096 # 11\n40960 4096 # 11\n"
+                  "163840 4096 # 10\n122880 4096 # 01\n"),
+         "what both runs read comes first, in the order of the newer");
+  run_of (40, 20, -1);
+  check (file_is (HEADER "3 runs\n163840 4096 # 110\n81920 4096 # 111\n"
+                  "40960 4096 # 011\n122880 4096 # 001\n"),
+         "what most of three read comes first");
+  put_file ("\n0 8192\n  # a comment\n0x10000 4096 # and one\n");
+  run_of (0, -1);
+  check (file_is (HEADER "2 runs\n0 4096 # 11\n4096 4096 # 01\n65536 4096 # 01\n"),
+         "a plain list counts as a run");
+  unlink (path);
+}
+
+static void
+test_forgets (void)
+{
+  unsigned i;
+
+  run_of (1, 2, -1);
+  for (i = 0; i < JOURNAL_RUNS_MAX - 1; ++i)
+    run_of (1, -1);
+  check (file_is (HEADER "8 runs\n4096 4096 # 11111111\n8192 4096 # 00000001\n"),
+         "what was read eight runs ago is still there");
+  run_of (1, -1);
+  check (file_is (HEADER "8 runs\n4096 4096 # 11111111\n"), "but not longer");
+  unlink (path);
+}
+
+static void
+test_refuses (void)
+{
+  static const char *bad[] = {
+    "2024-01-01 10:00:00.000000 connection=1 Read id=1 offset=0x0 count=0x1 ...\n",
+    "4096\n", "4096 0\n", "0 4K\n", "-1 1\n", "0 1 2\n", "0 5000000000\n",
+    "9223372036854775807 1\n", "99999999999999999999 1\n", "\x7f""ELF\n",
+  };
+  char error[JOURNAL_ERROR_MAX];
+  struct journal *j;
+  size_t i;
+
+  for (i = 0; i < sizeof bad / sizeof *bad; ++i) {
+    put_file ("0 4096\n");
+    FILE *fp = fopen (path, "a");
+    fputs (bad[i], fp);
+    fclose (fp);
+    j = journal_open (path, error);
+    check (j == NULL && strstr (error, "line 2 is none of a trace") != NULL,
+           "refused: %.*s", (int) strcspn (bad[i], "\n"), bad[i]);
+    journal_free (j);
+  }
+  unlink (path);
+  check (journal_probe ("/nowhere/trace", error) == -1 &&
+         strstr (error, "No such file or directory") != NULL,
+         "a directory that is not there: %s", error);
+  check (journal_probe (dir, error) == -1, "a directory: %s", error);
+  check (journal_probe (path, error) == 0 && file_is (NULL),
+         "trying a good place leaves nothing behind");
+}
+
+static void
+test_bounds (void)
+{
+  char error[JOURNAL_ERROR_MAX];
+  struct journal *j = journal_open (path, error);
+
+  add (j, 0, (uint64_t) (JOURNAL_BLOCKS_MAX - 1) * JOURNAL_BLOCK);
+  check (!journal_is_full (j), "not full");
+  add (j, INT64_C (1) << 40, 10 * JOURNAL_BLOCK);
+  check (journal_is_full (j) && journal_length (j) == JOURNAL_BLOCKS_MAX, "full");
+  journal_write (j);
+  journal_free (j);
+
+  /* The next run has room for others, and the file for those most read. */
+  j = journal_open (path, error);
+  add (j, INT64_C (1) << 40, (uint64_t) JOURNAL_BLOCKS_MAX * JOURNAL_BLOCK);
+  check (journal_is_full (j), "full of others");
+  check (journal_write (j) == 0, "written");
+  journal_free (j);
+  j = journal_open (path, error);
+  check (j != NULL, "what was written can be read");
+  journal_free (j);
+  unlink (path);
+}
+
+/* -- when it is written ---------------------------------------------------- */
+
+static const uint64_t second = NS_PER_SECOND;
+
+static struct recorder *
+new_recorder (void)
+{
+  stub_reset ();
+  return recorder_new ("scan-record", path);
+}
+
+/* So many blocks from here on. */
+static void
+reads (struct recorder *r, uint64_t block, uint64_t n)
+{
+  const struct met_read read = {
+    { block * JOURNAL_BLOCK, n * JOURNAL_BLOCK }, MET_MISS
+  };
+
+  recorder_add (r, &read, 1, 0);
+}
+
+static void
+test_writes (void)
+{
+  struct recorder *r = new_recorder ();
+
+  recorder_step (r, 100 * second);
+  reads (r, 0, 1);
+  recorder_step (r, 200 * second);
+  check (file_is (NULL), "not at the first read");
+  recorder_step (r, 202 * second);
+  check (file_is (HEADER "1 run\n0 4096 # 1\n"), "but soon after it");
+  recorder_step (r, 300 * second);
+  check (recorder_is_on (r), "one read is no start");
+  reads (r, 0, 300);
+  recorder_step (r, 301 * second);
+  recorder_step (r, 310 * second);
+  check (recorder_is_on (r), "a pause of nine seconds");
+  reads (r, 5, 5);
+  recorder_step (r, 310 * second);
+  recorder_step (r, 311 * second);
+  check (!recorder_is_on (r), "over, when nothing new was read for ten seconds");
+  check (file_is (HEADER "1 run\n0 1228800 # 1\n"), "all is in the file");
+  reads (r, 1000, 1);
+  recorder_step (r, 400 * second);
+  recorder_free (r);
+  check (file_is (HEADER "1 run\n0 1228800 # 1\n"), "what came later is not");
+  unlink (path);
+}
+
+static void
+test_ends (void)
+{
+  struct recorder *r = new_recorder ();
+  unsigned i;
+
+  for (i = 0; i <= 600; ++i) {
+    if (i == 600)
+      check (recorder_is_on (r), "it goes on while something new is read");
+    reads (r, 2 * i, 1);
+    recorder_step (r, (1000 + i) * second);
+  }
+  check (!recorder_is_on (r), "but not for more than ten minutes");
+  recorder_free (r);
+  unlink (path);
+
+  r = new_recorder ();
+  reads (r, 7, 1);
+  recorder_step (r, second);
+  recorder_free (r);
+  check (file_is (HEADER "1 run\n28672 4096 # 1\n"), "over when the server ends");
+
+  r = new_recorder ();
+  recorder_free (r);
+  check (file_is (HEADER "1 run\n28672 4096 # 1\n"),
+         "a run without a read is none");
+
+  put_file ("0 1048576\n");
+  r = new_recorder ();
+  reads (r, 0, 31);
+  recorder_step (r, second);
+  recorder_step (r, 10 * second);
+  recorder_free (r);
+  check (file_is ("0 1048576\n"), "nor is one of next to nothing");
+  r = new_recorder ();
+  reads (r, 0, 32);
+  recorder_step (r, second);
+  recorder_free (r);
+  check (file_is (HEADER "2 runs\n0 131072 # 11\n131072 917504 # 01\n"),
+         "a short one is");
+  unlink (path);
+}
+
+static void
+test_overflow (void)
+{
+  static struct met_read many[RECORDER_READS_MAX + 10];
+  struct recorder *r = new_recorder ();
+  size_t i;
+
+  for (i = 0; i < sizeof many / sizeof *many; ++i)
+    many[i] = (struct met_read) { { i * JOURNAL_BLOCK, 1 }, MET_MISS };
+  recorder_add (r, many, 10, 3);
+  recorder_add (r, many + 10, RECORDER_READS_MAX, 0);
+  recorder_step (r, second);
+  recorder_free (r);
+  check (file_is (HEADER "1 run\n0 16777216 # 1\n"),
+         "what there is no room for is left out");
+  unlink (path);
+}
+
+static void
+test_faults (void)
+{
+  struct recorder *r;
+
+  stub_reset ();
+  check (recorder_new ("scan-record", "/nowhere/trace") == NULL && stub_errors == 1 &&
+         strstr (stub_last_error, "scan-record=/nowhere/trace: no file can be made "
+                 "beside it: No such file") != NULL, "no directory");
+
+  r = new_recorder ();
+  chmod (dir, 0500);
+  if (access (dir, W_OK) == -1) {
+    check (recorder_start (r) == -1 && strstr (stub_last_error, "Permission denied")
+           != NULL, "a directory that the user may not write to");
+  }
+  rmdir (dir);
+  check (recorder_start (r) == -1 && stub_errors >= 1, "a directory that has gone");
+  stub_errors = 0;
+  reads (r, 0, 1);
+  recorder_step (r, second);
+  recorder_step (r, 4 * second);
+  reads (r, 1, 1);
+  recorder_step (r, 8 * second);
+  check (stub_errors == 1 && strstr (stub_last_error, "scan: warning: scan-record=")
+         != NULL, "one warning, however often it can't be written");
+  mkdir (dir, 0700);
+  recorder_free (r);
+  check (file_is (HEADER "1 run\n0 8192 # 1\n"), "and it is tried again");
+  unlink (path);
+}
+
+static void
+test_exports (void)
+{
+  struct recorder *r = new_recorder ();
+
+  check (recorder_claim (r, "a") && recorder_claim (r, "a"), "the first export");
+  check (!recorder_claim (r, "b") && !recorder_claim (r, "c") && stub_errors == 1 &&
+         strstr (stub_last_error, "records the export 'a', not 'b'") != NULL,
+         "no other, and a warning");
+  check (!recorder_is_on (NULL), "no recorder is never on");
+  recorder_free (r);
+  recorder_free (NULL);
+}
+
+static void
+test_thread (void)
+{
+  struct recorder *r = new_recorder ();
+
+  check (recorder_start (r) == 0, "with a thread");
+  reads (r, 3, 1);
+  recorder_free (r);
+  check (file_is (HEADER "1 run\n12288 4096 # 1\n"), "the last reads are not lost");
+  unlink (path);
+
+  stub_reset ();
+  stub_fail_threads (1);
+  r = recorder_new ("scan-record", path);
+  check (recorder_start (r) == -1 &&
+         strstr (stub_last_error, "could not start a thread") != NULL, "no thread");
+  recorder_free (r);
+  stub_reset ();
+}
+
+static void
+test_memory (void)
+{
+  unsigned n;
+  bool ok = true;
+  struct recorder *r;
+
+  put_file ("0 4096\n");
+  for (n = 1; n <= 3; ++n) {
+    stub_reset ();
+    stub_fail_allocations (STUB_ONE_FAILS, n);
+    r = recorder_new ("scan-record", path);
+    ok = ok && (r != NULL || stub_errors == 1);
+    recorder_free (r);
+  }
+  stub_reset ();
+  check (ok, "out of memory is said");
+  unlink (path);
+}
+
+int
+main (void)
+{
+  if (mkdtemp (dir) == NULL)
+    return 1;
+  snprintf (path, sizeof path, "%s/trace", dir);
+  test_one_run ();
+  test_merge ();
+  test_forgets ();
+  test_refuses ();
+  test_bounds ();
+  test_writes ();
+  test_ends ();
+  test_overflow ();
+  test_exports ();
+  test_thread ();
+  test_memory ();
+  test_faults ();
+  rmdir (dir);
+  return done ();
+}
