@@ -147,13 +147,13 @@ opening_wait (struct worker *w)
   return source;
 }
 
-/* Is this what an outage looks like?  EBUSY: a write was in the way; ENOSPC: the
+/* Is this what an outage looks like?  VM_SKIPPED: a write was in the way; ENOSPC: the
  * layer that keeps what is fetched has no room.
  */
 static bool
 is_outage (int err)
 {
-  return err != EBUSY && err != ENOSPC && err != ENOMEM;
+  return err != VM_SKIPPED && err != ENOSPC && err != ENOMEM;
 }
 
 bool

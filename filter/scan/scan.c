@@ -34,11 +34,13 @@
 
 int scan_debug_decisions;
 int scan_debug_reads;
+int scan_debug_pace;
 
 /* Written before the server serves, and by nobody after. */
 static unsigned times_loaded;   /* all share these variables */
 static int thread_model = -1;
 static struct budget *budget;
+static struct line *line;       /* NULL if scans are not paced */
 static struct recorder *recorder; /* or NULL */
 static bool count_reads;        /* somebody wants to know */
 
@@ -47,6 +49,9 @@ static bool count_reads;        /* somebody wants to know */
  */
 static struct scan *background;
 static struct generation *background_generation;
+
+/* What clients read: all that is done for the line on the read path. */
+static struct line_clients clients;
 
 /* For each connection's thread: what the layer below has told this connection, in
  * its handshake, to be the name of the default export; NULL if the client has not
@@ -139,6 +144,14 @@ scan_config_complete (nbdkit_next_config_complete *next,
     nbdkit_error ("scan: malloc: %m");
     return -1;
   }
+  if (options.pace == PACE_ON ||
+      (options.pace == PACE_BY_POLICY && !vm_is_stock (config.policy))) {
+    line = line_new (options.size, &clients);
+    if (line == NULL) {
+      nbdkit_error ("scan: malloc: %m");
+      return -1;
+    }
+  }
   if (options.record_file != NULL) {
     recorder = recorder_new (options.record_key, options.record_file);
     if (recorder == NULL)
@@ -146,6 +159,8 @@ scan_config_complete (nbdkit_next_config_complete *next,
   }
   if (options.cow_block_size > 0)
     guard_set_block (options.cow_block_size);
+  if (options.method == SOURCE_READ || options.cow_on_cache)
+    guard_enable ();
   layers_advise ();
   return next (nxdata);
 }
@@ -158,6 +173,7 @@ scan_get_ready (int final_thread_model)
     .policy = options.policy,
     .progress = options.progress,
     .stats_file = options.stats_file,
+    .line = line,
   };
 
   thread_model = final_thread_model;
@@ -215,6 +231,7 @@ start_scan (struct generation *generation, const char *name, nbdkit_next *next,
     .threads = options.threads,
     .method = options.method,
     .budget = budget,
+    .line = line,
     .stats = generation->export->stats,
     .map = generation->map,
     .background = next == NULL,
@@ -265,6 +282,7 @@ scan_unload (void)
     pthread_key_delete (default_name);
   exports_free ();
   budget_free (budget);
+  line_free (line);
   library_free ();
   options_free ();
 }
@@ -458,7 +476,11 @@ scan_pread (nbdkit_next *next, void *handle,
   met = reads_begin (h->reads, h->map, offset, count);
   if (count_reads)
     count_read (h, count, met);
+  if (line != NULL)
+    atomic_fetch_add (&clients.begun, count);
   r = next->pread (next, buf, count, offset, flags, err);
+  if (line != NULL)
+    atomic_fetch_add (&clients.ended, count);
   reads_end (h->reads);
   return r;
 }

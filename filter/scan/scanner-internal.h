@@ -48,6 +48,7 @@ struct worker {
   bool joined;                  /* protected by the scanner's joining */
   struct source *source;        /* its own, or the scanner's */
   void *scratch;                /* one block, for SOURCE_READ */
+  struct pace_transfer transfer; /* what it reads now */
   struct opening opening;
 };
 

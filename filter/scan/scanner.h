@@ -19,6 +19,7 @@
 #include <nbdkit-filter.h>
 
 #include "budget.h"
+#include "line.h"
 #include "map.h"
 #include "recorder.h"
 #include "reads.h"
@@ -36,6 +37,7 @@ struct scanner_config {
   unsigned threads;             /* most prefetches in flight */
   enum source_method method;
   struct budget *budget;        /* shared by all scans */
+  struct line *line;            /* so is this; NULL if scans are not paced */
   struct stats *stats;          /* the export's */
   struct map *map;              /* of this disk at this size */
   struct recorder *recorder;    /* of the reads of this disk, or NULL */

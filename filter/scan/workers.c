@@ -214,31 +214,49 @@ leave_role (struct scanner *s, bool in_hand)
   return 0;
 }
 
+/* What one prefetch gets of a range: a block at most, and less if there is room
+ * for less.  A layer that keeps what is fetched does so in blocks of its own,
+ * and fetches one twice if two pieces meet in it; so a piece of a block ends
+ * where theirs are likely to.
+ */
+static struct range
+first_piece (struct range range, uint32_t block, uint32_t most)
+{
+  uint64_t end;
+
+  if (range.count > block)
+    range.count = block;
+  if (range.count > most) {
+    end = (range.offset + most) & ~(uint64_t) (PACE_SMALLEST - 1);
+    range.count = end > range.offset ? end - range.offset : most;
+  }
+  return range;
+}
+
 /* Get the next range to prefetch, at most a block.  Returns false if the scan
  * is over.  The caller is the decider.
  */
 static bool
 decide (struct scanner *s, struct worker *w, struct range *range)
 {
-  if (!steps_take_room (s))
-    return false;
-  if (recorder_is_on (s->config.recorder))
-    scan_look_at_reads (s);
-  if (scan_phase (s) != SCAN_GOES_ON)
-    s->pending.count = 0;
-  if (s->pending.count == 0 && !steps_ask_policy (s, w)) {
-    ticket_give (s);
-    return false;
-  }
+  /* Again if it has been stopped, or the limit was reached, just now. */
+  do {
+    if (!steps_take_room (s))
+      return false;
+    if (recorder_is_on (s->config.recorder))
+      scan_look_at_reads (s);
+    if (scan_phase (s) != SCAN_GOES_ON)
+      s->pending.count = 0;
+    if (s->pending.count == 0 && !steps_ask_policy (s, w)) {
+      ticket_give (s);
+      return false;
+    }
+    *range = first_piece (s->pending, s->config.block, s->ticket.most);
+    range->count = ticket_use (s, w, range->count);
+  } while (range->count == 0);
 
-  *range = s->pending;
-  if (range->count > s->config.block)
-    range->count = s->config.block;
-  if (range->count > s->ticket.bytes)
-    range->count = s->ticket.bytes;
   s->pending.offset += range->count;
   s->pending.count -= range->count;
-  ticket_use (s, range->count);
   return true;
 }
 

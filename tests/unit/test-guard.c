@@ -26,6 +26,16 @@ prefetch_ok (uint64_t offset, uint64_t count)
 }
 
 static void
+test_not_enabled (void)
+{
+  struct guard_op op;
+
+  guard_begin_write (&op, (struct range) { 0, 512 });
+  check (prefetch_ok (0, BLOCK), "nothing is guarded, nobody turned away");
+  guard_end (&op);
+}
+
+static void
 test_writes (void)
 {
   struct guard_op a, b;
@@ -118,6 +128,8 @@ test_threads (void)
 int
 main (void)
 {
+  test_not_enabled ();
+  guard_enable ();
   guard_set_block (BLOCK);
   test_writes ();
   test_edges ();
