@@ -59,6 +59,7 @@ look_at_clients (struct line *line)
   return (struct pace_client) {
     .begun = atomic_load (&line->clients->begun),
     .ended = ended,
+    .reads = atomic_load (&line->clients->reads),
   };
 }
 

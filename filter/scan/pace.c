@@ -301,14 +301,17 @@ pace_init (struct pace *p, uint32_t largest)
   p->interval_ns = ANEW_MIN_NS;
 }
 
-/* What the client is charged. */
+/* What the client is charged: all of its reads but one.  A client with one read
+ * after the other leaves the line idle while each is on its way, be it large.
+ */
 static double
 charge_client (const struct pace *p, struct pace_client client)
 {
-  const uint64_t bytes = client.begun - client.ended;
+  const double bytes = client.begun - client.ended;
+  const double mean = client.reads > 0 ? bytes / client.reads : bytes;
 
   return bytes == 0 ? 0 :
-    most (bytes, most (smallest_piece (p), p->piece / 2));
+    most (bytes - mean, most (smallest_piece (p), p->piece / 2));
 }
 
 static bool

@@ -39,8 +39,9 @@
  * Pieces are an eighth to a sixteenth of the window, but PACE_SMALLEST at least
  * and more where requests are what limits, so that a read that has to wait for
  * one waits little longer than for its own.  A transfer is charged a whole
- * piece however short it is, and the client half of one at least, or the
- * smallest, if it has any in flight.
+ * piece however short it is.  Of the client's reads one is answered before us,
+ * whatever its length: what it is charged is the others, half a piece at least,
+ * or the smallest, if it has any in flight.
  *
  * Where the window has no room for two pieces (a source that does one thing at
  * a time, a near one, a very thin one), only the client's pauses are used: once
@@ -124,9 +125,12 @@ struct pace_transfer {
   bool is_full, is_settled;
 };
 
-/* The client's reads so far, in bytes; both only grow. */
+/* What the client has asked of the source so far, in bytes, which only grow; and
+ * how many of its reads are in flight.
+ */
 struct pace_client {
   uint64_t begun, ended;
+  unsigned reads;
 };
 
 /* largest is the most bytes of one transfer. */

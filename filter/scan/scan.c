@@ -466,6 +466,7 @@ scan_pread (nbdkit_next *next, void *handle,
 {
   struct handle *h = handle;
   uint8_t met;
+  bool is_asked;
   int r;
 
   if (h->reads == NULL || !reads_are_wanted (h->reads)) {
@@ -477,11 +478,17 @@ scan_pread (nbdkit_next *next, void *handle,
   met = reads_begin (h->reads, h->map, offset, count);
   if (count_reads)
     count_read (h, count, met);
-  if (line != NULL)
+  /* What is there, or on its way, asks nothing of the line. */
+  is_asked = line != NULL && map_met_again (met) == MET_MISS;
+  if (is_asked) {
     atomic_fetch_add (&clients.begun, count);
+    atomic_fetch_add (&clients.reads, 1);
+  }
   r = next->pread (next, buf, count, offset, flags, err);
-  if (line != NULL)
+  if (is_asked) {
+    atomic_fetch_sub (&clients.reads, 1);
     atomic_fetch_add (&clients.ended, count);
+  }
   reads_end (h->reads);
   return r;
 }

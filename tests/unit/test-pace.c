@@ -115,6 +115,7 @@ start_client_read (struct sim *s, struct actor *a)
 {
   a->count = s->client_count;
   s->client.begun += a->count;
+  s->client.reads++;
   submit (s, a);
 }
 
@@ -150,6 +151,7 @@ end (struct sim *s, struct actor *a)
     return;
   }
   s->client.ended += a->count;
+  s->client.reads--;
   s->theirs += a->count;
   s->reads++;
   s->read_ns += s->now_ns - a->begun_ns;
@@ -336,6 +338,19 @@ test_beside (void)
           3 * 128 * 1024 / 0.02262, 1.75);
 }
 
+/* A client that waits for its large reads leaves the line idle while they are on
+ * their way.
+ */
+static void
+test_large_reads (void)
+{
+  init (&sim, 20, 100 * MB, 64, 32);
+  add_client (&sim, 2, 512 * 1024, 0);
+  run (&sim, 5);
+  check (sim.ours / 5 > 40 * MB, "beside two readers of 512K: %.1f MB/s of ours",
+         sim.ours / 5 / MB);
+}
+
 /* A client that fills the line is left alone. */
 static void
 test_greedy (void)
@@ -389,6 +404,7 @@ main (void)
   test_knees ();
   test_changes ();
   test_beside ();
+  test_large_reads ();
   test_greedy ();
   test_pauses ();
   return done ();
