@@ -45,6 +45,8 @@ is_in_way (struct range range, bool is_write)
   const struct range touched = widen (range);
   const struct guard_op *other;
 
+  if (block == 0)
+    return false;
   for (other = ops; other != NULL; other = other->next)
     if (other->is_write == is_write && range_overlaps (other->range, touched))
       return true;

@@ -15,6 +15,8 @@
  * Where its blocks begin can't be known, for a filter in between may shift
  * offsets; so ranges that are less than a block apart count as overlapping.
  *
+ * The clone filter keeps them apart by itself, and better.
+ *
  * Any thread may call these functions.
  */
 
@@ -32,7 +34,7 @@ struct guard_op {
   bool is_write;
 };
 
-/* The size of the blocks below.  At start-up only. */
+/* The size of the blocks below; 0 if nothing has to wait.  At start-up only. */
 extern void guard_set_block (uint64_t bytes);
 
 /* A client's write begins: waits for the prefetches that it overlaps. */

@@ -144,7 +144,10 @@ scan_config_complete (nbdkit_next_config_complete *next,
     if (recorder == NULL)
       return -1;
   }
-  if (options.cow_block_size > 0)
+  if (options.clone_below && !options.cow_below &&
+      options.method == SOURCE_CACHE)
+    guard_set_block (0);
+  else if (options.cow_block_size > 0)
     guard_set_block (options.cow_block_size);
   layers_advise ();
   return next (nxdata);

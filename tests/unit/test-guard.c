@@ -46,6 +46,22 @@ test_writes (void)
 }
 
 static void
+test_nothing_waits (void)
+{
+  struct guard_op write, prefetch;
+
+  guard_set_block (0);
+  guard_begin_write (&write, (struct range) { 0, 512 });
+  check (guard_begin_prefetch (&prefetch, (struct range) { 0, BLOCK }),
+         "with blocks of 0, a prefetch may begin beside a write");
+  guard_end (&write);
+  guard_begin_write (&write, (struct range) { 0, 512 });
+  guard_end (&write);
+  guard_end (&prefetch);
+  guard_set_block (BLOCK);
+}
+
+static void
 test_edges (void)
 {
   struct guard_op op;
@@ -121,6 +137,7 @@ main (void)
   guard_set_block (BLOCK);
   test_writes ();
   test_edges ();
+  test_nothing_waits ();
   test_threads ();
   return done ();
 }
