@@ -59,7 +59,8 @@ end
 describe ("scan-policy", function ()
   it ("teaches with examples", function ()
     assert.matches ("Begin here:", succeed ("--help"))
-    for _, command in ipairs { "check", "run", "simulate", "plot", "new", "watch" } do
+    for _, command in ipairs { "check", "run", "simulate", "plot", "new", "watch",
+                                "map" } do
       assert.matches ("Examples?:\n  scan%-policy " .. command,
                       succeed (command .. " --help"))
     end
