@@ -127,8 +127,9 @@ local CASES = {
     function (disk) return { events = scattered (disk) } end },
   { "a client that reads upwards",
     function (disk) return { events = in_steps (disk, 0, 1) } end },
-  { "a client that reads downwards",
-    function (disk) return { events = in_steps (disk, disk.size // 8192 * 4096, -1) } end },
+  { "a client that reads downwards", function (disk)
+    return { events = in_steps (disk, disk.size // 8192 * 4096, -1) }
+  end },
   { "a client that reads each fourth piece",
     function (disk) return { events = in_steps (disk, 0, 4) } end },
   { "a client that reads the last sector first", function (disk)
