@@ -371,7 +371,8 @@ can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
     if (first_warning (NO_CACHE))
       nbdkit_error ("scan: warning: underlying plugin does not support "
                     "NBD_CMD_CACHE, not scanning; try adding --filter=clone "
-                    "after this filter");
+                    "after this filter, or scan-method=read over a layer that "
+                    "keeps what is read");
     return false;
   }
   return true;
