@@ -131,7 +131,8 @@ def test_the_split_plugin_is_not_asked_for_extents (tmp_path):
     policy.write_text ("return function (disk)\n"
                        "  disk:prefetch (512 * 1024)\n"
                        "  disk:settle ()\n"
-                       "  print ('data at', disk:next_data (0))\n"
+                       "  local data = disk:next_data (0)\n"
+                       "  print ('data at', data)\n"
                        "end\n")
     with nbdkit ([SCAN, "cow"], ["split", str (part), str (part)],
                  ["cow-on-read=true", "scan-method=read", f"scan-policy={policy}",
