@@ -242,7 +242,7 @@ leave_out_what_is_there (struct scanner *s)
   const uint64_t end = s->pending.offset + s->pending.count;
   struct range missing;
 
-  scan_look_at_reads (s);
+  looker_look (s);
   if (!map_missing (s->config.map, s->pending.offset, end, &missing))
     missing.offset = end;
   s->pending = (struct range) { missing.offset, end - missing.offset };
