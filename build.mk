@@ -169,14 +169,17 @@ $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
 	clone/crc32c clone/disk)
 $(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
+$(B)/tests/unit-escape: $(call unit_objects,common/escape)
+$(B)/tests/unit-pace: $(call unit_objects,scan/pace)
 $(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
+$(B)/tests/unit-results: $(call unit_objects,scan/results)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
-$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
+$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/looker scan/workers scan/steps \
 	scan/fetch scan/failures scan/results scan/opening scan/ticket scan/budget \
-	scan/guard scan/reads \
+	scan/line scan/pace scan/guard scan/reads \
 	scan/source scan/map scan/recorder scan/journal report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)

@@ -41,8 +41,8 @@ utf8_length (const unsigned char *s, unsigned *code)
   return n;
 }
 
-/* May this character stand in a message as it is?  Not what moves the cursor, or
- * changes the order in which a terminal shows text.
+/* May this character stand in a message as it is?  Not what moves the cursor,
+ * or changes the order in which a terminal shows text.
  */
 static bool
 is_printable (unsigned code)

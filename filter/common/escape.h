@@ -26,9 +26,9 @@ enum escape_style {
    */
   ESCAPE_TEXT,
 
-  /* For a label's value in the Prometheus text format, without its quotes.  Each
-   * byte that isn't UTF-8 becomes U+FFFD and two hexadecimal digits, and so do
-   * those of a U+FFFD that was there before.
+  /* For a label's value in the Prometheus text format, without its quotes.
+   * Each byte that isn't UTF-8 becomes U+FFFD and two hexadecimal digits, and
+   * so do those of a U+FFFD that was there before.
    */
   ESCAPE_LABEL,
 };

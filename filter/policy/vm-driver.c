@@ -59,7 +59,7 @@ const char *
 vm_errno_name (int err)
 {
   switch (err) {
-  case EBUSY:     return "EBUSY";
+  case VM_SKIPPED: return "EBUSY";
   case EINVAL:    return "EINVAL";
   case EIO:       return "EIO";
   case ENOMEM:    return "ENOMEM";

@@ -55,8 +55,8 @@ search_module (lua_State *L)
  * queued.  So they need no count hook, which makes each instruction of Lua cost
  * several times as much; with these, a quarter of the decision.
  */
-static bool
-is_bounded (const struct text *policy)
+bool
+vm_is_stock (const struct text *policy)
 {
   static const char *const names[] = { "default", "ahead", "clock", "forever" };
   char path[32];
@@ -172,7 +172,7 @@ vm_new (const struct vm_config *config)
   if (vm == NULL)
     return NULL;
   vm->config = *config;
-  vm->bounded = is_bounded (config->policy);
+  vm->bounded = vm_is_stock (config->policy);
   vm->limit_bytes = config->memory_bytes;
   pthread_mutex_init (&vm->lock, NULL);
   return vm;
@@ -389,7 +389,10 @@ push_answer (struct vm_scan *scan, const struct vm_answer *answer)
   switch (answer->type) {
   case VM_OFFSET:
     lua_pushinteger (scan->co, answer->offset);
-    return 1;
+    if (!answer->more)
+      return 1;
+    lua_pushboolean (scan->co, true);
+    return 2;
   case VM_ERRNO:
     lua_pushnil (scan->co);
     lua_pushcfunction (L, push_errno);

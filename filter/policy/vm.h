@@ -47,10 +47,15 @@ struct vm_config {
   bool timed;                   /* keep vm_totals.lua_ns; costs a little */
 };
 
+/* A read of the source that was left out, for a client was writing there.  In
+ * the place of an errno, and none that a source can give.
+ */
+#define VM_SKIPPED (-1)
+
 /* A range whose prefetch failed. */
 struct vm_failure {
   struct range range;
-  int err;                      /* errno */
+  int err;                      /* errno, or VM_SKIPPED */
 };
 
 /* What became of a prefetch. */
@@ -113,10 +118,16 @@ struct vm_request {
 struct vm_answer {
   enum { VM_NOTHING, VM_OFFSET, VM_BYTES, VM_ERRNO } type;
   uint64_t offset;              /* VM_OFFSET */
+  bool more;                    /* VM_OFFSET: nobody has looked further */
   const char *bytes;            /* VM_BYTES; the vm copies them */
   size_t length;
-  int err;                      /* VM_ERRNO */
+  int err;                      /* VM_ERRNO; see vm_failure */
 };
+
+/* Is this default, ahead, clock or forever, which do what the stock filter
+ * does?  Any thread.
+ */
+extern bool vm_is_stock (const struct text *policy);
 
 /* Totals since the vm was made. */
 struct vm_totals {

@@ -71,8 +71,8 @@ static const struct metric metrics[] = {
   { "nbdkit_scan_prefetches_in_flight", GAUGE,
     "Prefetches on their way.", NULL, value_in_flight, 1 },
   { "nbdkit_scan_quiet_seconds", GAUGE,
-    "While a scan runs, seconds since a prefetch began or ended: large with some "
-    "in flight, the source has stalled.", NULL, value_quiet_ns, 1e-9 },
+    "While a scan runs, seconds since a prefetch began or ended: large with "
+    "some in flight, the source has stalled.", NULL, value_quiet_ns, 1e-9 },
   { "nbdkit_scan_prefetch_failures_total", COUNTER,
     "Prefetches that failed.", NULL, value_failures, 1 },
   { "nbdkit_scan_prefetches_skipped_total", COUNTER,
@@ -178,4 +178,26 @@ metrics_write (FILE *fp, const char *policy,
            "if it has.\n# TYPE nbdkit_scan_policy_info gauge\n");
   for (j = 0; j < nr; ++j)
     write_info (fp, policy, &totals[j]);
+}
+
+static void
+write_gauge (FILE *fp, const char *name, const char *help, double value)
+{
+  fprintf (fp, "# HELP nbdkit_scan_%s %s\n# TYPE nbdkit_scan_%s gauge\n"
+           "nbdkit_scan_%s %.9g\n", name, help, name, name, value);
+}
+
+void
+metrics_write_line (FILE *fp, const struct line_state *state)
+{
+  write_gauge (fp, "pace_window_bytes",
+               "Most bytes on their way, clients' and prefetched; 0 until that "
+               "is found.", state->window);
+  write_gauge (fp, "pace_piece_bytes", "Most bytes of a prefetch.",
+               state->piece);
+  write_gauge (fp, "pace_bandwidth_bytes", "Bytes a second of the line.",
+               state->bandwidth);
+  write_gauge (fp, "pace_latency_seconds",
+               "Least time that a prefetch has taken on the line.",
+               state->latency_ns * 1e-9);
 }

@@ -180,8 +180,8 @@ advice (const struct stats_totals *stats)
     return NULL;
   if (stats->prefetches >= ENOUGH &&
       stats->prefetch_ns / stats->prefetches < NEAR_NS)
-    return "the source answers within a millisecond, so a scan can save little; "
-      "it may be left out";
+    return "the source answers within a millisecond, so a scan can save "
+      "little; it may be left out";
   if (stats->late > stats->reads / 2)
     return "the client asks for data as fast as a scan gets it, so a scan can "
       "save little; it may be left out";

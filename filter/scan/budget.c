@@ -4,29 +4,29 @@
 
 /* See budget.h.
  *
- * The rate is held by a due time, at which all that has been taken so far is
- * paid for.  Taking moves it on; it never lies in the past, so an idle time
- * saves nothing up, and at any moment no more has been fetched than the rate
- * allows since the start.
+ * The rate is held by a due time, at which all that has been paid for so far
+ * may be fetched.  Paying moves it on, so that those who wait come one after the
+ * other.  It lies in the past by no more than what is being paid for takes: so
+ * much of an idle time is saved up (a fetch takes time as well), and never more
+ * than the time since the first payment.  So at any moment no more has been
+ * fetched than the rate allows since the start.
  */
 
-#include <stdbool.h>
 #include <stdlib.h>
 
 #include <pthread.h>
 
 #include "budget.h"
+#include "cleanup.h"
 #include "clock.h"
 
 struct budget {
-  /* Immutable. */
-  uint64_t bytes_per_second;
-  bool is_limited;
+  uint64_t bytes_per_second;    /* immutable */
 
-  /* Leaf lock. */
+  /* Leaf lock; protects the rest. */
   pthread_mutex_t lock;
   uint64_t left_bytes;          /* of the limit */
-  uint64_t due_ns;
+  uint64_t due_ns;              /* 0 if nobody has paid yet */
 };
 
 struct budget *
@@ -39,7 +39,6 @@ budget_new (uint64_t bytes_per_second, uint64_t limit_bytes)
   pthread_mutex_init (&budget->lock, NULL);
   budget->bytes_per_second = bytes_per_second;
   budget->left_bytes = limit_bytes;
-  budget->is_limited = limit_bytes != BUDGET_NONE;
   return budget;
 }
 
@@ -59,40 +58,50 @@ price_ns (const struct budget *budget, uint32_t count)
   return (double) count / budget->bytes_per_second * NS_PER_SECOND;
 }
 
-uint32_t
-budget_take (struct budget *budget, uint32_t count, uint64_t *wait_until_ns)
+uint64_t
+budget_pay (struct budget *budget, uint32_t count, uint64_t now_ns)
 {
-  *wait_until_ns = 0;
-  if (budget->bytes_per_second == BUDGET_NONE && !budget->is_limited)
-    return count;
+  if (budget->bytes_per_second == BUDGET_NONE)
+    return 0;
 
-  pthread_mutex_lock (&budget->lock);
-  if (budget->is_limited) {
-    if (count > budget->left_bytes)
-      count = budget->left_bytes;
-    budget->left_bytes -= count;
-  }
-  if (budget->bytes_per_second != BUDGET_NONE) {
-    const uint64_t now = clock_now_ns ();
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&budget->lock);
+  const uint64_t price = price_ns (budget, count);
 
-    if (budget->due_ns < now)
-      budget->due_ns = now;
-    budget->due_ns += price_ns (budget, count);
-    *wait_until_ns = budget->due_ns;
-  }
-  pthread_mutex_unlock (&budget->lock);
-  return count;
+  if (budget->due_ns == 0)
+    budget->due_ns = now_ns;
+  else if (now_ns > price && budget->due_ns < now_ns - price)
+    budget->due_ns = now_ns - price;
+  budget->due_ns += price;
+  return budget->due_ns;
 }
 
 void
-budget_give (struct budget *budget, uint32_t count)
+budget_refund (struct budget *budget, uint32_t count)
 {
-  if (count == 0)
+  if (budget->bytes_per_second == BUDGET_NONE || count == 0)
     return;
-  pthread_mutex_lock (&budget->lock);
-  if (budget->is_limited)
-    budget->left_bytes += count;
-  if (budget->bytes_per_second != BUDGET_NONE)
-    budget->due_ns -= price_ns (budget, count);
-  pthread_mutex_unlock (&budget->lock);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&budget->lock);
+
+  budget->due_ns -= price_ns (budget, count);
+}
+
+uint64_t
+budget_left (struct budget *budget)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&budget->lock);
+
+  return budget->left_bytes;
+}
+
+uint32_t
+budget_draw (struct budget *budget, uint32_t count)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&budget->lock);
+
+  if (count > budget->left_bytes)
+    count = budget->left_bytes;
+  if (budget->left_bytes != BUDGET_NONE)
+    budget->left_bytes -= count;
+  return count;
 }

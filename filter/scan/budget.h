@@ -4,10 +4,6 @@
 
 /* What all scans of the server together may fetch: scan-rate and scan-limit.
  *
- * A scan takes room for a block before it asks its policy, so that what the
- * policy says is not stale by the time it is done, and gives back what was not
- * used.
- *
  * Any thread may call these functions.
  */
 
@@ -28,14 +24,20 @@ extern struct budget *budget_new (uint64_t bytes_per_second,
 /* NULL is allowed. */
 extern void budget_free (struct budget *budget);
 
-/* Take room for up to count bytes.  Returns how many were taken, 0 when the
- * limit is used up, and stores in *wait_until_ns (see clock.h) when they may
- * be fetched: whoever takes must wait until then or give them back.
+/* Pay for count bytes of the rate.  Returns when they may be fetched (see
+ * clock.h), which may be past: whoever pays must wait until then, or until
+ * there is no need any more.
  */
-extern uint32_t budget_take (struct budget *budget, uint32_t count,
-                             uint64_t *wait_until_ns);
+extern uint64_t budget_pay (struct budget *budget, uint32_t count,
+                            uint64_t now_ns);
 
-/* Give back what has been taken and not used. */
-extern void budget_give (struct budget *budget, uint32_t count);
+/* Take back what was paid for and not fetched. */
+extern void budget_refund (struct budget *budget, uint32_t count);
+
+/* How many bytes are left of the limit.  Draw up to count of them; returns how
+ * many there were.
+ */
+extern uint64_t budget_left (struct budget *budget);
+extern uint32_t budget_draw (struct budget *budget, uint32_t count);
 
 #endif /* SCAN_BUDGET_H */

@@ -100,8 +100,8 @@ may_use (const struct link_map *object, const char *function)
 }
 
 /* Find the plugin.  It is the one object with this function, and nbdkit makes
- * its symbols global.  Stores its name, as in nbdkit-NAME-plugin.so, cut to size
- * bytes.  Returns NULL if there is none.
+ * its symbols global.  Stores its name, as in nbdkit-NAME-plugin.so, in at most
+ * size bytes.  Returns NULL if there is none.
  */
 static const struct link_map *
 find_plugin (char *name, size_t size)

@@ -17,4 +17,7 @@ extern NBDKIT_DLL_PUBLIC int scan_debug_decisions;
 /* Print every client read that a policy is told of. */
 extern NBDKIT_DLL_PUBLIC int scan_debug_reads;
 
+/* -D scan.pace=1: how much may be on its way. */
+extern NBDKIT_DLL_PUBLIC int scan_debug_pace;
+
 #endif /* SCAN_DEBUG_H */

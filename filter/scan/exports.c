@@ -322,7 +322,7 @@ exports_get_totals (size_t *nr)
   {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
 
-    for (export = exports; export != NULL && *nr < room; export = export->next) {
+    for (export = exports; export && *nr < room; export = export->next) {
       t = &totals[(*nr)++];
       t->generation = use (export->generations);
       t->vm = export->past;

@@ -6,12 +6,19 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <string.h>
 
 #include <nbdkit-filter.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "failures.h"
+
+/* 1 ms, and ten seconds from the 14th doubling on. */
+#define PAUSE_MIN_NS (NS_PER_SECOND / 1000)
+#define PAUSE_MAX_NS (10 * NS_PER_SECOND)
+#define PAUSE_DOUBLINGS_MAX 14
 
 void
 failures_init (struct failures *failures)
@@ -30,11 +37,18 @@ static bool
 keep (struct failures *failures, struct vm_failure failure)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&failures->lock);
-  const bool first = failure.err != EBUSY && !failures->warned;
 
   if (failures->len < FAILURES_MAX)
     failures->list[failures->len++] = failure;
-  failures->warned = failures->warned || first;
+  if (failure.err == VM_SKIPPED)
+    return false;
+  if (failures->in_a_row < UINT_MAX)
+    failures->in_a_row++;
+  if (failure.err == ENOSPC)
+    failures->is_full = true;
+  const bool first = !failures->warned;
+
+  failures->warned = true;
   return first;
 }
 
@@ -42,16 +56,52 @@ void
 failures_add (struct failures *failures, struct range range, int err,
               bool goes_on)
 {
-  if (!keep (failures, (struct vm_failure) { range, err }))
-    return;
-  if (!goes_on)
+  static atomic_bool told_full;
+  const bool first = keep (failures, (struct vm_failure) { range, err });
+
+  if (err == ENOSPC) {
+    if (!atomic_exchange (&told_full, true))
+      nbdkit_error ("scan: the layer below has no space left for what is "
+                    "prefetched (%s), so scans end; the cow and cache filters "
+                    "keep it in TMPDIR, which has to have room for all that is "
+                    "prefetched and written: set TMPDIR to another place, or "
+                    "scan-limit", strerror (err));
+  }
+  else if (first && !goes_on)
     nbdkit_debug ("scan: prefetch of %" PRIu64 " bytes at offset %" PRIu64
                   " failed at the end of the scan: %s", range.count,
                   range.offset, strerror (err));
-  else
+  else if (first)
     nbdkit_error ("scan: warning: prefetch of %" PRIu64 " bytes at offset %"
                   PRIu64 " failed: %s; the scan goes on, and will not warn "
                   "again", range.count, range.offset, strerror (err));
+}
+
+void
+failures_end_row (struct failures *failures)
+{
+  if (failures->in_a_row > 0) {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&failures->lock);
+
+    failures->in_a_row = 0;
+  }
+}
+
+uint64_t
+failures_pause_ns (struct failures *failures)
+{
+  const unsigned doublings = failures->in_a_row / FAILURES_DOUBLE;
+
+  if (doublings == 0)
+    return 0;
+  return doublings >= PAUSE_DOUBLINGS_MAX
+    ? PAUSE_MAX_NS : PAUSE_MIN_NS << (doublings - 1);
+}
+
+bool
+failures_is_full (struct failures *failures)
+{
+  return failures->is_full;
 }
 
 size_t

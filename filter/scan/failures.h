@@ -7,6 +7,7 @@
 #ifndef SCAN_FAILURES_H
 #define SCAN_FAILURES_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -23,14 +24,18 @@ struct failures {
   struct vm_failure list[FAILURES_MAX];
   size_t len;
   bool warned;
+
+  /* Written with the lock held, read without. */
+  atomic_uint in_a_row;         /* since the last that did not fail */
+  atomic_bool is_full;
 };
 
 extern void failures_init (struct failures *failures);
 extern void failures_destroy (struct failures *failures);
 
-/* Keep one, and warn of the first that is a fault of the source: EBUSY says
- * that it was left out.  What fails once a scan doesn't go on is no fault: what was
- * below may be gone with the client.  Any thread.
+/* Keep one, and warn of the first that is a fault of the source.  What fails
+ * once a scan doesn't go on is none: what was below may be gone with the client.
+ * Any thread.
  */
 extern void failures_add (struct failures *failures, struct range range,
                           int err, bool goes_on);
@@ -40,5 +45,19 @@ extern void failures_add (struct failures *failures, struct range range,
  */
 extern size_t failures_take (struct failures *failures,
                              struct vm_failure *out);
+
+/* A prefetch has not failed.  Any thread. */
+extern void failures_end_row (struct failures *failures);
+
+/* How long to leave the source alone, as things are: nothing for the first few
+ * failures in a row, then twice as long with each FAILURES_DOUBLE more.
+ */
+#define FAILURES_DOUBLE 16
+extern uint64_t failures_pause_ns (struct failures *failures);
+
+/* Has the layer that keeps what is fetched run full (ENOSPC)?  Then there is no
+ * use in going on; it has been said, once in the server's life.
+ */
+extern bool failures_is_full (struct failures *failures);
 
 #endif /* SCAN_FAILURES_H */

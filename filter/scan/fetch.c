@@ -6,8 +6,6 @@
  * writes, counted, and its failure told.  See scanner-internal.h.
  */
 
-#include <errno.h>
-
 #include "clock.h"
 #include "guard.h"
 #include "scanner-internal.h"
@@ -18,8 +16,10 @@ static void
 note_result (struct scanner *s, struct vm_result result)
 {
   results_add (&s->results, result);
-  if (result.err == 0)
+  if (result.err == 0) {
+    failures_end_row (&s->failures);
     return;
+  }
   failures_add (&s->failures, result.range, result.err,
                 scan_phase (s) == SCAN_GOES_ON);
   reads_wake (s->reads);
@@ -34,7 +34,7 @@ prefetch_once (struct scanner *s, struct worker *w, struct range range)
 
   if (!guard_begin_prefetch (&op, range)) {
     stats_prefetch_skipped (s->config.stats);
-    result.err = EBUSY;
+    result.err = VM_SKIPPED;
     return result;
   }
   stats_prefetch_begins (s->config.stats);
@@ -51,10 +51,15 @@ prefetch_once (struct scanner *s, struct worker *w, struct range range)
 void
 fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
 {
-  struct vm_result result = prefetch_once (s, w, range);
+  struct vm_result result;
+  bool again;
 
-  if (opening_again (w, result.err))
+  ticket_begin (w);
+  result = prefetch_once (s, w, range);
+  again = opening_again (w, result.err);
+  if (again)
     result = prefetch_once (s, w, range);
+  ticket_end (w, result.err == 0 && !again ? range.count : 0);
   note_result (s, result);
 }
 
@@ -63,20 +68,27 @@ static int
 read_once (struct scanner *s, struct worker *w, struct range range, void *buf)
 {
   struct guard_op op;
-  int err;
+  int err = VM_SKIPPED;
 
   /* A layer that keeps what is read makes no difference between the two. */
-  if (!guard_begin_prefetch (&op, range))
-    return EBUSY;
-  err = source_pread (w->source, range, buf);
-  guard_end (&op);
+  if (guard_begin_prefetch (&op, range)) {
+    err = source_pread (w->source, range, buf);
+    guard_end (&op);
+  }
   return err;
 }
 
 int
 fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
 {
-  const int err = read_once (s, w, range, buf);
+  bool again;
+  int err;
 
-  return opening_again (w, err) ? read_once (s, w, range, buf) : err;
+  ticket_begin (w);
+  err = read_once (s, w, range, buf);
+  again = opening_again (w, err);
+  if (again)
+    err = read_once (s, w, range, buf);
+  ticket_end (w, err == 0 && !again ? range.count : 0);
+  return err;
 }

@@ -16,6 +16,9 @@
 /* The cow filter's default block size. */
 static uint64_t block = 65536;
 
+/* Written at start-up only. */
+static bool enabled;
+
 /* Leaf lock; guards the list and all that is on it. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t prefetch_ended = PTHREAD_COND_INITIALIZER;
@@ -25,6 +28,12 @@ void
 guard_set_block (uint64_t bytes)
 {
   block = bytes;
+}
+
+void
+guard_enable (void)
+{
+  enabled = true;
 }
 
 /* Every byte that can be in one block with a byte of the range.  Ranges end
@@ -45,8 +54,6 @@ is_in_way (struct range range, bool is_write)
   const struct range touched = widen (range);
   const struct guard_op *other;
 
-  if (block == 0)
-    return false;
   for (other = ops; other != NULL; other = other->next)
     if (other->is_write == is_write && range_overlaps (other->range, touched))
       return true;
@@ -68,6 +75,8 @@ add (struct guard_op *op, struct range range, bool is_write)
 void
 guard_begin_write (struct guard_op *op, struct range range)
 {
+  if (!enabled)
+    return;
   pthread_mutex_lock (&lock);
   /* It is on the list while it waits, so that no new prefetch can start. */
   add (op, range, true);
@@ -87,6 +96,8 @@ guard_begin_prefetch (struct guard_op *op, struct range range)
 {
   bool ok;
 
+  if (!enabled)
+    return true;
   pthread_mutex_lock (&lock);
   ok = !is_in_way (range, true);
   if (ok)
@@ -98,6 +109,8 @@ guard_begin_prefetch (struct guard_op *op, struct range range)
 void
 guard_end (struct guard_op *op)
 {
+  if (!enabled)
+    return;
   pthread_mutex_lock (&lock);
   *op->prev = op->next;
   if (op->next)

@@ -2,20 +2,22 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* Keeps client writes and prefetches apart.
+/* Keeps client writes and prefetches apart, where one may be lost.
  *
  * The cow filter reads a block from the source and then stores it in its
- * overlay; a client's write that lands in between is lost.  So a write, zero or
- * trim waits for the prefetches in flight that it overlaps, and a prefetch
- * that overlaps a write in progress is not done.  Client reads have no part in
- * this.
+ * overlay; a client's write that lands in between is lost.  It does so when it
+ * is read (scan-method=read) and when it is told to keep what is cached
+ * (cow-on-cache=true).  Then a write, zero or trim waits for the prefetches in
+ * flight that it overlaps, and a prefetch that overlaps a write in progress is
+ * not done.  Client reads have no part in this.  Elsewhere there is nothing to
+ * guard, and no write waits.
  *
- * There is one guard for the server, because several exports may be one disk.
+ * There is one guard for the server, because the cow filter has one overlay for
+ * all exports: what is written to one, scanned or not, is lost by a prefetch of
+ * another.
  * What counts is whether both touch one block of the layer that keeps the data.
  * Where its blocks begin can't be known, for a filter in between may shift
  * offsets; so ranges that are less than a block apart count as overlapping.
- *
- * The clone filter keeps them apart by itself, and better.
  *
  * Any thread may call these functions.
  */
@@ -34,8 +36,11 @@ struct guard_op {
   bool is_write;
 };
 
-/* The size of the blocks below; 0 if nothing has to wait.  At start-up only. */
+/* The size of the blocks below, and that there is something to guard: until
+ * then nobody waits or is turned away.  At start-up only.
+ */
 extern void guard_set_block (uint64_t bytes);
+extern void guard_enable (void);
 
 /* A client's write begins: waits for the prefetches that it overlaps. */
 extern void guard_begin_write (struct guard_op *op, struct range range);

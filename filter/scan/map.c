@@ -83,7 +83,6 @@ map_set_size (struct map *map, uint64_t size)
   bool same;
 
   pthread_mutex_lock (&map->lock);
-  same = atomic_load (&map->cells.bits) == 0 || atomic_load (&map->size) == size;
   if (atomic_load (&map->cells.bits) == 0) {
     while ((size + (UINT64_C (1) << bits) - 1) >> bits > MAP_GRANULES_MAX)
       bits++;
@@ -92,6 +91,7 @@ map_set_size (struct map *map, uint64_t size)
     atomic_store (&map->cells.granules,
                   (size + (UINT64_C (1) << bits) - 1) >> bits);
   }
+  same = atomic_load (&map->size) == size;
   pthread_mutex_unlock (&map->lock);
   return same;
 }

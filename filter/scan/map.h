@@ -7,8 +7,8 @@
  *
  * The disk is divided into at most MAP_GRANULES_MAX granules: of 4096 bytes up
  * to 4 GiB, larger beyond.  Each has a cell of flags.  Where a prefetch or a
- * read ends in the middle of a granule, the part is kept in a table until others
- * that it meets make the granule whole; so prefetches may be smaller than
+ * read ends in the middle of a granule, the part is kept in a table until
+ * others that it meets make the granule whole; so prefetches may be smaller than
  * granules.  Tables are bounded: the part that has not grown for longest is
  * forgotten when there are too many.  All of a map takes
  * little more than 1 MiB, and less in use for a small disk.
@@ -94,7 +94,7 @@ enum {
   MAP_IN_FLIGHT = 1,            /* all of it, in one prefetch */
   MAP_FETCHED = 2,
   MAP_DONE = 4,                 /* fetched or a hole */
-  MAP_TOUCHED = 8,              /* a client's read began that needs some of it */
+  MAP_TOUCHED = 8,              /* a client's read needs or needed some of it */
   MAP_READ = 16,                /* all of it was read */
   MAP_PARTLY_FETCHED = 32,
   MAP_PARTLY_IN_FLIGHT = 64,
@@ -111,7 +111,8 @@ struct map_cells {
 extern uint8_t map_meet_slowly (struct map_cells *cells, struct range range);
 
 /* A client's read begins: note that it has touched what it needs.  Returns what
- * it meets, for the two functions below.  (Not a struct range: that goes through memory.)
+ * it meets, for the two functions below.  The range is given as two numbers,
+ * because a struct goes through memory.
  */
 static inline uint8_t
 map_meet (struct map *map, uint64_t offset, uint64_t count)
@@ -143,8 +144,8 @@ map_met (uint8_t flags)
     : flags & MAP_IN_FLIGHT ? MET_LATE : MET_MISS;
 }
 
-/* For policies, what was read before is as good; if all of the granules was, and
- * the scan had been told.
+/* For policies, what was read before is as good; if all of the granules was,
+ * and the scan had been told.
  */
 static inline enum met
 map_met_again (uint8_t flags)

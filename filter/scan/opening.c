@@ -132,9 +132,9 @@ opening_wait (struct worker *w)
   calls = get_calls (s);
   count_waiting (s, 1);
   if (first_warning (s))
-    nbdkit_error ("scan: warning: could not open the layer below for a scan in "
-                  "the background; it goes on when that can be opened, and will "
-                  "not warn again");
+    nbdkit_error ("scan: warning: could not open the layer below for a scan "
+                  "in the background; it goes on when that can be opened, and "
+                  "will not warn again");
   do {
     rest_longer (&w->opening);
     rest (w, calls);
@@ -147,13 +147,13 @@ opening_wait (struct worker *w)
   return source;
 }
 
-/* Is this what an outage looks like?  EBUSY: a write was in the way; ENOSPC: the
+/* Is this what an outage looks like?  VM_SKIPPED: a write was in the way; ENOSPC: the
  * layer that keeps what is fetched has no room.
  */
 static bool
 is_outage (int err)
 {
-  return err != EBUSY && err != ENOSPC && err != ENOMEM;
+  return err != VM_SKIPPED && err != ENOSPC && err != ENOMEM;
 }
 
 bool

@@ -4,9 +4,9 @@
 
 /* How a worker opens a source of its own, and what becomes of it.
  *
- * A scan of a connection ends with it, and so it need not care for a source that
- * goes away.  A scan in the background outlives that: what can't be opened is
- * tried again, and what has failed is opened again, at first at once and then
+ * A scan of a connection ends with it, and so it need not care for a source
+ * that goes away.  A scan in the background outlives that: what can't be opened
+ * is tried again, and what has failed is opened again, at first at once and then
  * after longer and longer times.  A client that connects has just opened the
  * layer below; then it is tried at once.
  *
@@ -40,8 +40,8 @@ struct outage {
 /* Open a source.  Returns NULL if it can't be opened, or the scan stops. */
 extern struct source *opening_open (struct worker *w);
 
-/* The same for a worker that found that it can't be opened: try until it can, or
- * the scan stops.
+/* The same for a worker that found that it can't be opened: try until it can,
+ * or the scan stops.
  */
 extern struct source *opening_wait (struct worker *w);
 
@@ -50,13 +50,17 @@ extern struct source *opening_wait (struct worker *w);
  */
 extern bool opening_again (struct worker *w, int err);
 
-/* There is reason to believe that the layer below can be opened.  Any thread. */
+/* There is reason to believe that the layer below can be opened.  Any
+ * thread.
+ */
 extern void opening_try_now (struct scanner *s);
 
 /* Does a worker wait for its source?  Any thread. */
 extern bool opening_is_outage (struct scanner *s);
 
-/* Tell stats whether all workers wait, as it may have changed.  The scan's lock must be held. */
+/* Tell stats whether all workers wait, as that may have changed.  The scan's
+ * lock must be held.
+ */
 extern void opening_count (struct scanner *s);
 
 #endif /* SCAN_OPENING_H */

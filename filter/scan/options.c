@@ -270,6 +270,17 @@ set_exports (const char *key, const char *value)
 }
 
 static int
+set_pace (const char *key, const char *value)
+{
+  bool on;
+
+  if (parse_bool (key, value, &on) == -1)
+    return -1;
+  options.pace = on ? PACE_ON : PACE_OFF;
+  return 0;
+}
+
+static int
 set_rate (const char *key, const char *value)
 {
   return parse_size (key, value, 1, "bytes per second, like 500K or 10M",
@@ -352,6 +363,7 @@ static const struct parameter {
   { "scan-method",         set_method },
   { "scan-background",     set_background },
   { "scan-exports",        set_exports },
+  { "scan-pace",           set_pace },
   { "scan-rate",           set_rate },
   { "scan-limit",          set_limit },
   { "scan-policy-memory",  set_policy_memory },
@@ -449,6 +461,10 @@ notice_layer_below (const char *key, const char *value)
   else if (strcmp (key, "cache-min-block-size") == 0) {
     if (!to_size (value, &options.cache_min_block_size))
       options.cache_min_block_size = 0;
+  }
+  else if (strcmp (key, "cow-on-cache") == 0) {
+    if (!to_bool (value, &options.cow_on_cache))
+      options.cow_on_cache = true;
   }
   /* These two may also be a path. */
   else if (strcmp (key, "cow-on-read") == 0) {

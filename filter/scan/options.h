@@ -23,6 +23,7 @@ struct options {
   enum source_method method;
   bool background;
   const char *exports;          /* shell pattern */
+  enum { PACE_BY_POLICY, PACE_ON, PACE_OFF } pace;
   uint64_t rate;                /* bytes per second, or BUDGET_NONE */
   uint64_t limit;               /* bytes, or BUDGET_NONE */
   uint64_t policy_memory;       /* bytes */
@@ -39,7 +40,7 @@ struct options {
   bool cow_below, cache_below, clone_below; /* parameters of theirs */
   uint64_t cow_block_size;      /* bytes */
   uint64_t cache_min_block_size; /* bytes */
-  bool cow_on_read, cache_on_read;
+  bool cow_on_read, cow_on_cache, cache_on_read;
 };
 
 extern struct options options;
@@ -67,6 +68,7 @@ extern void options_free (void);
   "scan-method=cache|read   How to prefetch (default cache).\n"            \
   "scan-background=true     One scan from server start to server end.\n"   \
   "scan-exports=PATTERN     Exports to scan (default the default one).\n"  \
+  "scan-pace=BOOL           Leave the line to clients (default by policy).\n" \
   "scan-rate=RATE           Most bytes per second.\n"                      \
   "scan-limit=SIZE          Most bytes in all.\n"                          \
   "scan-policy-memory=SIZE  Most memory of a policy (default 64M).\n"      \

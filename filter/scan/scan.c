@@ -34,19 +34,25 @@
 
 int scan_debug_decisions;
 int scan_debug_reads;
+int scan_debug_pace;
 
 /* Written before the server serves, and by nobody after. */
 static unsigned times_loaded;   /* all share these variables */
 static int thread_model = -1;
 static struct budget *budget;
+static struct line *line;       /* NULL if scans are not paced */
 static struct recorder *recorder; /* or NULL */
 static bool count_reads;        /* somebody wants to know */
 
-/* scan-background: the one scan of the default export, and what it is a scan of;
- * NULL if there is none.  Written in .after_fork, when there are no connections.
+/* scan-background: the one scan of the default export, and what it is a scan
+ * of; NULL if there is none.  Written in .after_fork, when there are no
+ * connections.
  */
 static struct scan *background;
 static struct generation *background_generation;
+
+/* What clients read: all that is done for the line on the read path. */
+static struct line_clients clients;
 
 /* For each connection's thread: what the layer below has told this connection, in
  * its handshake, to be the name of the default export; NULL if the client has not
@@ -139,16 +145,23 @@ scan_config_complete (nbdkit_next_config_complete *next,
     nbdkit_error ("scan: malloc: %m");
     return -1;
   }
+  if (options.pace == PACE_ON ||
+      (options.pace == PACE_BY_POLICY && !vm_is_stock (config.policy))) {
+    line = line_new (options.size, &clients);
+    if (line == NULL) {
+      nbdkit_error ("scan: malloc: %m");
+      return -1;
+    }
+  }
   if (options.record_file != NULL) {
     recorder = recorder_new (options.record_key, options.record_file);
     if (recorder == NULL)
       return -1;
   }
-  if (options.clone_below && !options.cow_below &&
-      options.method == SOURCE_CACHE)
-    guard_set_block (0);
-  else if (options.cow_block_size > 0)
+  if (options.cow_block_size > 0)
     guard_set_block (options.cow_block_size);
+  if (options.method == SOURCE_READ || options.cow_on_cache)
+    guard_enable ();
   layers_advise ();
   return next (nxdata);
 }
@@ -161,6 +174,7 @@ scan_get_ready (int final_thread_model)
     .policy = options.policy,
     .progress = options.progress,
     .stats_file = options.stats_file,
+    .line = line,
   };
 
   thread_model = final_thread_model;
@@ -198,8 +212,8 @@ may_open (const char *export_name)
                   "scan-background=true", why);
   else
     nbdkit_error ("scan: warning: %s, not scanning; use parameters that name "
-                  "one disk, or leave out what makes nbdkit serialize requests, "
-                  "such as the retry and noparallel filters", why);
+                  "one disk, or leave out what makes nbdkit serialize "
+                  "requests, such as the retry and noparallel filters", why);
   return false;
 }
 
@@ -218,6 +232,7 @@ start_scan (struct generation *generation, const char *name, nbdkit_next *next,
     .threads = options.threads,
     .method = options.method,
     .budget = budget,
+    .line = line,
     .stats = generation->export->stats,
     .map = generation->map,
     .background = next == NULL,
@@ -268,6 +283,7 @@ scan_unload (void)
     pthread_key_delete (default_name);
   exports_free ();
   budget_free (budget);
+  line_free (line);
   library_free ();
   options_free ();
 }
@@ -449,6 +465,7 @@ scan_pread (nbdkit_next *next, void *handle,
 {
   struct handle *h = handle;
   uint8_t met;
+  bool is_asked;
   int r;
 
   if (h->reads == NULL || !reads_are_wanted (h->reads)) {
@@ -460,7 +477,17 @@ scan_pread (nbdkit_next *next, void *handle,
   met = reads_begin (h->reads, h->map, offset, count);
   if (count_reads)
     count_read (h, count, met);
+  /* What is there, or on its way, asks nothing of the line. */
+  is_asked = line != NULL && map_met_again (met) == MET_MISS;
+  if (is_asked) {
+    atomic_fetch_add (&clients.begun, count);
+    atomic_fetch_add (&clients.reads, 1);
+  }
   r = next->pread (next, buf, count, offset, flags, err);
+  if (is_asked) {
+    atomic_fetch_sub (&clients.reads, 1);
+    atomic_fetch_add (&clients.ended, count);
+  }
   reads_end (h->reads);
   return r;
 }

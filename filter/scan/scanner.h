@@ -19,6 +19,7 @@
 #include <nbdkit-filter.h>
 
 #include "budget.h"
+#include "line.h"
 #include "map.h"
 #include "recorder.h"
 #include "reads.h"
@@ -36,6 +37,7 @@ struct scanner_config {
   unsigned threads;             /* most prefetches in flight */
   enum source_method method;
   struct budget *budget;        /* shared by all scans */
+  struct line *line;            /* so is this; NULL if scans are not paced */
   struct stats *stats;          /* the export's */
   struct map *map;              /* of this disk at this size */
   struct recorder *recorder;    /* of the reads of this disk, or NULL */
@@ -56,8 +58,8 @@ extern struct scanner *scanner_start (const struct scanner_config *config);
 
 /* The client has gone (or the server ends): let the policy have its last turn,
  * wait for the prefetches in flight, end the threads.  Those that are opening
- * the layer below are not waited for; they end as soon as they have.  Any thread,
- * and more than once.
+ * the layer below are not waited for; they end as soon as they have.  Any
+ * thread, and more than once.
  */
 extern void scanner_stop (struct scanner *scanner);
 
@@ -67,8 +69,8 @@ extern void scanner_tell_stop (struct scanner *scanner);
 /* The same, and wait for all threads. */
 extern void scanner_join (struct scanner *scanner);
 
-/* A client has just opened the layer below: if a scan in the background waits to
- * do so, let it try now.
+/* A client has just opened the layer below: if a scan in the background waits
+ * to do so, let it try now.
  */
 extern void scanner_try_now (struct scanner *scanner);
 

@@ -6,9 +6,9 @@
  * anybody says that a connection is over, and the one in the background.
  *
  * nbdkit calls neither .finalize nor .close once it has got a signal, and a
- * thread of ours that outlived the filter would kill it.  And a scan thread may
- * be opening the layer below when its client leaves: the client doesn't wait for
- * that, and the scan stays here until it has ended.
+ * thread of ours that outlived the filter would kill it.  And a scan thread
+ * may be opening the layer below when its client leaves: the client doesn't
+ * wait for that, and the scan stays here until it has ended.
  *
  * Any thread may call these functions.
  */
@@ -26,9 +26,9 @@
 
 struct scan;
 
-/* Start a scan of this disk; the name is copied.  Takes over the caller's use of
- * the generation, whatever comes of it.  Returns NULL after a warning if there are
- * no means for it, and with none after scans_stop_all.
+/* Start a scan of this disk; the name is copied.  Takes over the caller's use
+ * of the generation, whatever comes of it.  Returns NULL after a warning if
+ * there are no means for it, and with none after scans_stop_all.
  */
 extern struct scan *scans_start (struct scanner_config *config,
                                  struct generation *generation);
@@ -39,8 +39,8 @@ extern struct scanner *scans_get_scanner (struct scan *scan);
 /* As scanner_stop.  May be called more than once. */
 extern void scans_stop (struct scan *scan);
 
-/* The caller has done with it.  Stops it; waits for threads that are opening the
- * layer below only if too many scans do that.  NULL is allowed.
+/* The caller has done with it.  Stops it; waits for threads that are opening
+ * the layer below only if too many scans do that.  NULL is allowed.
  */
 extern void scans_leave (struct scan *scan);
 

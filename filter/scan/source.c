@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "clock.h"
 #include "quirks.h"
 #include "source.h"
 
@@ -15,6 +16,12 @@
  * some want whole blocks.
  */
 #define EXTENTS_MAX_COUNT (UINT32_MAX & ~UINT32_C (0x1ffffff))
+
+/* A walk over a vast hole comes back after so many calls, or after the first
+ * that ends later than this.
+ */
+#define WALK_CALLS 64
+#define WALK_NS (NS_PER_SECOND / 100)
 
 struct source {
   /* Immutable. */
@@ -210,18 +217,27 @@ find_extent (const struct nbdkit_extents *list, uint64_t offset)
 
 uint64_t
 source_next_data (struct source *source, struct source_extents *extents,
-                  uint64_t offset, const atomic_int *stop)
+                  uint64_t offset, bool *more)
 {
+  const uint64_t until_ns = clock_now_ns () + WALK_NS;
+  unsigned calls = 0;
   size_t i, n;
 
+  *more = false;
   if (!source->info.can_extents)
     return offset;
-  while (offset < source->info.size && !atomic_load (stop)) {
-    if ((extents->list == NULL ||
-         offset < extents->known.offset ||
-         offset >= range_end (extents->known)) &&
-        ask_extents (source, extents, offset) == -1)
-      return offset;
+  while (offset < source->info.size) {
+    if (extents->list == NULL ||
+        offset < extents->known.offset ||
+        offset >= range_end (extents->known)) {
+      if (calls == WALK_CALLS || (calls > 0 && clock_now_ns () > until_ns)) {
+        *more = true;
+        return offset;
+      }
+      calls++;
+      if (ask_extents (source, extents, offset) == -1)
+        return offset;
+    }
     n = nbdkit_extents_count (extents->list);
     for (i = find_extent (extents->list, offset); i < n; ++i) {
       const struct nbdkit_extent e = nbdkit_get_extent (extents->list, i);

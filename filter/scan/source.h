@@ -16,7 +16,6 @@
 #ifndef SCAN_SOURCE_H
 #define SCAN_SOURCE_H
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -78,13 +77,13 @@ struct source_extents {
 
 /* The first offset at or after this one that is not in a hole; the size if
  * only holes follow; the offset itself if that can't be known.  What was
- * learnt is used again as long as offsets go upwards.  A large disk of holes
- * may take many calls to the layer below; once *stop is not 0, there are no
- * more, and the answer is wherever that was.
+ * learnt is used again as long as offsets go upwards.  A vast hole would take
+ * many calls to the layer below; after some of them *more is set, and the
+ * answer is how far that came.
  */
 extern uint64_t source_next_data (struct source *source,
                                   struct source_extents *extents,
-                                  uint64_t offset, const atomic_int *stop);
+                                  uint64_t offset, bool *more);
 
 /* Free what is kept. */
 extern void source_forget_extents (struct source_extents *extents);

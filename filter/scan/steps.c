@@ -20,6 +20,11 @@
 /* The shortest disk:wait, so that a policy can't spin by waiting for 0. */
 #define WAIT_MIN_NS (NS_PER_SECOND / 1000)
 
+/* A walk over a vast hole rests for as long after each stretch of it, so that
+ * one without an end doesn't keep a processor busy.
+ */
+#define WALK_REST_NS (NS_PER_SECOND / 100)
+
 static void
 step_prefetch (struct scanner *s, struct worker *w,
                const struct vm_request *request, struct vm_answer *answer)
@@ -53,7 +58,7 @@ step_next_data (struct scanner *s, struct worker *w,
 {
   const uint64_t from = request->range.offset;
   const uint64_t offset = source_next_data (w->source, &s->extents, from,
-                                            &s->phase);
+                                            &answer->more);
 
   if (offset > from)
     map_hole (s->config.map, (struct range) { from, offset - from });
@@ -61,6 +66,22 @@ step_next_data (struct scanner *s, struct worker *w,
     answer->type = VM_OFFSET;
     answer->offset = offset;
   }
+  if (answer->more) {
+    ticket_give (s);
+    reads_wait (s->reads, clock_now_ns () + WALK_REST_NS);
+  }
+}
+
+static int
+read_within_limit (struct scanner *s, struct worker *w, struct range range)
+{
+  const uint32_t count = ticket_use (s, w, range.count);
+
+  if (count == range.count)
+    return fetch_read (s, w, range, s->pread_buf);
+  /* Stopped, or the limit is used up: the policy won't hear of it. */
+  ticket_cancel (w);
+  return ENOSPC;
 }
 
 static void
@@ -70,7 +91,7 @@ step_pread (struct scanner *s, struct worker *w,
   if (s->pread_buf == NULL)
     s->pread_buf = malloc (VM_PREAD_MAX_BYTES);
   answer->err = s->pread_buf == NULL
-    ? ENOMEM : fetch_read (s, w, request->range, s->pread_buf);
+    ? ENOMEM : read_within_limit (s, w, request->range);
   if (answer->err != 0) {
     answer->type = VM_ERRNO;
     return;
@@ -150,6 +171,11 @@ end (struct scanner *s, enum vm_request_type why)
 bool
 steps_take_room (struct scanner *s)
 {
+  if (failures_is_full (&s->failures)) {
+    ticket_give (s);
+    scan_end (s, STATS_FAILED);
+    return false;
+  }
   if (ticket_take (s))
     return true;
   nbdkit_debug ("scan: scan-limit has been reached");
@@ -185,10 +211,7 @@ steps_ask_policy (struct scanner *s, struct worker *w)
     if (step->waits)
       ticket_give (s);
     step->run (s, w, &request, &answer);
-    /* A policy may wait for long and ask for no reads. */
-    if (step->waits && recorder_is_on (s->config.recorder))
-      scan_look_at_reads (s);
-    if (step->waits && !steps_take_room (s))
+    if (!steps_take_room (s))
       return false;
   } while (request.type != VM_PREFETCH);
   return true;

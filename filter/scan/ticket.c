@@ -7,37 +7,121 @@
 #include "budget.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "line.h"
 #include "scanner-internal.h"
 #include "ticket.h"
+
+/* Wait for this time, or until the scan stops. */
+static void
+wait_until (struct scanner *s, uint64_t until_ns)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  while (scan_phase (s) == SCAN_GOES_ON && clock_now_ns () < until_ns)
+    clock_wait_until (&s->stops, &s->lock, until_ns);
+}
+
+/* Leave a source alone that has failed several times in a row. */
+static void
+leave_alone (struct scanner *s)
+{
+  const uint64_t pause_ns = failures_pause_ns (&s->failures);
+
+  if (pause_ns > 0)
+    wait_until (s, clock_now_ns () + pause_ns);
+}
+
+/* See that this much of the rate is paid for. */
+static void
+pay (struct scanner *s, uint32_t count)
+{
+  struct ticket *t = &s->ticket;
+
+  if (count > t->paid)
+    wait_until (s, budget_pay (s->config.budget, count - t->paid,
+                               clock_now_ns ()));
+  else
+    budget_refund (s->config.budget, t->paid - count);
+  t->paid = count;
+}
 
 bool
 ticket_take (struct scanner *s)
 {
-  uint64_t until_ns;
+  struct ticket *t = &s->ticket;
+  uint64_t left;
 
-  if (s->ticket.bytes > 0 || scan_phase (s) != SCAN_GOES_ON)
+  if (t->is_held)
     return true;
-  s->ticket.bytes = budget_take (s->config.budget, s->config.block, &until_ns);
-  if (s->ticket.bytes == 0)
+  leave_alone (s);
+  if (scan_phase (s) != SCAN_GOES_ON)
+    return true;
+  left = budget_left (s->config.budget);
+  if (left == 0)
     return false;
-  if (until_ns > 0) {
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
-
-    while (scan_phase (s) == SCAN_GOES_ON && clock_now_ns () < until_ns)
-      clock_wait_until (&s->stops, &s->lock, until_ns);
-  }
+  t->most = s->config.block;
+  if (s->config.line != NULL)
+    t->most = line_take (s->config.line, &t->transfer, &s->phase,
+                         s->pending.count == 0 ? s->reads : NULL);
+  if (t->most == 0)
+    return true;
+  t->is_held = true;
+  if (t->most > left)
+    t->most = left;
+  pay (s, t->last > 0 && t->last < t->most ? t->last : t->most);
   return true;
 }
 
-void
-ticket_use (struct scanner *s, uint32_t bytes)
+uint32_t
+ticket_use (struct scanner *s, struct worker *w, uint32_t count)
 {
-  budget_give (s->config.budget, s->ticket.bytes - bytes);
-  s->ticket.bytes = 0;
+  struct ticket *t = &s->ticket;
+
+  pay (s, count);
+  if (scan_phase (s) == SCAN_GOES_ON)
+    count = budget_draw (s->config.budget, count);
+  else
+    count = 0;
+  if (count == 0) {
+    ticket_give (s);
+    return 0;
+  }
+  pay (s, count);
+  w->transfer = t->transfer;
+  *t = (struct ticket) { .last = count };
+  return count;
 }
 
 void
 ticket_give (struct scanner *s)
 {
-  ticket_use (s, 0);
+  struct ticket *t = &s->ticket;
+
+  if (!t->is_held)
+    return;
+  pay (s, 0);
+  if (s->config.line != NULL)
+    line_give (s->config.line, &t->transfer);
+  t->is_held = false;
+}
+
+void
+ticket_cancel (struct worker *w)
+{
+  if (w->scanner->config.line != NULL)
+    line_give (w->scanner->config.line, &w->transfer);
+}
+
+void
+ticket_begin (struct worker *w)
+{
+  if (w->scanner->config.line != NULL)
+    line_begin (w->scanner->config.line, &w->transfer);
+}
+
+void
+ticket_end (struct worker *w, uint32_t count)
+{
+  if (w->scanner->config.line != NULL)
+    line_end (w->scanner->config.line, &w->transfer, count);
 }

@@ -95,8 +95,8 @@ give_up_worker (struct scanner *s, const char *why, bool is_last)
 /* -- what a worker needs --------------------------------------------------- */
 
 /* Get a source for a worker that has none.  Returns NULL if there is none to be
- * had.  The first worker of a scan in the background waits for it, and so do the
- * others while one of them does.
+ * had.  The first worker of a scan in the background waits for it, and so do
+ * the others while one of them does.
  */
 static struct source *
 get_source (struct scanner *s, struct worker *w)
@@ -123,7 +123,7 @@ equip (struct scanner *s, struct worker *w)
   if (size_is_known &&
       source_get_info (w->source)->size != s->driver.size)
     return "the layer below was opened again for a scan thread and is a disk "
-      "of another size (nbdkit tells the plugin no export name then)";
+      "of another size";
   if (s->config.method == SOURCE_READ) {
     w->scratch = malloc (s->config.block);
     if (w->scratch == NULL)
@@ -214,31 +214,47 @@ leave_role (struct scanner *s, bool in_hand)
   return 0;
 }
 
+/* What one prefetch gets of a range: a block at most, and less if there is room
+ * for less.  A layer that keeps what is fetched does so in blocks of its own,
+ * and fetches one twice if two pieces meet in it; so a piece of a block ends
+ * where theirs are likely to.
+ */
+static struct range
+first_piece (struct range range, uint32_t block, uint32_t most)
+{
+  uint64_t end;
+
+  if (range.count > block)
+    range.count = block;
+  if (range.count > most) {
+    end = (range.offset + most) & ~(uint64_t) (PACE_SMALLEST - 1);
+    range.count = end > range.offset ? end - range.offset : most;
+  }
+  return range;
+}
+
 /* Get the next range to prefetch, at most a block.  Returns false if the scan
  * is over.  The caller is the decider.
  */
 static bool
 decide (struct scanner *s, struct worker *w, struct range *range)
 {
-  if (!steps_take_room (s))
-    return false;
-  if (recorder_is_on (s->config.recorder))
-    scan_look_at_reads (s);
-  if (scan_phase (s) != SCAN_GOES_ON)
-    s->pending.count = 0;
-  if (s->pending.count == 0 && !steps_ask_policy (s, w)) {
-    ticket_give (s);
-    return false;
-  }
+  /* Again if it has been stopped, or the limit was reached, just now. */
+  do {
+    if (!steps_take_room (s))
+      return false;
+    if (scan_phase (s) != SCAN_GOES_ON)
+      s->pending.count = 0;
+    if (s->pending.count == 0 && !steps_ask_policy (s, w)) {
+      ticket_give (s);
+      return false;
+    }
+    *range = first_piece (s->pending, s->config.block, s->ticket.most);
+    range->count = ticket_use (s, w, range->count);
+  } while (range->count == 0);
 
-  *range = s->pending;
-  if (range->count > s->config.block)
-    range->count = s->config.block;
-  if (range->count > s->ticket.bytes)
-    range->count = s->ticket.bytes;
   s->pending.offset += range->count;
   s->pending.count -= range->count;
-  ticket_use (s, range->count);
   return true;
 }
 
@@ -305,8 +321,6 @@ run_worker (void *vp)
               ? STATS_FAILED : STATS_WAITING);
 
   release_worker (s, w);
-  if (is_first (w) && recorder_is_on (s->config.recorder))
-    scan_record_on (s);
   note_end (w);
   return NULL;
 }

@@ -5,6 +5,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -248,30 +249,61 @@ def test_a_bad_block_is_not_an_outage ():
         assert len (our_errors (server)) == 1
 
 
-def start_origin (sock, log):
+def start_origin (sock, log, size="64K"):
     """A plain nbdkit, whose log filter tells what is read."""
     process = subprocess.Popen (["nbdkit", "-f", "-U", sock, "--filter=log", "memory",
-                                 "64K", f"logfile={log}", "logappend=true"])
+                                 size, f"logfile={log}", "logappend=true"])
     deadline = time.monotonic () + 60
-    while not os.path.exists (sock):
+    while True:
         assert process.poll () is None and time.monotonic () < deadline
+        with socket.socket (socket.AF_UNIX) as client:
+            if client.connect_ex (sock) == 0:
+                return process
         time.sleep (0.001)
-    return process
+
+
+HALVES = """
+    return function (disk)
+      disk:prefetch (0)
+      print "one"
+      disk:wait ()
+      for offset = disk.block, disk.size - 1, disk.block do
+        disk:prefetch (offset)
+      end
+    end"""
+
+
+def test_an_origin_that_comes_back_with_another_disk (tmp_path):
+    """The scan ends, and clients of the new disk have scans of their own."""
+    sock, log = str (tmp_path / "origin"), tmp_path / "log"
+    policy = tmp_path / "halves.lua"
+    policy.write_text (HALVES)
+    origin = start_origin (sock, log)
+    try:
+        with nbdkit ([SCAN], ["nbd", f"socket={sock}"],
+                     [BACKGROUND, "scan-method=read", f"scan-size={BLOCK}",
+                      f"scan-policy={policy}"], VERBOSE) as server:
+            server.wait_line ("policy: one")
+            old = server.connect ()
+            origin.kill ()
+            origin.wait ()
+            os.unlink (sock)
+            origin = start_origin (sock, log, "128K")
+            with pytest.raises (nbd.Error):
+                old.pread (512, 0)          # which wakes the policy
+            server.wait_line ("disk of another size now")
+            server.connect ().pread (512, 100_000)
+            server.wait_line (FINISHED)
+    finally:
+        origin.kill ()
+        origin.wait ()
 
 
 def test_an_origin_that_is_restarted (tmp_path):
     """As an edge server sees it, without the retry filter."""
     sock, log = str (tmp_path / "origin"), tmp_path / "log"
     policy = tmp_path / "halves.lua"
-    policy.write_text ("""
-        return function (disk)
-          disk:prefetch (0)
-          print "one"
-          disk:wait ()
-          for offset = disk.block, disk.size - 1, disk.block do
-            disk:prefetch (offset)
-          end
-        end""")
+    policy.write_text (HALVES)
     origin = start_origin (sock, log)
     try:
         with nbdkit ([SCAN], ["nbd", f"socket={sock}"],

@@ -27,7 +27,8 @@ def difference (seed, policy=None):
     s = schedule.make (seed)
     args = None if policy is None else [
         f"scan-policy={policy}", f"scan-size={s.block}", f"scan-arg-ahead={s.ahead}",
-        f"scan-arg-clock={s.clock}", f"scan-arg-forever={s.forever}"]
+        f"scan-arg-clock={s.clock}", f"scan-arg-forever={s.forever}",
+        "scan-pace=false"]
     stock = schedule.run (s, stock_filter ())
     ours = schedule.run (s, SCAN, args)
     if stock == ours:

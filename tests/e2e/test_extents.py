@@ -102,7 +102,8 @@ def test_a_sparse_tebibyte (tmp_path):
             f.seek (i * (size - (1 << 20)) // (places - 1) >> 20 << 20)
             f.write (b"x" * (1 << 20))
     with nbdkit ([SCAN, "log"], ["file", str (disk)],
-                 [write (tmp_path, DATA_ONLY), f"logfile={log}", "scan-size=1M"],
+                 [write (tmp_path, DATA_ONLY), f"logfile={log}", "scan-size=1M",
+                  "scan-pace=false"],
                  VERBOSE) as server:
         server.connect ()
         server.wait_line (FINISHED)
@@ -122,6 +123,29 @@ def test_a_tebibyte_of_nothing (tmp_path):
     lines = log.read_text ().splitlines ()
     assert sum (" Cache " in line for line in lines) == 0
     assert 1 <= sum (" Extents " in line for line in lines) <= 260
+
+
+def test_a_walk_over_a_vast_hole_comes_back (tmp_path):
+    """To a policy that asks for that, at least after each 64 calls; it sees reads
+    long before the end."""
+    policy = write (tmp_path, """
+        return function (disk)
+          local offset, more, turns = 4096, nil, 0
+          repeat
+            offset, more = disk:next_data (offset, true)
+            turns = turns + 1
+            for at in disk:reads () do print ("read", at, more) end
+          until not more
+          print (offset, turns >= 1024 // 64, disk:next_data (4096))
+        end""")
+    with nbdkit ([SCAN, "cow"], gate ("size=4T", "data=0+1", "log=extents"),
+                 [policy, "cow-block-size=1M"], VERBOSE) as server:
+        h = server.connect ()
+        server.next_call ("extents")
+        h.pread (512, 8192)
+        server.wait_line ("scan: policy: read\t8192\ttrue")
+        # All of it again, for who does not ask.
+        server.wait_line ("scan: policy: nil\ttrue\tnil")
 
 
 def test_a_disconnect_in_the_middle_of_many_extents (tmp_path):
@@ -168,8 +192,8 @@ def test_pread (tmp_path):
 def test_reads_do_not_wait_for_a_policy_that_preads (tmp_path):
     """No lock is held, neither the policy's nor any other."""
     with nbdkit ([SCAN], gate ("size=64K", "hold=read"),
-                 [write (tmp_path, "return function (disk) disk:pread (0, 1) end")],
-                 VERBOSE) as server:
+                 [write (tmp_path, "return function (disk) disk:pread (0, 1) end"),
+                  "scan-pace=false"], VERBOSE) as server:
         first = server.connect ()
         policys = server.next_call ("read")
         server.send ("hold read 0")

@@ -3,7 +3,9 @@
 
 """Sources that fail: the scan goes on, clients don't notice, policies are told."""
 
+import errno
 import re
+import time
 
 import pytest
 
@@ -131,7 +133,60 @@ def test_more_failures_than_are_kept (tmp_path):
           for _ in disk:failures () do n = n + 1 end
           print (n, "failures")
         end""")
-    with nbdkit ([SCAN], gate ("size=1M", "fail=cache:all", "quiet=cache"),
+    with nbdkit ([SCAN], gate ("size=1M", "fail=cache:/2", "quiet=cache"),
                  ["scan-size=512", f"scan-policy={policy}"], VERBOSE) as server:
         server.connect ()
         server.wait_line ("policy: 256\tfailures")
+
+
+def test_a_busy_source (tmp_path):
+    """EBUSY of the source is a failure like any other, and not a prefetch that was
+    left out because of a write."""
+    policy = tmp_path / "tell.lua"
+    policy.write_text ("""
+        return function (disk)
+          for block = 0, 7 do disk:prefetch (block * disk.block) end
+          disk:settle ()
+          for offset, _, err in disk:failures () do print (offset, err) end
+        end""")
+    with nbdkit ([SCAN], gate (f"size={BLOCK * BLOCKS}"),
+                 [f"scan-size={BLOCK}", f"scan-policy={policy}"], VERBOSE) as server:
+        server.send (f"fail cache {errno.EBUSY}")
+        server.connect ()
+        server.wait_line (f"scan: policy: {7 * BLOCK}\tEIO")
+        assert len ([e for e in server.errors () if "prefetch of" in e]) == 1
+
+
+@pytest.mark.parametrize ("clients", [1, 2])
+def test_no_space_left (clients):
+    """Scans end, and one message says what to do, in the server's life."""
+    with nbdkit ([SCAN], gate (f"size={BLOCK * BLOCKS}"),
+                 [f"scan-size={BLOCK}", "scan-forever=true"], VERBOSE) as server:
+        server.send (f"fail cache {errno.ENOSPC}")
+        for i in range (1, clients + 1):
+            h = server.connect ()
+            server.poll (lambda: len (server.calls ("cache", i)) == 1, "a prefetch")
+            assert h.pread (1000, 1000) == pattern (1000, 1000)
+            server.disconnect (h)
+            server.wait_line (f"gate: close {i}$")
+            assert len (server.calls ("cache", i)) == 1
+        (message,) = [e for e in server.errors () if "scan" in e]
+        assert "no space left" in message and "TMPDIR" in message
+
+
+@pytest.mark.parametrize ("scans", [["scan-forever=true"], ["scan-policy=again"]])
+def test_a_source_that_goes_on_failing_is_left_alone (tmp_path, scans):
+    """For longer and longer, whatever the policy; a slow machine can't break this."""
+    (tmp_path / "again").write_text (
+        "return function (disk) while true do disk:prefetch (0) end end")
+    scans = [s.replace ("again", str (tmp_path / "again")) for s in scans]
+    with nbdkit ([SCAN], gate (f"size={BLOCK}", "fail=cache:all"),
+                 [f"scan-size={BLOCK}", *scans], VERBOSE) as server:
+        start = time.monotonic ()
+        h = server.connect ()
+        server.poll (lambda: len (server.calls ("cache")) >= 100, "failures")
+        # After 16 come pauses of 1 ms, after 32 of 2, and so on.
+        least = sum (0.001 * 2 ** (n // 16 - 1) for n in range (16, 99))
+        assert time.monotonic () - start >= least
+        server.disconnect (h)
+        server.wait_line ("gate: close 1$")

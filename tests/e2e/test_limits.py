@@ -114,3 +114,77 @@ def test_what_a_scan_did_not_use_is_given_back ():
         assert server.calls ("cache") == []
         server.connect ()
         assert server.next_call ("cache").count == 65536
+
+
+def test_small_prefetches_pay_for_what_they_are (tmp_path):
+    """Not each for a whole block first, which would be half a minute."""
+    policy = tmp_path / "small.lua"
+    policy.write_text ("""
+        return function (disk)
+          for offset = 0, disk.size - 1, 4096 do disk:prefetch (offset, 4096) end
+        end""")
+    with nbdkit ([SCAN], gate ("size=1M"),
+                 ["scan-size=1M", "scan-rate=512K", f"scan-policy={policy}",
+                  "scan-pace=true"]) as server:
+        server.connect ()
+        for i in range (100):
+            assert server.next_call ("cache").offset == 4096 * i
+
+
+def test_scans_that_wait_hold_nothing_of_the_limit (tmp_path):
+    """Four idle clients and one that reads: it has all of it."""
+    policy = tmp_path / "follow.lua"
+    policy.write_text ("""
+        return function (disk)
+          while true do
+            disk:wait ()
+            for offset, count in disk:reads () do disk:prefetch (offset + count) end
+          end
+        end""")
+    with nbdkit ([SCAN], gate ("size=16M"),
+                 ["scan-size=1M", "scan-limit=2M", f"scan-policy={policy}",
+                  "scan-pace=false"], VERBOSE) as server:
+        for i in range (4):
+            server.connect ()
+            server.wait_line (f"gate: open {i + 1}")
+        h = server.connect ()
+        for i in range (2):
+            h.pread (512, i * (4 << 20))
+            assert server.next_call ("cache").count == 1 << 20
+        server.wait_line (LIMIT)
+        assert fetched (server) == 2 << 20
+
+
+@pytest.mark.parametrize ("pread", [4096, 65536, 100000])
+def test_what_a_policy_reads_is_of_the_limit (tmp_path, pread):
+    policy = tmp_path / "pread.lua"
+    policy.write_text (f"""
+        return function (disk)
+          for offset = 0, disk.size - {pread}, {pread} do
+            disk:pread (offset, {pread})
+          end
+        end""")
+    with nbdkit ([SCAN], gate ("size=16M", "log=read"),
+                 ["scan-limit=1M", f"scan-policy={policy}"], VERBOSE) as server:
+        server.connect ()
+        server.wait_line (LIMIT)
+        read = sum (call.count for call in server.calls ("read"))
+        assert read == (1 << 20) // pread * pread
+
+
+def test_what_a_policy_reads_is_of_the_rate (tmp_path):
+    policy = tmp_path / "pread.lua"
+    policy.write_text ("""
+        return function (disk)
+          for offset = 0, disk.size - 65536, 65536 do disk:pread (offset, 65536) end
+        end""")
+    rate = 1024 * 1024
+    before = time.monotonic ()
+    with nbdkit ([SCAN], gate ("size=16M", "log=read"),
+                 [f"scan-rate={rate}", "scan-size=64K", f"scan-policy={policy}"],
+                 VERBOSE) as server:
+        server.connect ()
+        for _ in range (20):
+            server.next_call ("read")
+            count = sum (call.count for call in server.calls ("read"))
+            assert count <= rate * (time.monotonic () - before)

@@ -81,7 +81,8 @@ def test_a_large_count_is_shared_among_threads (tmp_path):
     policy = tmp_path / "one.lua"
     policy.write_text ("return function (disk) disk:prefetch (1000, 30000) end")
     with nbdkit ([SCAN], gate ("size=64K", "hold=cache"),
-                 [f"scan-size={BLOCK}", "scan-threads=8", f"scan-policy={policy}"],
+                 [f"scan-size={BLOCK}", "scan-threads=8", f"scan-policy={policy}",
+                  "scan-pace=false"],
                  VERBOSE) as server:
         server.connect ()
         calls = [server.next_call ("cache") for _ in range (8)]
@@ -99,7 +100,8 @@ def test_settle_waits_for_what_is_in_flight (tmp_path):
           print "settled"
         end""")
     with nbdkit ([SCAN], gate (f"size={4 * BLOCK}", "hold=cache"),
-                 [f"scan-size={BLOCK}", "scan-threads=8", f"scan-policy={policy}"],
+                 [f"scan-size={BLOCK}", "scan-threads=8", f"scan-policy={policy}",
+                  "scan-pace=false"],
                  VERBOSE) as server:
         server.connect ()
         calls = [server.next_call ("cache") for _ in range (4)]

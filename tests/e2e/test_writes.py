@@ -114,15 +114,45 @@ def test_nothing_waits_over_the_clone_filter ():
 
 
 def test_a_zero_waits_too ():
-    with nbdkit ([SCAN], gate ("size=64K", "write=true", "hold=cache", "log=zero"),
-                 ["scan-size=64K"], VERBOSE) as server:
+    with nbdkit ([SCAN], gate ("size=64K", "write=true", "hold=read", "log=zero"),
+                 ["scan-size=64K", "scan-method=read"], VERBOSE) as server:
         h = server.connect ()
-        prefetch = server.next_call ("cache")
+        prefetch = server.next_call ("read")
         h.aio_zero (512, 512)
         server.wait_line (WAITS)
         assert server.calls ("zero") == []
         server.release (prefetch)
         server.next_call ("zero")
+
+
+@pytest.mark.parametrize ("what", ["write", "zero", "trim"])
+def test_a_change_waits_for_no_prefetch_that_is_only_cached (what):
+    """Over a layer that loses nothing there is nothing to guard."""
+    with nbdkit ([SCAN], gate ("size=64K", "write=true", "hold=cache"),
+                 ["scan-size=64K"]) as server:
+        h = server.connect ()
+        server.next_call ("cache")
+        {"write": lambda: h.pwrite (ones (512), 0),
+         "zero": lambda: h.zero (512, 0),
+         "trim": lambda: h.trim (512, 0)}[what] ()
+        assert server.calls ("cache")[0].offset == 0
+        assert not any (line.startswith ("gate: end 1 ") for line in server.log)
+
+
+def test_a_change_of_an_export_that_is_not_scanned_waits_too ():
+    """The cow filter has one overlay for all exports."""
+    with nbdkit ([SCAN, "cow"], gate ("size=1M", "hold=read", "cache=none",
+                                      "exports=,other"),
+                 [f"scan-size={BLOCK}", *METHODS["read"]], VERBOSE) as server:
+        server.connect ()
+        prefetch = server.next_call ("read")
+        h = server.connect ("other")
+        h.aio_pwrite (bytearray (ones (BLOCK)), 0)
+        server.wait_line (WAITS)
+        server.send ("hold read 0")
+        server.release (prefetch)
+        server.poll (lambda: all_done (h), "the write")
+        assert h.pread (BLOCK, 0) == ones (BLOCK)
 
 
 def test_blocks_that_a_filter_in_between_has_shifted (tmp_path):

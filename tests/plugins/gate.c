@@ -190,7 +190,9 @@ request (struct handle *h, enum op op, uint64_t offset, uint64_t count)
   pthread_mutex_unlock (&lock);
 
   if (err) {
+    /* Threads that a filter has made know no nbdkit_set_error. */
     nbdkit_set_error (err);
+    errno = err;
     return -1;
   }
   return 0;
@@ -702,6 +704,7 @@ static struct nbdkit_plugin plugin = {
   .trim              = gate_trim,
   .cache             = gate_cache,
   .extents           = gate_extents,
+  .errno_is_preserved = 1,
 };
 
 NBDKIT_REGISTER_PLUGIN (plugin)

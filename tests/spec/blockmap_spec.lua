@@ -84,3 +84,25 @@ describe ("blockmap", function ()
     assert.equal (0, map:next_missing (0))
   end)
 end)
+
+describe ("a blockmap's remove_range", function ()
+  it ("takes out what a plain list would", function ()
+    local place = 5
+    local function random (below)
+      place = (place * 1103515245 + 12345) % 2147483648
+      return place // 65536 % below
+    end
+    local map, list = blockmap.new (10000), {}
+    for round = 1, 300 do
+      local first = random (9000)
+      local stop = first + random (900)
+      if round % 2 == 0 then
+        map:remove_range (first, stop)
+      else
+        map:add (first, stop)
+      end
+      for i = first, stop - 1 do list[i] = round % 2 == 1 or nil end
+    end
+    for i = 0, 9999 do assert.equal (list[i] or false, map:has (i), i) end
+  end)
+end)

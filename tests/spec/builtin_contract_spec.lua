@@ -6,15 +6,18 @@
 local contract = require "scan.contract"
 local world = require "scan.world"
 
--- What the contract has to know of some.
+-- What the contract has to know of some.  Those that fetch nothing twice share what is
+-- known of the export.
 local OPTIONS = {
   adaptive = { shared_state = true },
   clock = { shared_state = true },
   default = { shared_state = true },
   forever = { endless = true },
   learn = { shared_state = true },
-  regions = { files = { regions = "128K 64K 2\n0 64K\n1M 64K 1\n" } },
-  replay = { files = { trace = "128K 64K\n0 512\n1M 4K\n" } },
+  metadata = { shared_state = true },
+  regions = { shared_state = true,
+              files = { regions = "128K 64K 2\n0 64K\n1M 64K 1\n" } },
+  replay = { shared_state = true, files = { trace = "128K 64K\n0 512\n1M 4K\n" } },
 }
 
 for _, policy in ipairs (world.list ()) do

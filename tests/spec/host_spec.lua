@@ -217,3 +217,40 @@ describe ("scan.host", function ()
     assert.equal (print, (host.to_function (print)))
   end)
 end)
+
+describe ("disk:missing", function ()
+  local asked
+
+  before_each (function ()
+    asked = nil
+    driver.missing = function (_, from, to)
+      asked = { from, to }
+      return from, to - from
+    end
+  end)
+
+  it ("asks about a range of the disk, to its end if nothing is said", function ()
+    local disk = host.disk (driver)
+    assert.same ({ 100, 900 }, { disk:missing (100) })
+    disk:missing (-5, 2^20)
+    assert.same ({ 0, 1000 }, asked)
+    assert.equal ("integer", math.type (asked[2]))
+  end)
+
+  it ("has nothing to ask of an empty range", function ()
+    local disk = host.disk (driver)
+    assert.is_nil (disk:missing (1000))
+    assert.is_nil (disk:missing (50, 50))
+    assert.is_nil (asked)
+  end)
+
+  it ("refuses what is no number of bytes", function ()
+    local disk = host.disk (driver)
+    for _, bad in ipairs { 1.5, "1", true } do
+      assert.error_matches (function () disk:missing (bad) end,
+                            "disk:missing: from should be a whole number of bytes, got")
+      assert.error_matches (function () disk:missing (0, bad) end,
+                            "disk:missing: to should be a whole number of bytes, got")
+    end
+  end)
+end)

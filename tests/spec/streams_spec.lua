@@ -1,321 +1,256 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
--- lua/library/scan/streams.lua: what is a stream, how far it is followed, and when not.
+-- lua/library/scan/{streams,strides}.lua: what is a stream, or a walk in steps, and how
+-- far ahead is offered.
 
+local known = require "scan.known"
 local streams = require "scan.streams"
+local strides = require "scan.strides"
 
 local KiB, MiB = 1024, 1024 * 1024
 
--- A disk that does nothing: the spec moves its clock and hands it reads.
-local function new_disk (options)
-  local disk = {
-    size = 1 << 40, block = 2 * MiB, time = 0, queue = {}, fetched = {},
-    fetch_seconds = options and options.fetch_seconds or 0.02,
-    threads = options and options.threads,
+-- The disk as a generator sees it.
+local function new_disk (size, next_data)
+  local map = known.new (size)
+  return {
+    size = size, block = 2 * MiB, map = map,
+    missing = function (_, from, to) return map:missing (from, math.min (to, size)) end,
+    next_data = next_data or function (_, offset) return offset end,
   }
-  function disk.now () return disk.time end
-  function disk.reads_in_flight ()
-    return (disk.idle_seconds or 0) > 0 and 0 or disk.depth or 1
-  end
-  -- No clock stands still.
-  function disk.settle ()
-    disk.time = disk.time + (disk.threads and disk.fetch_seconds or 0.0001)
-  end
-  function disk.reads ()
-    local list, i = disk.queue, 0
-    disk.queue = {}
-    return function ()
-      i = i + 1
-      if list[i] then return list[i][1], list[i][2] end
-    end
-  end
-  function disk.prefetch (_, offset, count)
-    disk.time = disk.time + (disk.threads and 0.0001 or disk.fetch_seconds)
-    table.insert (disk.fetched, { offset, count })
-  end
-  return disk
 end
 
--- A read; the next one is `seconds` later, or when prefetches let it.
-local function read (readers, offset, count, seconds)
-  local disk = readers.disk
-  disk.time = math.max (disk.time, disk.due or 0)
-  table.insert (disk.queue, { offset, count })
-  disk.idle_seconds = 0
-  readers:look ()
-  if seconds and seconds > 1 then
-    -- The end of the read, and the pause after it.
-    disk.idle_seconds = 0.001
-    readers:look ()
-  end
-  disk.due = disk.time + (seconds or 0.02)
+-- A client read, as the loop shows it.
+local function read (readers, offset, count)
+  return readers:note (offset, count, readers.disk.map:begin_read (offset, count))
 end
 
--- All that is to be prefetched now.
-local function fetch (readers)
-  local from = #readers.disk.fetched
-  while true do
-    local stream, _, count = readers:next ()
-    if not stream then break end
-    readers:prefetch (stream, count)
-    readers:look ()
+-- All that is offered now, taken.
+local function offers (readers)
+  local list = {}
+  for offset, count in function () return readers:next () end do
+    readers:took (offset, count)
+    readers.disk.map:begin_prefetch (offset, count)
+    readers.disk.map:end_prefetch (offset, count, true)
+    list[#list + 1] = { offset, count }
   end
-  return { table.unpack (readers.disk.fetched, from + 1) }
+  return list
 end
 
-local function new (options, trust)
-  local disk = new_disk (options)
-  return streams.new (disk, { window = 32 * MiB, trust = trust }), disk
+local function bytes (list)
+  local sum = 0
+  for _, range in ipairs (list) do sum = sum + range[2] end
+  return sum
+end
+
+local function new (options)
+  options = options or {}
+  return streams.new (new_disk (options.size or 1 << 30, options.next_data),
+                      options.window or 32 * MiB)
+end
+
+local function new_strides (size, next_data)
+  return strides.new (new_disk (size or 1 << 30, next_data))
 end
 
 describe ("streams", function ()
-  it ("follows from the fourth read on, no further than was read", function ()
+  it ("follow from the fourth read that touches on, no further than was read", function ()
     local readers = new ()
     for i = 0, 2 do
-      read (readers, i * 256 * KiB, 256 * KiB)
-      assert.same ({}, fetch (readers))
+      assert.equal (i > 0, read (readers, i * 256 * KiB, 256 * KiB))
+      assert.same ({}, offers (readers))
     end
     read (readers, 768 * KiB, 256 * KiB)
-    local fetched = fetch (readers)
-    assert.same ({ MiB, 512 * KiB }, fetched[1])
-    local stop = fetched[#fetched][1] + fetched[#fetched][2]
-    assert.is_true (stop <= 2 * MiB)
+    local list = offers (readers)
+    assert.same ({ MiB, 256 * KiB }, list[1])
+    assert.equal (MiB, bytes (list))
+    assert.equal (MiB, readers.position)
   end)
 
-  it ("follows several at once, the one read last first", function ()
+  it ("grow the window with what is read, up to what is allowed", function ()
+    local readers = new { window = 4 * MiB }
+    local ahead = 0
+    for i = 0, 63 do
+      read (readers, i * 256 * KiB, 256 * KiB)
+      for _, range in ipairs (offers (readers)) do
+        ahead = math.max (ahead, range[1] + range[2])
+      end
+      local position = (i + 1) * 256 * KiB
+      if i >= 3 then
+        assert.is_true (ahead - position <= math.min (position, 4 * MiB))
+        assert.is_true (ahead - position >= math.min (position, 4 * MiB) // 2)
+      end
+    end
+  end)
+
+  it ("go downwards too", function ()
+    local readers = new ()
+    for i = 1, 4 do read (readers, 64 * MiB - i * 256 * KiB, 256 * KiB) end
+    local list = offers (readers)
+    assert.same ({ 63 * MiB - 256 * KiB, 256 * KiB }, list[1])
+    assert.same ({ 62 * MiB, 256 * KiB }, list[#list])
+    assert.equal (MiB, bytes (list))
+  end)
+
+  it ("stop at both ends of the disk", function ()
+    local readers = new { size = 8 * MiB + 100 }
+    for i = 0, 15 do read (readers, 4 * MiB + i * 256 * KiB, 256 * KiB) end
+    local list = offers (readers)
+    assert.same ({ { 8 * MiB, 100 } }, list)
+    readers = new { size = 8 * MiB }
+    for i = 1, 7 do read (readers, 2 * MiB - i * 256 * KiB, 256 * KiB) end
+    assert.equal (256 * KiB, bytes (offers (readers)))
+  end)
+
+  it ("are many, the one read last first", function ()
     local readers = new ()
     for i = 0, 3 do
+      for stream = 0, 59 do
+        read (readers, stream * 16 * MiB + i * 64 * KiB, 64 * KiB)
+      end
+    end
+    local list = offers (readers)
+    assert.equal (59 * 16 * MiB + 256 * KiB, list[1][1])
+    assert.equal (60 * 256 * KiB, bytes (list))
+  end)
+
+  it ("are not lost to lone reads", function ()
+    local readers, place = new { size = 1 << 40 }, 1
+    for i = 0, 3 do
       read (readers, i * 64 * KiB, 64 * KiB)
-      read (readers, (1 << 30) + i * 64 * KiB, 64 * KiB)
-    end
-    local fetched = fetch (readers)
-    assert.equal (1 << 30, fetched[1][1] & ~(MiB - 1))
-    local both = false
-    for _, range in ipairs (fetched) do both = both or range[1] < MiB end
-    assert.is_true (both)
-  end)
-
-  it ("is not led astray by single reads", function ()
-    local readers = new ()
-    local place = 1
-    for _ = 1, 2000 do
-      place = (place * 1103515245 + 12345) % 2147483648
-      read (readers, place, 4 * KiB)
-      assert.same ({}, fetch (readers))
-    end
-  end)
-
-  it ("does not take a read behind, or a skip, as progress", function ()
-    local readers = new ()
-    for _ = 1, 10 do read (readers, 0, 4 * KiB) end
-    for i = 1, 10 do read (readers, i * 12 * KiB, 4 * KiB) end
-    assert.same ({}, fetch (readers))
-  end)
-
-  it ("leaves a reader alone whose reads are fast", function ()
-    local readers = new ()
-    for i = 0, 99 do read (readers, i * 256 * KiB, 256 * KiB, 0.0005) end
-    assert.same ({}, fetch (readers))
-  end)
-
-  it ("takes longer to tell where they are not much slower", function ()
-    local readers = new ()
-    for i = 0, 15 do
-      read (readers, i * 256 * KiB, 256 * KiB, 0.002)
-      assert.same ({}, fetch (readers))
-    end
-    read (readers, 16 * 256 * KiB, 256 * KiB, 0.002)
-    assert.is_true (#fetch (readers) > 0)
-  end)
-
-  it ("leaves a reader of large reads alone", function ()
-    local readers = new ()
-    for i = 0, 9 do read (readers, i * 2 * MiB, 2 * MiB) end
-    assert.same ({}, fetch (readers))
-  end)
-
-  it ("grows the window with use, up to what is allowed", function ()
-    local readers, disk = new ()
-    local largest, ahead = 0, 0
-    for i = 0, 1999 do
-      -- What was prefetched is there at once.
-      read (readers, i * 256 * KiB, 256 * KiB, i < 8 and 0.02 or 0.0001)
-      for _, range in ipairs (fetch (readers)) do
-        largest = math.max (largest, range[2])
-        ahead = math.max (ahead, range[1] + range[2] - (i + 1) * 256 * KiB)
+      for _ = 1, 500 do
+        place = (place * 1103515245 + 12345) % 2147483648
+        if i == 3 then read (readers, (1 << 30) + place * 256, 4 * KiB) end
       end
     end
-    assert.equal (disk.block, largest)
-    assert.is_true (ahead <= 32 * MiB)
+    read (readers, 256 * KiB, 64 * KiB)
+    assert.equal (320 * KiB, offers (readers)[1][1])
   end)
 
-  it ("needs no wider a window than the reader can use meanwhile", function ()
-    -- A prefetch takes 20 ms; at 256K every 100 ms 8 MB ahead would be silly.
+  it ("are found again behind a gap, with half the window", function ()
     local readers = new ()
-    local ahead = 0
-    for i = 0, 399 do
-      read (readers, i * 256 * KiB, 256 * KiB, 0.1)
-      for _, range in ipairs (fetch (readers)) do
-        ahead = math.max (ahead, range[1] + range[2] - (i + 1) * 256 * KiB)
-      end
+    for i = 0, 7 do read (readers, i * 256 * KiB, 256 * KiB) end
+    offers (readers)
+    assert.is_true (read (readers, 3 * MiB, 256 * KiB))
+    local stop = 0
+    for _, range in ipairs (offers (readers)) do
+      stop = math.max (stop, range[1] + range[2])
     end
-    assert.is_true (ahead > 0 and ahead <= 2 * MiB, ahead)
+    assert.is_true (stop <= 3 * MiB + 256 * KiB + 1280 * KiB)
   end)
 
-  it ("lets a stream go that is slower for it, and tries again much later", function ()
-    -- Each prefetch holds the reader up for much longer than its own reads take.
-    local readers = new { fetch_seconds = 1 }
-    local followed = {}
-    for i = 0, 1023 do
-      read (readers, i * 256 * KiB, 256 * KiB, 0.02)
-      if #fetch (readers) > 0 then followed[#followed + 1] = i // 4 end
-    end
-    -- In MB: at the start, 32 MB later, 64 MB after that, 128 MB after that.
-    assert.is_true (#followed <= 12, #followed)
-    assert.is_true (followed[1] <= 2)
-    for _, megabyte in ipairs (followed) do
-      assert.is_true (megabyte <= 4 or megabyte >= 32)
-    end
-    assert.is_true (followed[#followed] >= 90)
-  end)
-
-  it ("tells others with which it shares its trust", function ()
-    local function reads_before_it_follows (trust)
-      local readers = new ({}, trust)
-      for i = 0, 99 do
-        read (readers, i * 256 * KiB, 256 * KiB)
-        if #fetch (readers) > 0 then return i + 1 end
-      end
-    end
-    local trust = streams.trust ()
-    assert.equal (4, reads_before_it_follows (trust))
-    local slow = new ({ fetch_seconds = 1 }, trust)
+  it ("leave out holes, until the reader reads in one", function ()
+    local readers = new { next_data = function (_, offset)
+      return offset >= 2 * MiB and offset < 4 * MiB and 4 * MiB or offset
+    end }
     for i = 0, 7 do
-      read (slow, i * 256 * KiB, 256 * KiB)
-      fetch (slow)
-    end
-    assert.equal (8, reads_before_it_follows (trust))
-    assert.equal (4, reads_before_it_follows (streams.trust ()))
-  end)
-
-  it ("does not hold a pause of the client against a stream", function ()
-    local readers = new ()
-    local fetched = 0
-    for i = 0, 199 do
-      local seconds = i % 20 == 19 and 30 or i < 8 and 0.02 or 0.015
-      read (readers, i * 256 * KiB, 256 * KiB, seconds)
-      local now = #fetch (readers)
-      -- If it were held against it at the first pause, it would be let go here.
-      if i >= 60 and i < 100 then fetched = fetched + now end
-    end
-    assert.is_true (fetched > 0)
-  end)
-
-  it ("gets wary of short runs", function ()
-    local readers, disk = new ()
-    local early
-    for run = 0, 399 do
-      for i = 0, 4 do
-        read (readers, run * 64 * MiB + i * 64 * KiB, 64 * KiB)
-        fetch (readers)
+      read (readers, i * 256 * KiB, 256 * KiB)
+      for _, range in ipairs (offers (readers)) do
+        assert.is_false (range[1] >= 2 * MiB and range[1] < 4 * MiB)
       end
-      if run == 199 then early = #disk.fetched end
     end
-    assert.is_true (early > 0)
-    assert.equal (early, #disk.fetched)
+    read (readers, 2 * MiB, 256 * KiB)
+    assert.equal (2 * MiB + 256 * KiB, offers (readers)[1][1])
   end)
 
-  it ("keeps no more streams than it should", function ()
-    local readers = new ()
-    for i = 0, 99 do read (readers, i << 30, 4096) end
-    assert.equal (8, #readers.list)
-  end)
-
-  it ("skips what it is told to, and goes back for it", function ()
-    local readers = new ()
-    for i = 0, 3 do read (readers, i * 256 * KiB, 256 * KiB) end
-    local stream, offset, count = readers:next ()
-    assert.equal (MiB, offset)
-    readers:skip (stream, count)
-    assert.equal (MiB + count, stream.ready)
-    readers:rewind (stream)
-    assert.same ({ stream, offset, count }, { readers:next () })
-  end)
-
-  it ("does not take one read that takes long for a source that is slow", function ()
-    local readers = new ()
-    for i = 0, 40 do
-      read (readers, i * 256 * KiB, 256 * KiB, i == 1 and 0.05 or 0.0001)
-      assert.same ({}, fetch (readers))
+  it ("offer nothing for reads here and there", function ()
+    local readers, place = new { size = 1 << 36 }, 1
+    for _ = 1, 1000 do
+      place = (place * 1103515245 + 12345) % 2147483648
+      read (readers, place * 32, 4 * KiB)
+      assert.same ({}, offers (readers))
     end
-    -- One in four is another matter.
-    readers = new ()
-    for i = 0, 40 do
-      read (readers, i * 256 * KiB, 256 * KiB, i % 4 == 1 and 0.05 or 0.0001)
-    end
-    assert.is_true (#fetch (readers) > 0)
+    assert.is_nil (readers.position)
   end)
 
-  it ("takes smaller pieces when threads fetch several at a time", function ()
-    local pieces = {}
-    for _, threads in ipairs { false, true } do
-      local readers, disk = new { threads = threads, fetch_seconds = 0.05 }
-      for i = 0, 39 do
-        read (readers, i * 256 * KiB, 256 * KiB)
-        fetch (readers)
+  it ("do not overflow on the largest disk", function ()
+    local readers = new { size = math.maxinteger }
+    local step = math.maxinteger // 6
+    for i = 0, 4 do read (readers, i * step, 4096) end
+    offers (readers)
+    for i = 0, 4 do read (readers, math.maxinteger - (6 - i) * 4096, 4096) end
+    offers (readers)
+  end)
+end)
+
+describe ("strides", function ()
+  it ("are one step ahead, then twice as many each time", function ()
+    local readers = new_strides ()
+    for i = 0, 3 do
+      read (readers, i * 384 * KiB, 16 * KiB)
+      assert.same ({}, offers (readers))
+    end
+    for i, ahead in ipairs { 1, 2, 4, 8 } do
+      local at = 3 + i
+      read (readers, at * 384 * KiB, 16 * KiB)
+      local list = offers (readers)
+      assert.same ({ (at + ahead) * 384 * KiB, 16 * KiB }, list[#list])
+    end
+  end)
+
+  it ("see the step, upwards or downwards, through other reads", function ()
+    for _, step in ipairs { 3 * MiB, -3 * MiB } do
+      local readers = new_strides ()
+      local at = 512 * MiB
+      for i = 1, 12 do
+        read (readers, at, 4 * KiB)
+        if i == 6 or i == 9 then read (readers, 7 * i * MiB, 4 * KiB) end
+        at = at + step
       end
-      table.insert (pieces, #disk.fetched)
+      local list = offers (readers)
+      assert.same ({ at, 4 * KiB }, list[1])
     end
-    assert.is_true (pieces[2] > 1.5 * pieces[1])
   end)
 
-  describe ("and a client with many reads in flight", function ()
-    local function read_on (readers, reads, seconds)
-      local first = readers.last or 0
-      for i = first, first + reads - 1 do
-        read (readers, i * 256 * KiB, 256 * KiB, seconds)
-      end
-      readers.last = first + reads
-      return readers:next ()
+  it ("are several at once", function ()
+    local readers = new_strides ()
+    for i = 0, 5 do
+      read (readers, i * 384 * KiB, 16 * KiB)
+      read (readers, 512 * MiB + i * 640 * KiB, 16 * KiB)
     end
+    local seen = {}
+    for i = 6, 7 do
+      read (readers, i * 384 * KiB, 16 * KiB)
+      for _, range in ipairs (offers (readers)) do seen[range[1]] = true end
+      read (readers, 512 * MiB + i * 640 * KiB, 16 * KiB)
+      for _, range in ipairs (offers (readers)) do seen[range[1]] = true end
+    end
+    assert.is_true (seen[8 * 384 * KiB])
+    assert.is_true (seen[512 * MiB + 8 * 640 * KiB])
+  end)
 
-    it ("does not follow it", function ()
-      local readers = new ()
-      readers.disk.depth = 16
-      assert.is_nil (read_on (readers, 100, 0.05))
+  it ("leave out holes, until the reader reads in one", function ()
+    local readers = new_strides (nil, function (_, offset)
+      return offset >= 8 * MiB and offset < 16 * MiB and 16 * MiB or offset
     end)
-
-    it ("follows it when there are fewer", function ()
-      local readers = new ()
-      readers.disk.depth = 16
-      assert.is_nil (read_on (readers, 20, 0.05))
-      readers.disk.depth = 1
-      assert.is_nil (read_on (readers, 4, 0.05))
-      assert.is_truthy (read_on (readers, 12, 0.05))
-    end)
-
-    it ("follows it no longer when there are more", function ()
-      local readers = new ()
-      assert.is_truthy (read_on (readers, 10, 0.05))
-      readers.disk.depth = 16
-      assert.is_nil (read_on (readers, 1, 0.05))
-      readers.disk.depth = 1
-      assert.is_nil (read_on (readers, 40, 0.05))
-    end)
-
-    it ("is sure that a few of them are slow, first", function ()
-      for _, seconds in ipairs { 0.002, 0.004 } do
-        local slow = seconds > 0.003
-        local readers = new ()
-        assert.equal (slow, read_on (readers, 14, seconds) ~= nil)
-        assert.is_truthy (read_on (readers, 20, seconds))
-
-        readers = new ()
-        readers.disk.depth = 4
-        assert.is_nil (read_on (readers, 14, seconds))
-        assert.equal (slow, read_on (readers, 20, seconds) ~= nil)
+    for i = 0, 7 do
+      read (readers, i * MiB, 4 * KiB)
+      for _, range in ipairs (offers (readers)) do
+        assert.is_false (range[1] >= 8 * MiB and range[1] < 16 * MiB)
       end
-    end)
+    end
+    read (readers, 8 * MiB, 4 * KiB)
+    local inside = 0
+    for _, range in ipairs (offers (readers)) do
+      if range[1] < 16 * MiB then inside = inside + 1 end
+    end
+    read (readers, 9 * MiB, 4 * KiB)
+    assert.is_true (inside > 0 or #offers (readers) > 0)
+  end)
+
+  it ("offer nothing for reads here and there", function ()
+    local readers, place = new_strides (1 << 36), 1
+    for _ = 1, 1000 do
+      place = (place * 1103515245 + 12345) % 2147483648
+      read (readers, place * 32, 4 * KiB)
+      assert.same ({}, offers (readers))
+    end
+  end)
+
+  it ("do not overflow on the largest disk", function ()
+    local readers = new_strides (math.maxinteger)
+    local step = math.maxinteger // 6
+    for i = 0, 4 do read (readers, i * step, 4096) end
+    offers (readers)
   end)
 end)

@@ -23,6 +23,7 @@
 /* scan.c has them. */
 int scan_debug_decisions;
 int scan_debug_reads;
+int scan_debug_pace;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;

@@ -26,6 +26,16 @@ prefetch_ok (uint64_t offset, uint64_t count)
 }
 
 static void
+test_not_enabled (void)
+{
+  struct guard_op op;
+
+  guard_begin_write (&op, (struct range) { 0, 512 });
+  check (prefetch_ok (0, BLOCK), "nothing is guarded, nobody turned away");
+  guard_end (&op);
+}
+
+static void
 test_writes (void)
 {
   struct guard_op a, b;
@@ -43,22 +53,6 @@ test_writes (void)
   check (!prefetch_ok (10 * BLOCK, 1), "two writes: not before the second ends");
   guard_end (&b);
   check (prefetch_ok (10 * BLOCK, 1), "then it may");
-}
-
-static void
-test_nothing_waits (void)
-{
-  struct guard_op write, prefetch;
-
-  guard_set_block (0);
-  guard_begin_write (&write, (struct range) { 0, 512 });
-  check (guard_begin_prefetch (&prefetch, (struct range) { 0, BLOCK }),
-         "with blocks of 0, a prefetch may begin beside a write");
-  guard_end (&write);
-  guard_begin_write (&write, (struct range) { 0, 512 });
-  guard_end (&write);
-  guard_end (&prefetch);
-  guard_set_block (BLOCK);
 }
 
 static void
@@ -134,10 +128,11 @@ test_threads (void)
 int
 main (void)
 {
+  test_not_enabled ();
+  guard_enable ();
   guard_set_block (BLOCK);
   test_writes ();
   test_edges ();
-  test_nothing_waits ();
   test_threads ();
   return done ();
 }

@@ -68,7 +68,8 @@ test_size (uint64_t size, const char *name)
 
   check (meet (map, 0, 1) == MET_MISS, "%s: a read of nothing is a miss", name);
   map_prefetch_begins (map, all);
-  check (meet (map, size - 1, 1) == MET_LATE, "%s: one in flight is late", name);
+  check (meet (map, size - 1, 1) == MET_LATE, "%s: one in flight is late",
+         name);
   check (missing_is (map, 0, 0), "%s: and nothing is missing", name);
   map_prefetch_ends (map, all, true);
   t = totals_of (map);
@@ -179,7 +180,7 @@ test_many_parts (void)
   for (i = 0; i < 3 * MAP_PARTS_MAX; ++i)
     prefetch (map, i * granule, 4096);
   t = totals_of (map);
-  check (t.covered == MAP_PARTS_MAX * 4096, "as many parts as there is room for");
+  check (t.covered == MAP_PARTS_MAX * 4096, "as many parts as have room");
   check (t.partly_covered == 3 * MAP_PARTS_MAX * granule, "all are told of");
   for (i = 0; i < 3 * MAP_PARTS_MAX; ++i)
     hits += meet (map, i * granule, 4096) == MET_HIT;
@@ -199,7 +200,8 @@ test_missing (void)
 
   check (missing_is (map, 0, 1 << 20), "all is missing");
   prefetch (map, 0, 65536);
-  check (missing_is (map, 65536, (1 << 20) - 65536), "from the end of a prefetch");
+  check (missing_is (map, 65536, (1 << 20) - 65536),
+         "from the end of a prefetch");
   map_read (map, (struct range) { 65536, 512 });
   check (missing_is (map, 66048, (1 << 20) - 66048), "what was read is not");
   map_read (map, (struct range) { 66048, 65536 });

@@ -40,8 +40,8 @@ test_order (void)
   note (reads, 0, 1);
   n = reads_take (reads, batch);
   check (n == 2 && batch[0].range.offset == 4096 &&
-         batch[0].range.count == 512 &&
-         batch[1].range.offset == 0 && batch[1].range.count == 1, "oldest first");
+         batch[0].range.count == 512 && batch[1].range.offset == 0 &&
+         batch[1].range.count == 1, "oldest first");
   check (batch[0].met == MET_MISS && batch[1].met == MET_LATE,
          "with what each met");
   check (reads_take (reads, batch) == 0, "each is given once");

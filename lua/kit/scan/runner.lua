@@ -12,11 +12,13 @@
 -- As in the filter: a number of threads, each with one prefetch in flight; a
 -- range larger than a block is issued a block at a time; the policy goes on
 -- when a thread is free; once the client has gone it gets one last turn, and
--- what it asks for then is dropped.
+-- what it asks for then is dropped.  If its owner has a pace, room for a prefetch is
+-- taken before the policy is asked.
 --
 -- @module scan.runner
 
 local host = require "scan.host"
+local known = require "scan.known"
 
 local M = {}
 
@@ -26,6 +28,9 @@ M.READS_MAX = 256
 
 --- Most failed prefetches that are kept for a policy that does not look at them.
 M.FAILURES_MAX = 256
+
+--- Most results of prefetches that are kept, the newest.
+M.RESULTS_MAX = 256
 
 --- The shortest `disk:wait`, so that a policy can't spin by waiting for 0.
 M.WAIT_MIN_SECONDS = 0.001
@@ -38,7 +43,7 @@ local function take_all (list)
   return function ()
     i = i + 1
     local entry = list[i]
-    if entry then return entry[1], entry[2], entry[3] end
+    if entry then return entry[1], entry[2], entry[3], entry[4] end
   end
 end
 
@@ -53,6 +58,16 @@ local function make_driver (runner, options)
     local reads = runner.reads
     if #reads > 0 then runner.reads = {} end
     return take_all (reads)
+  end
+
+  function driver.missing (_, from, to)
+    return runner.known:missing (from, to)
+  end
+
+  function driver.results ()
+    local results = runner.results
+    if #results > 0 then runner.results = {} end
+    return take_all (results)
   end
 
   function driver.failures ()
@@ -85,10 +100,11 @@ end
 -- @tparam integer count in bytes
 function Runner:begin_read (offset, count)
   local reads = self.reads
+  local met = self.known:begin_read (offset, count)
   if #reads < M.READS_MAX then
-    reads[#reads + 1] = { offset, count }
+    reads[#reads + 1] = { offset, count, met }
   elseif offset + count > reads[#reads][1] + reads[#reads][2] then
-    reads[#reads] = { offset, count }
+    reads[#reads] = { offset, count, met }
   end
   self.reading = self.reading + 1
   self.woken = true
@@ -110,9 +126,13 @@ end
 --- A prefetch is over.
 -- @tparam integer offset as it was handed out
 -- @tparam integer count
+-- @tparam number seconds that it took
 -- @tparam[opt] string errno name if it failed
-function Runner:done (offset, count, errno)
+function Runner:done (offset, count, seconds, errno)
   self.in_flight = self.in_flight - 1
+  self.known:end_prefetch (offset, count, not errno)
+  if #self.results == M.RESULTS_MAX then table.remove (self.results, 1) end
+  table.insert (self.results, { offset, count, seconds, errno })
   if not errno then return end
   if #self.failures < M.FAILURES_MAX then
     self.failures[#self.failures + 1] = { offset, count, errno }
@@ -228,15 +248,28 @@ end
 function Runner:next ()
   while true do
     local state = self.state
+    self.has_no_room = false
     if state == "finished" or state == "failed" then return state end
     if state == "prefetching" and self.left > 0 and not self.closed then
       if self.in_flight >= self.threads then return nil end
       local offset, count = self.offset, math.min (self.left, self.block)
+      if self.room then
+        local room = self.room ()
+        self.has_no_room = room == 0
+        if self.has_no_room then return nil end
+        count = math.min (count, room)
+      end
       self.offset, self.left = offset + count, self.left - count
       self.in_flight = self.in_flight + 1
+      self.known:begin_prefetch (offset, count)
       return "prefetch", offset, count
     end
     if not ready (self) then return nil end
+    -- So that what it says is not stale when there is room.
+    if self.room then
+      self.has_no_room = not self.closed and self.room () == 0
+      if self.has_no_room then return nil end
+    end
     local action, a, b = resume (self)
     if action then return action, a, b end
   end
@@ -244,11 +277,19 @@ end
 
 --- Make a runner.
 -- @tparam table options `world` (from scan.world), `size`, `block` (bytes),
--- `export` (name), `threads` (prefetches in flight), `now` (function: seconds)
+-- `export` (name), `threads` (prefetches in flight), `now` (function: seconds), and
+-- optionally `room` (function: most bytes that may be prefetched now, 0 for none;
+-- it is asked again at the next call of `next`)
 -- @treturn table runner; `requests` and `waits` count, `returned` is true if
 -- the policy has returned, `dropped` names what it asked for in its last turn
 function M.new (options)
+  local map = options.world.known
+  if not map or map.size ~= options.size then
+    map = known.new (options.size)
+    options.world.known = map
+  end
   local runner = setmetatable ({
+    known = map, room = options.room, results = {},
     world = options.world, size = options.size, block = options.block,
     threads = options.threads, now = options.now,
     reads = {}, reading = 0, failures = {},

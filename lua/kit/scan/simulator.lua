@@ -25,6 +25,7 @@
 -- @module scan.simulator
 
 local events = require "scan.events"
+local pace = require "scan.pace"
 local ranges = require "scan.ranges"
 local runner = require "scan.runner"
 local testing = require "scan.testing"
@@ -35,25 +36,35 @@ local M = {}
 --- What a request that needs nothing from the source takes, in seconds.
 M.HIT_SECONDS = 20e-6
 
+--- What the clone layer takes to copy a byte into its file, or out of it.
+M.COPY_SECONDS = 1 / 2e9
+
 --- The source if nothing is said about it: 10 ms, 100 MB/s, 16 at a time (as
 -- many as nbdkit has threads for a connection).
-M.SOURCE = { latency_seconds = 0.01, bandwidth = 100e6, slots = 16 }
+M.SOURCE = { latency_seconds = 0.01, bandwidth = 100e6, slots = 16, burst_bytes = 0 }
 
 local DEFAULT_BLOCK_BYTES = 2 * 1024 * 1024
 local DEFAULT_STEPS = 20 * 1000 * 1000
 local PROGRESS_EVENTS = 20000
 
+-- The policies that do what the stock filter does, and so have no pace.
+local STOCK = { default = true, ahead = true, clock = true, forever = true }
+
 -- -- the source and the cache -----------------------------------------------
 
 local function start_requests (sim)
-  while sim.busy < sim.source.slots and sim.queue[sim.queue_first] do
+  local source = sim.source
+  while sim.busy < source.slots and sim.queue[sim.queue_first] do
     local request = sim.queue[sim.queue_first]
     sim.queue[sim.queue_first] = nil
     sim.queue_first = sim.queue_first + 1
     sim.busy = sim.busy + 1
-    local from = math.max (sim.now + sim.source.latency_seconds, sim.link_free)
-    sim.link_free = from + request.bytes / sim.source.bandwidth
-    sim.events:add (sim.link_free, function ()
+    -- The link is a token bucket: after a pause it may be ahead of its rate.
+    local arrived = sim.now + source.latency_seconds
+    local from = math.max (arrived - source.burst_bytes / source.bandwidth,
+                           sim.link_free)
+    sim.link_free = from + request.bytes / source.bandwidth
+    sim.events:add (math.max (arrived, sim.link_free), function ()
       sim.busy = sim.busy - 1
       request.done ()
       start_requests (sim)
@@ -73,12 +84,16 @@ local function fetch_gap (sim, gap, keep, done)
   if not keep then return ask_source (sim, bytes, done) end
   local fetch = { first = gap.first, after = gap.after, waiters = { done } }
   table.insert (sim.in_flight, fetch)
-  ask_source (sim, bytes, function ()
+  local function kept ()
     for i, other in ipairs (sim.in_flight) do
       if other == fetch then table.remove (sim.in_flight, i) break end
     end
     sim.cache:add (fetch.first, fetch.after)
     for _, waiter in ipairs (fetch.waiters) do waiter () end
+  end
+  ask_source (sim, bytes, function ()
+    if sim.copy_seconds == 0 then return kept () end
+    sim.events:add (sim.now + bytes * sim.copy_seconds, kept)
   end)
 end
 
@@ -121,7 +136,9 @@ local function get (sim, offset, count, keep, done)
   local kind = #gaps > 0 and "miss" or parts > 0 and "late" or "hit"
   parts = parts + #gaps
   for _, gap in ipairs (gaps) do fetch_gap (sim, gap, keep, part_done) end
-  if kind == "hit" then sim.events:add (sim.now + M.HIT_SECONDS, done) end
+  if kind == "hit" then
+    sim.events:add (sim.now + M.HIT_SECONDS + count * sim.copy_seconds, done)
+  end
   return gaps, kind
 end
 
@@ -132,18 +149,27 @@ local read_next
 local function begin_read (sim, client, read)
   local scan = client.scan
   scan:begin_read (read.offset, read.count)
-  local record
+  local record, asked
   local gaps, kind = get (sim, read.offset, read.count, sim.keep_reads, function ()
+    if asked > 0 then
+      sim.client.ended = sim.client.ended + asked
+      sim.client.reads = sim.client.reads - 1
+    end
     scan:end_read ()
     if record then record.done = sim.now end
     client.in_flight = client.in_flight - 1
     sim.reads_done = sim.reads_done + 1
-    read_next (sim, client)
+    client.ended (read)
   end)
-  sim.counts[kind] = sim.counts[kind] + 1
-  for _, gap in ipairs (gaps) do
-    sim.demand_bytes = sim.demand_bytes + gap.after - gap.first
+  asked = 0
+  for _, gap in ipairs (gaps) do asked = asked + gap.after - gap.first end
+  -- What is there, or on its way, asks nothing of the line.
+  if asked > 0 then
+    sim.client.begun = sim.client.begun + asked
+    sim.client.reads = sim.client.reads + 1
   end
+  sim.demand_bytes = sim.demand_bytes + asked
+  sim.counts[kind] = sim.counts[kind] + 1
   sim.wanted:add (read.offset, read.offset + read.count)
   sim.read_bytes = sim.read_bytes + read.count
   if sim.record then
@@ -172,13 +198,56 @@ read_next = function (sim, client)
   end)
 end
 
+-- A client that reads what its trace says, so many reads at a time.
+local function start_client (sim, client, depth)
+  client.ended = function () read_next (sim, client) end
+  for _ = 1, math.max (1, math.min (depth, #client.trace)) do read_next (sim, client) end
+end
+
+-- A client whose reads depend on one another: each begins its think time after
+-- the end of the one that it waited for when it was recorded.
+local function start_closed_loop (sim, client)
+  local waiting, left = {}, #client.trace
+  local function start (read)
+    client.in_flight = client.in_flight + 1
+    sim.events:add (sim.now + read.think, function () begin_read (sim, client, read) end)
+  end
+  client.ended = function (read)
+    left = left - 1
+    for _, next_one in ipairs (waiting[read] or {}) do start (next_one) end
+    if left == 0 then finish_client (sim, client) end
+  end
+  for _, read in ipairs (client.trace) do
+    local before = client.trace[read.after]
+    if before then
+      waiting[before] = waiting[before] or {}
+      table.insert (waiting[before], read)
+    end
+  end
+  for _, read in ipairs (client.trace) do
+    if read.after == 0 then start (read) end
+  end
+  if left == 0 then finish_client (sim, client) end
+end
+
 local function prefetch (sim, scan, offset, count)
   local record
+  local asked = 0
+  local began, transfer = sim.now, scan.credit
+  if transfer then
+    scan.credit = nil
+    sim.pace:begin (transfer, sim.client, began)
+  end
   local gaps = get (sim, offset, count, true, function ()
     if record then record.done = sim.now end
-    scan:done (offset, count)
+    -- What was there, or on its way, says nothing of the line.
+    if transfer then sim.pace:done (transfer, asked == count and count or 0, sim.now) end
+    scan:done (offset, count, sim.now - began)
   end)
-  for _, gap in ipairs (gaps) do sim.prefetched:add (gap.first, gap.after) end
+  for _, gap in ipairs (gaps) do
+    sim.prefetched:add (gap.first, gap.after)
+    asked = asked + gap.after - gap.first
+  end
   table.insert (sim.prefetches, { offset, count })
   if sim.record then
     record = { offset = offset, count = count, seconds = sim.now }
@@ -202,6 +271,12 @@ local function pump (sim, scan)
       get (sim, a, b, sim.keep_reads, function () scan:answer (sim.pread (a, b)) end)
       return
     else
+      -- Room is for who has something to fetch now.
+      if scan.credit and (scan.state == "waiting" or scan.state == "settling"
+                          or action) then
+        sim.pace:give (scan.credit)
+        scan.credit = nil
+      end
       return
     end
   end
@@ -211,10 +286,9 @@ end
 local function pass_time (sim)
   local deadline
   for _, scan in ipairs (sim.scans) do
-    if scan.state == "waiting" and scan.deadline
-    and (not deadline or scan.deadline < deadline) then
-      deadline = scan.deadline
-    end
+    local at = scan.state == "waiting" and not scan.has_no_room and scan.deadline
+      or scan.has_no_room and sim.pace:retry (sim.now)
+    if at and (not deadline or at < deadline) then deadline = at end
   end
   local seconds = sim.events:next_seconds ()
   if deadline and (not seconds or deadline < seconds) then
@@ -242,6 +316,7 @@ local function check_source (given)
     source[name] = given and given[name] or default
   end
   check_number (source.latency_seconds, "source.latency_seconds", 0)
+  check_number (source.burst_bytes, "source.burst_bytes", 0)
   check_number (source.bandwidth, "source.bandwidth (bytes a second)", 1)
   check_number (source.slots, "source.slots", 1)
   return source
@@ -260,12 +335,27 @@ local function check_traces (traces, size)
 end
 
 local function new_scan (sim, options)
-  return runner.new {
+  local scan
+  local function room ()
+    scan.credit = scan.credit
+      or sim.pace:take (sim.client, sim.now)
+    return scan.credit and scan.credit.count or 0
+  end
+  scan = runner.new {
     world = sim.world, size = options.size,
     block = options.block or DEFAULT_BLOCK_BYTES,
     export = options.export or "", threads = options.threads or 1,
     now = function () return sim.now end,
+    room = sim.pace and room,
   }
+  return scan
+end
+
+-- Is this policy paced, as the filter would?
+local function is_paced (options)
+  if options.pace ~= nil then return options.pace end
+  local name = options.policy
+  return type (name) == "string" and not STOCK[name]
 end
 
 --- Simulate.
@@ -305,7 +395,11 @@ function M.run (options)
     events = events.new (), now = 0, finished_seconds = 0,
     source = check_source (options.source), busy = 0, link_free = 0,
     queue = {}, queue_first = 1, queue_last = 0,
-    cache = ranges.new (), in_flight = {}, keep_reads = options.keep_reads,
+    cache = ranges.new (), in_flight = {},
+    keep_reads = options.keep_reads or options.layer == "clone",
+    copy_seconds = options.layer == "clone" and M.COPY_SECONDS or 0,
+    pace = is_paced (options) and pace.new (options.block or DEFAULT_BLOCK_BYTES) or nil,
+    client = { begun = 0, ended = 0, reads = 0 },
     wanted = ranges.new (), prefetched = ranges.new (),
     counts = { hit = 0, late = 0, miss = 0 },
     read_bytes = 0, demand_bytes = 0, reads_done = 0,
@@ -328,15 +422,19 @@ function M.run (options)
     if scan ~= sim.scans[1] then table.insert (sim.scans, scan) end
     clients[i] = { number = i, trace = trace, next = 1, in_flight = 0, scan = scan }
     local think = 0
-    for _, read in ipairs (trace) do think = think + sim.think (read) end
+    for _, read in ipairs (trace) do
+      if not options.closed_loop then think = think + sim.think (read) end
+    end
     think_most = math.max (think_most, think)
     reads_all = reads_all + #trace
   end
   -- A scan starts when its client connects, before the first read.
   for _, scan in ipairs (sim.scans) do pump (sim, scan) end
   for _, client in ipairs (clients) do
-    for _ = 1, math.max (1, math.min (options.depth or 1, #client.trace)) do
-      read_next (sim, client)
+    if options.closed_loop then
+      start_closed_loop (sim, client)
+    else
+      start_client (sim, client, options.depth or 1)
     end
   end
 

@@ -200,7 +200,7 @@ local function issue (scan, offset, count)
   table.insert (scan.prefetches, { offset, count })
   table.insert (scan.issued, scan.now)
   scan.events:add (scan.now + scan.prefetch_seconds, function ()
-    scan.runner:done (offset, count, scan.fail (offset, count))
+    scan.runner:done (offset, count, scan.prefetch_seconds, scan.fail (offset, count))
   end)
   happen_after (scan, #scan.prefetches)
 end

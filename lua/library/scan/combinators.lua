@@ -90,8 +90,8 @@ function M.chain (...)
   end
 end
 
--- So many blocks of a hole skipped in a row are given up in one turn, so that
--- no decision gets long on a huge empty disk.
+-- After so many prefetches left out in a row there is a wait, so that no decision
+-- gets long on a huge disk of which nothing is to be fetched.
 local SKIP_MOST = 4096
 
 --- Leave out what is a hole.
@@ -138,8 +138,8 @@ function M.skip_holes (policy)
   end
 end
 
---- Never ask for what is there: what has been fetched or is on its way, by whichever
--- scan of the export, and what clients have read.
+--- Leave out what is there: what has been fetched or is on its way, by whichever scan
+-- of the export, and what clients have read.
 --
 -- A range whose prefetch failed is not there.  See `disk:missing` for how exact that
 -- is.
@@ -148,12 +148,19 @@ end
 function M.once (policy)
   local run = policy_function (policy, "once", 1)
   return function (disk)
+    local skipped = 0
     local outer = {}
 
     function outer:prefetch (offset, count)
       local stop = range_end (disk, offset, count)
       if not stop then return disk:prefetch (offset, count) end
       local from, length = disk:missing (offset, stop)
+      skipped = from and 0 or skipped + 1
+      -- Nothing missing anywhere is no reason never to come back.
+      if skipped == SKIP_MOST then
+        skipped = 0
+        disk:wait (0)
+      end
       while from do
         -- A block at a time, or what is read meanwhile would be fetched.
         length = math.min (length, disk.block)

@@ -18,7 +18,8 @@
 --     "prefetch",  offset, count   -> (nothing)
 --     "wait",      seconds or nil  -> (nothing)
 --     "settle"                     -> (nothing)
---     "next_data", offset          -> offset, or nil if only holes follow
+--     "next_data", offset          -> offset, or nil if only holes follow; and
+--                                     true if nobody has looked further yet
 --     "pread",     offset, count   -> string, or nil and an errno name
 --
 -- A driver is a table; its functions become methods of the disk, so they are
@@ -148,11 +149,19 @@ end
 
 --- The first offset at or after this one that is not in a hole.
 -- @tparam integer offset in bytes, inside the disk
+-- @tparam[opt] boolean briefly come back from a vast hole after some of it, to
+-- look at reads or do something else
 -- @treturn integer|nil an offset, nil if only holes follow; the same offset if
 -- the layer below can't tell holes
-function Disk:next_data (offset)
+-- @treturn boolean|nil true, only if asked briefly: so far there was a hole, and
+-- perhaps it goes on
+function Disk:next_data (offset, briefly)
   offset = check_offset (self, offset, "disk:next_data")
-  return yield ("next_data", offset)
+  while true do
+    local data, more = yield ("next_data", offset)
+    if briefly or not more then return data, more end
+    offset = data
+  end
 end
 
 --- Read the disk, to look at partition tables and file systems.

@@ -158,6 +158,26 @@ function Map:remove (unit)
   end
 end
 
+--- Take the units of a range out of the set.
+-- @tparam integer first
+-- @tparam integer stop one past the last
+function Map:remove_range (first, stop)
+  local words = self.levels[1]
+  while first < stop do
+    self:remove (first)
+    if first & 63 == 0 and stop - first >= 64 then
+      -- What is left of its word, in one go.
+      if words[first >> 6] then
+        words[first >> 6] = nil
+        self.used = self.used - 1
+      end
+      first = first + 64
+    else
+      first = first + 1
+    end
+  end
+end
+
 -- How many of the lowest bits are zero; `word` is not 0.
 local function zeroes (word)
   local n = 0

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* How much may be on its way from the source, apart from what.
+ *
+ * The client's bytes in flight and ours together are held at a window: what the
+ * line carries in one round trip.  Then the line is full, nothing queues in
+ * front of a client's read, and a client that fills the line by itself leaves
+ * no room.  The window is found by trying, so that a limit of any kind will do:
+ * a line, a number of connections, a token bucket.
+ *
+ * Levels.  At each moment some level is in force: the most that may be in
+ * flight.  Only transfers that began when there was no room for another say
+ * something about it.  When enough of those have ended there are three means:
+ * what was in flight when they began (I), their time (trip), and by Little's
+ * law the rate of the line, I / trip.  A level is compared to the one before,
+ * with I / I' = g.  If the rate has grown by more than 0.6 (g - 1), more brings
+ * more: the line was not full before, and the trip of the lower level is the
+ * line's latency.  If not, the higher level's rate is the bandwidth, the least
+ * trip since the start the latency, and their product the window.
+ *
+ * - PACE_FIRST: one of the smallest pieces at a time.
+ * - PACE_MORE: the level doubles for as long as more brings more.
+ * - PACE_LARGER: if that has ended below PACE_DEPTH pieces, what limits may be
+ *   requests (connections, our own threads): the pieces double, their number
+ *   stays, for as long as more brings more (0.4 here, and a fifth more than the
+ *   smaller ones brought), and a piece takes no longer than twice what the
+ *   smallest takes.  Four tries, for one may have been held up.
+ * - PACE_HOLD: at the window for a while.
+ * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
+ *   with the new product, or to PACE_MORE.  Not below two pieces, where the
+ *   one more would double what a client waits.
+ *
+ * Ten seconds after it began (then twenty, up to eighty, while the window stays
+ * within a quarter) all begins anew, for latencies fall unseen behind a queue,
+ * and limits on requests go away.
+ *
+ * Pieces are an eighth to a sixteenth of the window, but PACE_SMALLEST at least
+ * and more where requests are what limits, so that a read that has to wait for
+ * one waits little longer than for its own.  A transfer is charged a whole
+ * piece however short it is.  Of the client's reads one is answered before us,
+ * whatever its length: what it is charged is the others, half a piece at least,
+ * or the smallest, if it has any in flight.
+ *
+ * Where the window has no room for two pieces (a source that does one thing at
+ * a time, a near one, a very thin one), only the client's pauses are used: once
+ * it has had nothing in flight for a latency.  What takes less than
+ * PACE_NEAR_NS did not come from the source, or that is near: it says nothing
+ * of the line.
+ *
+ * All times are passed in, nothing here waits, allocates or fails.  The caller
+ * has a lock.
+ */
+
+#ifndef SCAN_PACE_H
+#define SCAN_PACE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PACE_SMALLEST 65536     /* bytes */
+#define PACE_DEPTH 8           /* pieces */
+#define PACE_NEAR_NS 500000
+
+/* How long nobody looks whether the client has left room. */
+#define PACE_RETRY_MIN_NS 1000000
+#define PACE_RETRY_MAX_NS 20000000
+
+enum pace_phase {
+  PACE_FIRST, PACE_MORE, PACE_LARGER, PACE_HOLD, PACE_PROBE,
+};
+
+/* What a level has shown. */
+struct pace_means {
+  double in_flight;             /* bytes */
+  double trip_ns;
+};
+
+struct pace {
+  uint32_t largest;             /* most bytes of a piece; immutable */
+
+  enum pace_phase phase;
+  double level;                 /* bytes, ours and the client's */
+  uint32_t piece;               /* bytes */
+  bool is_larger;               /* PACE_LARGER has found this piece */
+  double ours;                  /* bytes charged to transfers */
+  unsigned nr_ours;
+
+  /* Transfers that ended at this level, by how they began. */
+  uint64_t level_id;
+  unsigned nr_older;            /* begun before, on their way still */
+  unsigned nr_ended, nr_full, nr_not_full;
+  struct pace_means sum;        /* of the full ones */
+  double least_trip_ns;
+  double last;                  /* in flight when the last one began */
+
+  /* The level that it is compared to. */
+  struct pace_means low;
+  double low_level;
+  uint32_t low_piece;
+  bool low_is_first;
+
+  /* What was found; 0 if not yet. */
+  double window;                /* bytes */
+  double bandwidth;             /* bytes per ns */
+  double latency_ns;            /* least trip of a piece */
+  double smallest_ns;           /* trip of the smallest piece */
+  unsigned nr_near;             /* transfers in a row that were too fast */
+
+  uint64_t anew_ns;             /* when to begin anew */
+  uint64_t interval_ns;
+  double window_before;
+
+  /* The client, when last seen. */
+  uint64_t client_begun;
+  uint64_t busy_ns;
+};
+
+/* One transfer, from pace_take to pace_end. */
+struct pace_transfer {
+  double charge;                /* bytes; 0 if none is taken */
+  double in_flight;             /* when it began, with itself */
+  uint64_t begun_ns, level_id;
+  bool is_full, is_settled;
+};
+
+/* What the client has asked of the source so far, in bytes, which only grow; and
+ * how many of its reads are in flight.
+ */
+struct pace_client {
+  uint64_t begun, ended;
+  unsigned reads;
+};
+
+/* largest is the most bytes of one transfer. */
+extern void pace_init (struct pace *pace, uint32_t largest);
+
+/* Take room for a transfer.  Returns how many bytes it may have, or 0 if there
+ * is no room: ask again when a transfer has ended, and at pace_retry_ns at the
+ * latest.
+ */
+extern uint32_t pace_take (struct pace *pace, struct pace_transfer *transfer,
+                           struct pace_client client, uint64_t now_ns);
+
+/* Give back the room of a transfer, begun or not.  May be called twice. */
+extern void pace_give (struct pace *pace, struct pace_transfer *transfer);
+
+/* A transfer that has room begins. */
+extern void pace_begin (struct pace *pace, struct pace_transfer *transfer,
+                        struct pace_client client, uint64_t now_ns);
+
+/* It has ended, and gives back its room.  count is what it has brought, 0 if it
+ * has failed.
+ */
+extern void pace_end (struct pace *pace, struct pace_transfer *transfer,
+                      uint32_t count, uint64_t now_ns);
+
+/* When to look at the client again, if there was no room. */
+extern uint64_t pace_retry_ns (const struct pace *pace, uint64_t now_ns);
+
+/* For the debug log. */
+extern const char *pace_phase_name (enum pace_phase phase);
+
+#endif /* SCAN_PACE_H */

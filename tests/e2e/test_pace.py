@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+"""scan-pace: how much may be on its way.  What it finds on which line is tested on a
+simulated one, in tests/unit/test-pace.c."""
+
+import nbd
+import pytest
+
+from harness import SCAN, gate, nbdkit, refused
+
+VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0", "-D", "scan.pace=1"]
+SMALLEST = 64 * 1024
+BLOCK = 1 << 20
+WHOLE = "return function (disk) disk:prefetch (0, disk.size) end"
+
+
+@pytest.fixture
+def whole (tmp_path):
+    path = tmp_path / "whole.lua"
+    path.write_text (WHOLE)
+    return path
+
+
+@pytest.mark.parametrize ("policy", ["default", "ahead", "clock", "forever"])
+@pytest.mark.parametrize ("asked", [True, False])
+def test_the_stock_ones_are_paced_only_if_asked (policy, asked):
+    with nbdkit ([SCAN], gate ("size=4M", "hold=cache"),
+                 [f"scan-policy={policy}", f"scan-size={BLOCK}",
+                  *(["scan-pace=true"] if asked else [])]) as server:
+        server.connect ()
+        assert server.next_call ("cache").count == (SMALLEST if asked else BLOCK)
+
+
+@pytest.mark.parametrize ("asked", [True, False])
+def test_all_others_are_unless_asked_not_to (whole, asked):
+    with nbdkit ([SCAN], gate ("size=4M", "hold=cache"),
+                 [f"scan-policy={whole}", f"scan-size={BLOCK}",
+                  *([] if asked else ["scan-pace=false"])]) as server:
+        server.connect ()
+        assert server.next_call ("cache").count == (SMALLEST if asked else BLOCK)
+
+
+def test_all_of_it_is_fetched_in_pieces (whole):
+    """They end at multiples of 64K, wherever they begin."""
+    with nbdkit ([SCAN], gate ("size=4M"),
+                 [f"scan-policy={whole}", f"scan-size={BLOCK}", "scan-threads=4"],
+                 VERBOSE) as server:
+        h = server.connect ()
+        server.wait_line ("scan: finished scanning the plugin")
+        server.disconnect (h)
+        server.wait_line ("gate: close 1")
+        calls = sorted (server.calls ("cache"), key=lambda call: call.offset)
+        at = 0
+        for call in calls:
+            assert call.offset == at and call.offset % SMALLEST == 0
+            at += call.count
+        assert at == 4 << 20
+
+
+@pytest.mark.parametrize ("threads", [1, 8])
+def test_it_begins_with_one_piece (whole, threads):
+    """Then two, and so on.  How long a held one takes says that it is far away."""
+    with nbdkit ([SCAN], gate ("size=4M", "hold=cache"),
+                 [f"scan-policy={whole}", f"scan-size={BLOCK}",
+                  f"scan-threads={threads}"], VERBOSE) as server:
+        server.connect ()
+        first = server.next_call ("cache")
+        h = server.connect ()           # all scans share the line
+        assert server.calls ("cache") == [first]
+        server.release (first)
+        server.wait_line ("scan: pace: more: level 131072, pieces of 65536")
+        calls = [server.next_call ("cache") for _ in range (2)]
+        assert [call.count for call in calls] == [SMALLEST] * 2
+        assert len (server.calls ("cache")) == 3
+        server.disconnect (h)
+        server.release_all ()
+
+
+def test_a_client_with_much_in_flight_leaves_no_room (whole):
+    """A prefetch begins when it has read what it wanted."""
+    with nbdkit ([SCAN], gate ("size=4M", "hold=read", "hold=cache"),
+                 ["scan-policy=" + str (whole), f"scan-size={BLOCK}"],
+                 VERBOSE) as server:
+        greedy = server.connect ()
+        first = server.next_call ("cache")
+        for i in range (8):
+            greedy.aio_pread (nbd.Buffer (SMALLEST), i * SMALLEST)
+        reads = [server.next_call ("read") for _ in range (8)]
+        server.release (first)
+        # A read that comes after the prefetch could have.
+        greedy.aio_pread (nbd.Buffer (SMALLEST), 0)
+        reads.append (server.next_call ("read"))
+        assert len (server.calls ("cache")) == 1
+        server.send ("hold read 0")
+        for call in reads:
+            server.release (call)
+        while greedy.aio_in_flight () > 0:
+            greedy.poll (-1)
+        server.next_call ("cache")
+        server.release_all ()
+
+
+@pytest.mark.parametrize ("threads", [1, 8])
+def test_a_disconnect_does_not_wait_for_room (whole, threads):
+    with nbdkit ([SCAN], gate ("size=4M", "hold=cache"),
+                 [f"scan-policy={whole}", f"scan-size={BLOCK}",
+                  f"scan-threads={threads}"], VERBOSE) as server:
+        server.connect ()
+        first = server.next_call ("cache")
+        server.disconnect (server.connect ())
+        server.wait_line ("gate: close 2")
+        server.release (first)
+        server.release_all ()
+
+
+@pytest.mark.parametrize ("paced", [True, False])
+def test_the_counters_tell (whole, tmp_path, paced):
+    stats = tmp_path / "stats"
+    with nbdkit ([SCAN], gate ("size=4M"),
+                 [f"scan-policy={whole}", f"scan-size={BLOCK}", f"scan-stats={stats}",
+                  f"scan-pace={paced}"]):
+        pass
+    found = dict (line.split () for line in stats.read_text ().splitlines ()
+                  if line.startswith ("nbdkit_scan_pace_"))
+    assert set (found) == ({f"nbdkit_scan_pace_{name}" for name in (
+        "window_bytes", "piece_bytes", "bandwidth_bytes", "latency_seconds")}
+        if paced else set ())
+
+
+def test_a_bad_value ():
+    (message,) = refused ([SCAN], ["null"], ["scan-pace=perhaps"])
+    assert message == "scan-pace: 'perhaps' is not valid; it should be true or false"

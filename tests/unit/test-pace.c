@@ -1,0 +1,411 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* pace: on a simulated line it finds the knee, and finds it again. */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "clock.h"
+#include "pace.h"
+
+#define MS (NS_PER_SECOND / 1000)
+#define MB 1000000.0
+#define BLOCK (2 * 1024 * 1024)
+#define MAX 256
+
+/* -- a line ---------------------------------------------------------------- */
+
+enum state { FREE, WANTS_ROOM, QUEUED, ON_LINE, THINKS };
+
+/* A thread of ours, or one of the client's reads in a row. */
+struct actor {
+  enum state state;
+  bool is_client;
+  uint32_t count;
+  uint64_t begun_ns, until_ns, order;
+  struct pace_transfer transfer;
+};
+
+struct sim {
+  /* The line. */
+  unsigned slots;
+  uint64_t latency_ns;
+  double rate;                  /* bytes a second */
+  double bucket_rate, bucket_bytes;
+  uint64_t link_free_ns;
+  double bucket_ns;
+
+  /* The client. */
+  uint32_t client_count;
+  uint64_t think_ns;
+  unsigned reads_left;          /* until it pauses */
+  unsigned burst;
+  uint64_t pause_ns;
+
+  struct pace pace;
+  struct pace_client client;
+  struct actor actors[MAX];
+  unsigned nr_actors;
+  uint64_t now_ns, retry_ns, order;
+
+  /* Since `reset`. */
+  uint64_t since_ns;
+  double ours, theirs;
+  unsigned reads;
+  double read_ns;
+};
+
+static void
+begin (struct sim *s, struct actor *a)
+{
+  uint64_t from = s->now_ns + s->latency_ns;
+
+  if (from < s->link_free_ns)
+    from = s->link_free_ns;
+  s->link_free_ns = from + a->count / s->rate * NS_PER_SECOND;
+  if (s->bucket_rate > 0) {
+    const double bucket = s->bucket_bytes / s->bucket_rate * NS_PER_SECOND;
+
+    if (s->bucket_ns < from)
+      s->bucket_ns = from;
+    s->bucket_ns += a->count / s->bucket_rate * NS_PER_SECOND;
+    if (s->link_free_ns + bucket < s->bucket_ns)
+      s->link_free_ns = s->bucket_ns - bucket;
+  }
+  a->until_ns = s->link_free_ns;
+  a->state = ON_LINE;
+}
+
+/* Give free slots to those who came first. */
+static void
+begin_queued (struct sim *s)
+{
+  unsigned i, busy;
+  struct actor *first;
+
+  for (;;) {
+    first = NULL;
+    busy = 0;
+    for (i = 0; i < s->nr_actors; ++i) {
+      struct actor *a = &s->actors[i];
+
+      busy += a->state == ON_LINE;
+      if (a->state == QUEUED && (first == NULL || a->order < first->order))
+        first = a;
+    }
+    if (first == NULL || busy >= s->slots)
+      return;
+    begin (s, first);
+  }
+}
+
+static void
+submit (struct sim *s, struct actor *a)
+{
+  a->state = QUEUED;
+  a->order = s->order++;
+  a->begun_ns = s->now_ns;
+}
+
+static void
+start_client_read (struct sim *s, struct actor *a)
+{
+  a->count = s->client_count;
+  s->client.begun += a->count;
+  s->client.reads++;
+  submit (s, a);
+}
+
+/* Let those prefetch that may. */
+static void
+ask_pace (struct sim *s)
+{
+  unsigned i;
+
+  for (i = 0; i < s->nr_actors; ++i) {
+    struct actor *a = &s->actors[i];
+
+    if (a->is_client || a->state != WANTS_ROOM)
+      continue;
+    a->count = pace_take (&s->pace, &a->transfer, s->client, s->now_ns);
+    if (a->count == 0) {
+      s->retry_ns = pace_retry_ns (&s->pace, s->now_ns);
+      return;
+    }
+    pace_begin (&s->pace, &a->transfer, s->client, s->now_ns);
+    submit (s, a);
+  }
+  s->retry_ns = UINT64_MAX;
+}
+
+static void
+end (struct sim *s, struct actor *a)
+{
+  if (!a->is_client) {
+    s->ours += a->count;
+    pace_end (&s->pace, &a->transfer, a->count, s->now_ns);
+    a->state = WANTS_ROOM;
+    return;
+  }
+  s->client.ended += a->count;
+  s->client.reads--;
+  s->theirs += a->count;
+  s->reads++;
+  s->read_ns += s->now_ns - a->begun_ns;
+  a->state = THINKS;
+  a->until_ns = s->now_ns + s->think_ns;
+  if (s->burst > 0 && --s->reads_left == 0) {
+    s->reads_left = s->burst;
+    a->until_ns = s->now_ns + s->pause_ns;
+  }
+}
+
+static void
+run (struct sim *s, double seconds)
+{
+  const uint64_t stop_ns = s->now_ns + seconds * NS_PER_SECOND;
+  unsigned i;
+
+  s->since_ns = s->now_ns;
+  s->ours = s->theirs = s->read_ns = 0;
+  s->reads = 0;
+  for (;;) {
+    struct actor *next = NULL;
+
+    ask_pace (s);
+    begin_queued (s);
+    for (i = 0; i < s->nr_actors; ++i) {
+      struct actor *a = &s->actors[i];
+
+      if ((a->state == ON_LINE || a->state == THINKS) &&
+          (next == NULL || a->until_ns < next->until_ns))
+        next = a;
+    }
+    if (s->retry_ns < (next ? next->until_ns : UINT64_MAX))
+      next = NULL;
+    s->now_ns = next ? next->until_ns : s->retry_ns;
+    if (s->now_ns >= stop_ns)
+      break;
+    if (next == NULL)
+      continue;
+    if (next->state == THINKS)
+      start_client_read (s, next);
+    else
+      end (s, next);
+  }
+  s->now_ns = stop_ns;
+}
+
+/* Bytes a second, ours and the client's. */
+static double
+all_per_second (const struct sim *s)
+{
+  return (s->ours + s->theirs) * NS_PER_SECOND / (s->now_ns - s->since_ns);
+}
+
+static void
+init (struct sim *s, double latency_ms, double rate, unsigned slots,
+      unsigned threads)
+{
+  memset (s, 0, sizeof *s);
+  s->latency_ns = latency_ms * MS;
+  s->rate = rate;
+  s->slots = slots;
+  s->nr_actors = threads;
+  while (threads > 0)
+    s->actors[--threads].state = WANTS_ROOM;
+  pace_init (&s->pace, BLOCK);
+}
+
+static void
+add_client (struct sim *s, unsigned depth, uint32_t count, double think_ms)
+{
+  s->client_count = count;
+  s->think_ns = think_ms * MS;
+  while (depth-- > 0) {
+    struct actor *a = &s->actors[s->nr_actors++];
+
+    a->is_client = true;
+    a->state = THINKS;
+    a->until_ns = s->now_ns + s->think_ns;
+  }
+}
+
+/* -- the tests ------------------------------------------------------------- */
+
+static struct sim sim;
+
+/* In round trips of a smallest piece; what has been there before may have taken
+ * longer.
+ */
+static void
+run_trips (struct sim *s, unsigned trips)
+{
+  run (s, trips * (s->latency_ns / (double) NS_PER_SECOND +
+                   PACE_SMALLEST / s->rate));
+}
+
+/* Ten round trips later the line carries at least 90 % of what it can, and a
+ * client's read takes at most this much longer than alone.
+ */
+static void
+expect (struct sim *s, const char *what, double knee, double longer)
+{
+  double alone_ns;
+
+  run_trips (s, 10);
+  run_trips (s, 20);
+  check (all_per_second (s) >= 0.9 * knee,
+         "%s: %.2f of %.2f MB/s after ten round trips", what,
+         all_per_second (s) / MB, knee / MB);
+  run (s, 60);
+  check (all_per_second (s) >= 0.9 * knee, "%s: %.2f of %.2f MB/s for a minute",
+         what, all_per_second (s) / MB, knee / MB);
+  if (s->reads > 0) {
+    alone_ns = s->latency_ns + s->client_count / s->rate * NS_PER_SECOND;
+    check (s->read_ns / s->reads <= alone_ns * longer,
+           "%s: a client's read takes %.2f times as long as alone", what,
+           s->read_ns / s->reads / alone_ns);
+  }
+}
+
+static void
+test_knees (void)
+{
+  static const struct {
+    const char *what;
+    double latency_ms, rate;
+    unsigned slots, threads;
+    double knee;
+  } cases[] = {
+    { "20 ms, 400 Mbit/s", 20, 50 * MB, 64, 32, 50 * MB },
+    { "80 ms, 100 Mbit/s", 80, 12.5 * MB, 64, 32, 12.5 * MB },
+    { "… with 8 threads", 80, 12.5 * MB, 64, 8, 12.5 * MB },
+    { "5 ms, 400 Mbit/s", 5, 50 * MB, 64, 8, 50 * MB },
+    /* A piece of twice the latency, alone. */
+    { "… with 1 thread", 80, 12.5 * MB, 64, 1, 1024 * 1024 / 0.164 },
+    { "one at a time", 20, 50 * MB, 1, 8, 1024 * 1024 / 0.041 },
+    { "four at a time", 20, 50 * MB, 4, 8, 4 * 128 * 1024 / 0.02262 },
+  };
+  size_t i;
+
+  for (i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
+    init (&sim, cases[i].latency_ms, cases[i].rate, cases[i].slots,
+          cases[i].threads);
+    expect (&sim, cases[i].what, cases[i].knee, 0);
+  }
+}
+
+/* What changes is found too. */
+static void
+test_changes (void)
+{
+  init (&sim, 20, 50 * MB, 64, 32);
+  run (&sim, 3);
+  sim.rate = 25 * MB;
+  expect (&sim, "half the rate", 25 * MB, 0);
+  sim.rate = 50 * MB;
+  expect (&sim, "twice the rate", 50 * MB, 0);
+  sim.latency_ns = 60 * MS;
+  expect (&sim, "three times the latency", 50 * MB, 0);
+  sim.latency_ns = 20 * MS;
+  add_client (&sim, 1, 4096, 1);
+  expect (&sim, "the latency falls", 50 * MB, 1.5);
+
+  init (&sim, 20, 50 * MB, 64, 32);
+  sim.bucket_rate = 10 * MB;
+  sim.bucket_bytes = 20 * MB;
+  run (&sim, 2);
+  expect (&sim, "a token bucket", 10 * MB, 0);
+}
+
+/* Beside a client that does one read after the other. */
+static void
+test_beside (void)
+{
+  init (&sim, 20, 50 * MB, 64, 32);
+  add_client (&sim, 1, 4096, 1);
+  expect (&sim, "beside a client at 20 ms", 50 * MB, 1.25);
+  init (&sim, 80, 12.5 * MB, 64, 8);
+  add_client (&sim, 1, 4096, 1);
+  expect (&sim, "beside a client at 80 ms", 12.5 * MB, 1.25);
+  init (&sim, 20, 50 * MB, 4, 8);
+  add_client (&sim, 1, 4096, 1);
+  expect (&sim, "four at a time, one is the client's",
+          3 * 128 * 1024 / 0.02262, 1.75);
+}
+
+/* A client that waits for its large reads leaves the line idle while they are on
+ * their way.
+ */
+static void
+test_large_reads (void)
+{
+  init (&sim, 20, 100 * MB, 64, 32);
+  add_client (&sim, 2, 512 * 1024, 0);
+  run (&sim, 5);
+  check (sim.ours / 5 > 40 * MB, "beside two readers of 512K: %.1f MB/s of ours",
+         sim.ours / 5 / MB);
+}
+
+/* A client that fills the line is left alone. */
+static void
+test_greedy (void)
+{
+  double alone;
+
+  init (&sim, 20, 50 * MB, 64, 0);
+  add_client (&sim, 16, 256 * 1024, 0.1);
+  run (&sim, 20);
+  alone = sim.theirs;
+  init (&sim, 20, 50 * MB, 64, 32);
+  add_client (&sim, 16, 256 * 1024, 0.1);
+  run (&sim, 20);
+  check (sim.theirs >= 0.99 * alone, "a greedy client has %.3f of what it had",
+         sim.theirs / alone);
+}
+
+/* Where there is room for one thing at a time, only pauses are used. */
+static void
+test_pauses (void)
+{
+  double alone;
+  static const struct { double latency_ms, rate; unsigned slots; } cases[] = {
+    { 20, 50 * MB, 1 }, { 0.1, 1000 * MB, 64 }, { 20, 1.25 * MB, 64 },
+  };
+  size_t i;
+
+  for (i = 0; i < 3; ++i) {
+    init (&sim, cases[i].latency_ms, cases[i].rate, cases[i].slots, 0);
+    add_client (&sim, 1, 4096, 0.1);
+    sim.burst = sim.reads_left = 1000;
+    sim.pause_ns = 2 * NS_PER_SECOND;
+    run (&sim, 120);
+    alone = sim.reads;
+    init (&sim, cases[i].latency_ms, cases[i].rate, cases[i].slots, 8);
+    add_client (&sim, 1, 4096, 0.1);
+    sim.burst = sim.reads_left = 1000;
+    sim.pause_ns = 2 * NS_PER_SECOND;
+    run (&sim, 120);
+    check (sim.reads >= 0.95 * alone,
+           "%g ms, %g MB/s, %u at a time: a client has %.3f of its reads",
+           cases[i].latency_ms, cases[i].rate / MB, cases[i].slots,
+           sim.reads / alone);
+    check (sim.ours > 0, "and its pauses are used: %.1f MB", sim.ours / MB);
+  }
+}
+
+int
+main (void)
+{
+  test_knees ();
+  test_changes ();
+  test_beside ();
+  test_large_reads ();
+  test_greedy ();
+  test_pauses ();
+  return done ();
+}
