@@ -26,7 +26,10 @@ describe ("the grid", function ()
     for _, workload in ipairs (grid.workloads) do
       local cell = { workload = workload, latency = line[1], bandwidth = line[2],
                      slots = 64, threads = 16, block = 2 * MiB }
-      if not workload.large or line[2] < 1000 then
+      -- Of pauses of three lengths, the middle one is enough here.
+      local is_extra = workload.name:find (", 0.05 s ", 1, true)
+        or workload.name:find (", 1 s ", 1, true)
+      if not is_extra and not (workload.large and line[2] >= 1000) then
         it ("is never slower: " .. grid.describe (cell), function ()
           local to_none, to_best, name = grid.measure (cell)
           assert.is_true (to_none <= (MOST[workload.name] or MOST_ELSE),
