@@ -47,7 +47,7 @@ source_ask (nbdkit_next *next, struct source_info *info)
   r = next->can_extents (next);
   if (r == -1)
     return -1;
-  info->can_extents = r;
+  info->can_extents = r == 1 && !quirks_extents_crash ();
   return 0;
 }
 
