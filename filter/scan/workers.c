@@ -147,9 +147,7 @@ look_at_disk (struct scanner *s, struct worker *w)
   }
   if (s->config.method != SOURCE_CACHE || s->config.info.can_cache)
     return true;
-  nbdkit_error ("scan: warning: underlying plugin does not support "
-                "NBD_CMD_CACHE, not scanning; try adding --filter=clone "
-                "after this filter");
+  source_warn_no_cache ();
   return false;
 }
 
