@@ -492,11 +492,13 @@ map_commit (struct map *map, int (*sync_data) (void *), void *opaque,
 
 /* -- create ---------------------------------------------------------------- */
 
-/* The first page is the last to be written; the second is durable before it. */
+/* The first page is the last to be written; the second is durable before it.
+ * Only a commit writes the second record and "settled".
+ */
 int
 map_file_is_unborn (int fd)
 {
-  union page pages[2];
+  union page pages[SETTLED + 1];
   struct stat st;
   int err;
 
@@ -509,7 +511,9 @@ map_file_is_unborn (int fd)
     errno = err;
     return -1;
   }
-  return is_zero (&pages[0]) && !is_sealed (&pages[1], KIND_IDENTITY, 0);
+  return is_zero (&pages[IDENTITY]) &&
+    !is_sealed (&pages[IDENTITY + 1], KIND_IDENTITY, 0) &&
+    is_zero (&pages[RECORD + 1]) && is_zero (&pages[SETTLED]);
 }
 
 int
@@ -555,6 +559,8 @@ map_create (struct map *map, int fd, const struct map_identity *identity,
 
  error:
   snprintf (error, MAP_ERROR_MAX, "%s: %s", what, strerror (err));
+  /* Some file systems keep what room they had found. */
+  disk_make_empty (fd, 0, false);
   return -1;
 }
 
@@ -794,8 +800,17 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
   struct findings findings = { 0 };
   struct map *map;
   struct stat st;
+  int err;
 
   *repaired = false;
+  /* What a server that was killed has written may not have reached the disk,
+   * and what is written from now on relies on it.
+   */
+  err = disk_sync (fd);
+  if (err != 0) {
+    snprintf (error, MAP_ERROR_MAX, "cannot be synced: %s", strerror (err));
+    return NULL;
+  }
   if (load_identity (fd, identity, error) == -1 ||
       load_records (fd, &records, error) == -1)
     return NULL;
