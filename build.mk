@@ -165,6 +165,7 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
+$(B)/tests/unit-clone-bits: $(call unit_objects,clone/crc32c clone/disk)
 $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
 	clone/crc32c clone/disk)
 $(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
