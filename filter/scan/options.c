@@ -336,7 +336,9 @@ set_record (const char *key, const char *value)
   return options.record_file == NULL ? -1 : 0;
 }
 
-/* Where there is no trace yet, the policy has no file of that name. */
+/* Where there is no trace yet, the policy has no file of that name.  What can't be
+ * recorded to is not read first: a fifo would wait for somebody who writes.
+ */
 static int
 set_trace (const char *key, const char *value)
 {
@@ -344,8 +346,14 @@ set_trace (const char *key, const char *value)
 
   if (set_record (key, value) == -1)
     return -1;
-  if (stat (value, &st) == -1 && errno == ENOENT)
-    return 0;
+  if (stat (value, &st) == -1) {
+    if (errno == ENOENT)
+      return 0;
+  }
+  else if (!S_ISREG (st.st_mode)) {
+    nbdkit_error ("%s=%s: this is no regular file", key, value);
+    return -1;
+  }
   return add_file (key, "trace", value);
 }
 
