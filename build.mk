@@ -231,6 +231,18 @@ run-check-valgrind: filter $(test_objects)
 run-check-upstream:
 	$(Q)tests/upstream/run
 
+# Builds the guest of bench-boot if it isn't there.
+run-check-restore:
+	$(Q)packaging/need boot
+	$(Q)$(MAKE) filter
+	$(Q)tests/restore/restore.py
+
+# HOURS may be a fraction, such as 0.1.
+run-soak:
+	$(Q)packaging/need test
+	$(Q)$(MAKE) filter $(test_objects)
+	$(Q)tests/soak/soak.py $(HOURS)
+
 # -- fuzzing -------------------------------------------------------------------
 
 # For each target.
@@ -386,7 +398,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest
+	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest tests/restore/guest-work
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)
