@@ -352,8 +352,8 @@ exports_open_store (struct export *export)
   return export->store == NULL && !missing ? -1 : 0;
 }
 
-/* With its lock held: is nothing lost if it is begun anew, and is nobody but the
- * caller there who would mind?
+/* With its lock held: is nothing lost if it is begun anew, and is nobody there
+ * but the caller?
  */
 static bool
 is_idle_copy (const struct export *export)
