@@ -252,7 +252,8 @@ FUZZ_CC      ?= clang
 FUZZ_SANITIZERS := -fsanitize=fuzzer-no-link,address,undefined \
 	-fno-sanitize-recover=all -fno-omit-frame-pointer
 
-fuzz_programs := build/fuzz/fuzz-policy build/fuzz/fuzz-answers
+fuzz_programs := build/fuzz/fuzz-policy build/fuzz/fuzz-answers \
+	build/fuzz/fuzz-clone-map
 
 run-fuzz: build/fuzz/have-fuzzer
 	$(Q)$(MAKE) B=build/fuzz CC='$(FUZZ_CC)' \
@@ -265,6 +266,14 @@ build/fuzz/fuzz-%: tests/fuzz/fuzz-%.c tests/fuzz/fuzz.c tests/fuzz/fuzz.h \
 	$(call SAY,CC,$<)
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
 	  $(INCLUDES) tests/fuzz/fuzz.c $< $(vm_objects) $(LUA_LIBS) -o $@
+
+fuzz_map_objects := $(patsubst %,$(B)/filter/clone/%.o,map crc32c disk)
+
+build/fuzz/fuzz-clone-map: tests/fuzz/fuzz-clone-map.c \
+                           $(fuzz_map_objects)
+	$(call SAY,CC,$<)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
+	  $(INCLUDES) $< $(fuzz_map_objects) -o $@
 
 build/fuzz/have-fuzzer:
 	@mkdir -p $(@D)

@@ -246,8 +246,8 @@ map_has (const struct map *map, uint64_t first, uint64_t end)
 }
 
 /* What map->dirty has of a page: has it bits that the file may lack, and how
- * many threads are setting bits in it?  Others rely on a bit as soon as they see
- * it, so a page counts as dirty from before it is set.
+ * many threads are setting bits in it?  Others rely on a bit as soon as they
+ * see it, so a page counts as dirty from before it is set.
  */
 #define DIRTY 1
 #define SETTING 2

@@ -213,3 +213,35 @@ def test_through_a_fetch_widened_over_a_smaller_write_is_not_kept ():
         server.release (server.next_call ("read"))
         assert again.result () == (pattern (3 * BLOCK, 100) + b"w" * 100
                                    + pattern (3 * BLOCK + 200, BLOCK - 200))
+
+
+# -- a source that changes its size ----------------------------------------------------
+
+def test_a_temporary_clone_is_begun_anew (tmp_path):
+    """If the source has another size, and nothing is lost by it."""
+    source = tmp_path / "source"
+    source.write_bytes (b"\1" * 10000)
+    with nbdkit ([CLONE], ["file", str (source)]) as server:
+        found = []
+
+        def connect ():
+            """Only once the connection before is over."""
+            with contextlib.suppress (nbd.Error):
+                found.append (server.connect ())
+            return found
+
+        h = server.connect ()
+        assert h.pread (512, 0) == b"\1" * 512
+        h.shutdown ()
+        source.write_bytes (b"\2" * 20000)
+        server.poll (connect, "the other size")
+        h = found[0]
+        assert h.get_size () == 20000
+        h.pwrite (b"w", 0)
+        h.shutdown ()
+        source.write_bytes (bytes (30000))
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        assert "holds what clients have written" in server.errors ()[-1]
+        source.write_bytes (b"\2" * 20000)
+        assert server.connect ().pread (2, 0) == b"w\2"

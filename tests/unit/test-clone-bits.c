@@ -2,7 +2,7 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* A bit of the clone filter's map is seen before the thread that sets it is done
+/* A bit of the clone filter's map is seen before whoever sets it is done
  * with it.  Another that finds it relies on it, and may be told that all is
  * durable: so it has to be in a commit that begins then.
  */
