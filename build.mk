@@ -165,6 +165,7 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
+$(B)/tests/unit-clone-bits: $(call unit_objects,clone/crc32c clone/disk)
 $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
 	clone/crc32c clone/disk)
 $(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
@@ -177,7 +178,7 @@ $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
 $(B)/tests/unit-results: $(call unit_objects,scan/results)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
-$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/workers scan/steps \
+$(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/looker scan/workers scan/steps \
 	scan/fetch scan/failures scan/results scan/opening scan/ticket scan/budget \
 	scan/line scan/pace scan/guard scan/reads \
 	scan/source scan/map scan/recorder scan/journal report/stats) $(vm_objects)
@@ -229,6 +230,18 @@ run-check-valgrind: filter $(test_objects)
 
 run-check-upstream:
 	$(Q)tests/upstream/run
+
+# Builds the guest of bench-boot if it isn't there.
+run-check-restore:
+	$(Q)packaging/need boot
+	$(Q)$(MAKE) filter
+	$(Q)tests/restore/restore.py
+
+# HOURS may be a fraction, such as 0.1.
+run-soak:
+	$(Q)packaging/need test
+	$(Q)$(MAKE) filter $(test_objects)
+	$(Q)tests/soak/soak.py $(HOURS)
 
 # -- fuzzing -------------------------------------------------------------------
 
@@ -385,7 +398,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest
+	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest tests/restore/guest-work
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)

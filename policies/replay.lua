@@ -145,11 +145,17 @@ local function piece (i)
   return first * UNIT_BYTES, (pieces[i] & COUNT_MASK) * UNIT_BYTES
 end
 
-local function each_piece ()
+-- The last unit of a disk may be short.
+local function each_piece (size)
   local i = 0
   return function ()
     i = i + 1
-    if pieces[i] then return piece (i) end
+    if not pieces[i] then return nil end
+    local offset, count = piece (i)
+    if offset < size and offset + count - size < UNIT_BYTES then
+      count = math.min (count, size - offset)
+    end
+    return offset, count
   end
 end
 
@@ -166,9 +172,7 @@ local function watcher (disk)
 end
 
 local function replay (disk)
-  -- The pieces are of whole units, and the disk's last may be short.
-  local units = (disk.size - 1) // UNIT_BYTES + 1
-  local message = extents.stale (each_piece (), units * UNIT_BYTES)
+  local message = extents.stale (each_piece (disk.size), disk.size)
   if message then scan.warn ("scan-file-trace: " .. message) end
   local is_left = watcher (disk)
   for i = 1, #pieces do

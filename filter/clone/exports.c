@@ -196,12 +196,19 @@ exports_get (const char *name)
   return export;
 }
 
-/* Can it be let go and opened again as it was? */
+/* Can it be let go and opened again as it was?  Not if its last commit has
+ * failed, or another is due.
+ */
 static bool
 is_lasting (const struct export *export)
 {
-  return export->path != NULL || export->store == NULL ||
-    !map_written (export->store->map);
+  const struct store *const store = export->store;
+
+  if (store == NULL)
+    return true;
+  return export->path != NULL
+    ? !atomic_load (&store->broken) && !store_dirty (store)
+    : !map_written (store->map);
 }
 
 /* One that nobody uses and that is one too many, as from exports_get; or

@@ -149,6 +149,8 @@ check_folder (const char *key, const char *path, size_t len)
 int
 options_complete (void)
 {
+  const char *tail;
+
   if (options.file != NULL && options.dir != NULL) {
     nbdkit_error ("clone-file and clone-dir cannot both be given; clone-file "
                   "is for one export, clone-dir for several");
@@ -170,6 +172,16 @@ options_complete (void)
                      strrchr (options.file, '/') - options.file) == -1 ||
        check_file () == -1))
     return -1;
+  if (options.stats_file != NULL && options.file != NULL &&
+      strncmp (options.stats_file, options.file,
+               strlen (options.file)) == 0) {
+    tail = options.stats_file + strlen (options.file);
+    if (strcmp (tail, "") == 0 || strcmp (tail, ".map") == 0) {
+      nbdkit_error ("clone-stats=%s is a file of the clone; it should be one "
+                    "of its own", options.stats_file);
+      return -1;
+    }
+  }
   if (options.dir != NULL &&
       check_folder ("clone-dir", options.dir, strlen (options.dir)) == -1)
     return -1;

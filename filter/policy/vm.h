@@ -47,8 +47,8 @@ struct vm_config {
   bool timed;                   /* keep vm_totals.lua_ns; costs a little */
 };
 
-/* A read of the source that was left out, for a client was writing there.  In the
- * place of an errno, and none that a source can give.
+/* A read of the source that was left out, for a client was writing there.  In
+ * the place of an errno, and none that a source can give.
  */
 #define VM_SKIPPED (-1)
 
@@ -124,8 +124,8 @@ struct vm_answer {
   int err;                      /* VM_ERRNO; see vm_failure */
 };
 
-/* Is this default, ahead, clock or forever, which do what the stock filter does?
- * Any thread.
+/* Is this default, ahead, clock or forever, which do what the stock filter
+ * does?  Any thread.
  */
 extern bool vm_is_stock (const struct text *policy);
 

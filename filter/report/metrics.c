@@ -179,3 +179,25 @@ metrics_write (FILE *fp, const char *policy,
   for (j = 0; j < nr; ++j)
     write_info (fp, policy, &totals[j]);
 }
+
+static void
+write_gauge (FILE *fp, const char *name, const char *help, double value)
+{
+  fprintf (fp, "# HELP nbdkit_scan_%s %s\n# TYPE nbdkit_scan_%s gauge\n"
+           "nbdkit_scan_%s %.9g\n", name, help, name, name, value);
+}
+
+void
+metrics_write_line (FILE *fp, const struct line_state *state)
+{
+  write_gauge (fp, "pace_window_bytes",
+               "Most bytes on their way, clients' and prefetched; 0 until that "
+               "is found.", state->window);
+  write_gauge (fp, "pace_piece_bytes", "Most bytes of a prefetch.",
+               state->piece);
+  write_gauge (fp, "pace_bandwidth_bytes", "Bytes a second of the line.",
+               state->bandwidth);
+  write_gauge (fp, "pace_latency_seconds",
+               "Least time that a prefetch has taken on the line.",
+               state->latency_ns * 1e-9);
+}

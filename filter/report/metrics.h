@@ -11,9 +11,13 @@
 #include <stdio.h>
 
 #include "exports.h"
+#include "line.h"
 
 /* Write the counters of these exports, nr of them.  Any thread. */
 extern void metrics_write (FILE *fp, const char *policy,
                            const struct export_totals *totals, size_t nr);
+
+/* Write how much may be on its way.  Any thread. */
+extern void metrics_write_line (FILE *fp, const struct line_state *state);
 
 #endif /* SCAN_METRICS_H */

@@ -39,7 +39,8 @@ update_file (void)
   char why[STATSFILE_WHY_MAX];
 
   if (config.stats_file == NULL ||
-      statsfile_write (config.stats_file, config.policy, why) == 0)
+      statsfile_write (config.stats_file, config.policy, config.line,
+                       why) == 0)
     return;
   if (!warned)
     nbdkit_error ("scan: warning: scan-stats=%s can't be written any more: %s",
@@ -92,7 +93,8 @@ report_init (const struct report_config *c)
   config = *c;
   clock_cond_init (&cond);
   if (config.stats_file == NULL ||
-      statsfile_write (config.stats_file, config.policy, why) == 0)
+      statsfile_write (config.stats_file, config.policy, config.line,
+                       why) == 0)
     return 0;
   nbdkit_error ("scan-stats=%s: can't be written: %s", config.stats_file, why);
   return -1;

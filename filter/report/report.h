@@ -13,10 +13,13 @@
 
 #include <stdbool.h>
 
+struct line;
+
 struct report_config {
   const char *policy;           /* its name */
   bool progress;                /* on stderr */
   const char *stats_file;       /* absolute, or NULL */
+  struct line *line;            /* NULL if scans are not paced */
 };
 
 /* Before the server forks: write the file once, to find out whether that is

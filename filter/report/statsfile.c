@@ -45,8 +45,9 @@ open_regular (const char *path)
 
 /* Write all counters and close the file. */
 static int
-write_counters (FILE *fp, const char *policy)
+write_counters (FILE *fp, const char *policy, struct line *line)
 {
+  struct line_state state;
   struct export_totals *totals;
   size_t nr;
   int r = -1;
@@ -54,6 +55,10 @@ write_counters (FILE *fp, const char *policy)
   totals = exports_get_totals (&nr);
   if (totals != NULL) {
     metrics_write (fp, policy, totals, nr);
+    if (line != NULL) {
+      line_get (line, &state);
+      metrics_write_line (fp, &state);
+    }
     exports_forget_totals (totals, nr);
     r = ferror (fp) ? -1 : 0;
   }
@@ -71,14 +76,15 @@ is_other (const char *path)
 
 /* The reader sees the old file or the new one, never a part. */
 static int
-replace_file (const char *path, const char *tmp, const char *policy)
+replace_file (const char *path, const char *tmp, const char *policy,
+              struct line *line)
 {
   FILE *fp = open_regular (tmp);
   int err;
 
   if (fp == NULL)
     return -1;
-  if (write_counters (fp, policy) == 0 && rename (tmp, path) == 0)
+  if (write_counters (fp, policy, line) == 0 && rename (tmp, path) == 0)
     return 0;
   err = errno;
   unlink (tmp);
@@ -87,7 +93,7 @@ replace_file (const char *path, const char *tmp, const char *policy)
 }
 
 int
-statsfile_write (const char *path, const char *policy,
+statsfile_write (const char *path, const char *policy, struct line *line,
                  char why[STATSFILE_WHY_MAX])
 {
   CLEANUP_FREE char *tmp = NULL;
@@ -102,7 +108,7 @@ statsfile_write (const char *path, const char *policy,
               is_other (path) ? "it" : "the same with .tmp at its end");
     return -1;
   }
-  if (replace_file (path, tmp, policy) == 0)
+  if (replace_file (path, tmp, policy, line) == 0)
     return 0;
   snprintf (why, STATSFILE_WHY_MAX, "%s", strerror (errno));
   return -1;

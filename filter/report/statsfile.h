@@ -14,10 +14,14 @@
 
 #define STATSFILE_WHY_MAX 256
 
-/* Write the file anew; path is absolute, policy its name.  Returns 0, or -1 with
+struct line;
+
+/* Write the file anew; path is absolute, policy its name; line may
+ * be NULL.  Returns 0, or -1 with
  * the reason in why.  For one thread at a time.
  */
 extern int statsfile_write (const char *path, const char *policy,
+                            struct line *line,
                             char why[STATSFILE_WHY_MAX]);
 
 #endif /* SCAN_STATSFILE_H */

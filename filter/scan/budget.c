@@ -4,9 +4,9 @@
 
 /* See budget.h.
  *
- * The rate is held by a due time, at which all that has been paid for so far may
- * be fetched.  Paying moves it on, so that those who wait come one after the
- * other.  It lies in the past by no more than what is being paid for takes: that
+ * The rate is held by a due time, at which all that has been paid for so far
+ * may be fetched.  Paying moves it on, so that those who wait come one after the
+ * other.  It lies in the past by no more than what is being paid for takes: so
  * much of an idle time is saved up (a fetch takes time as well), and never more
  * than the time since the first payment.  So at any moment no more has been
  * fetched than the rate allows since the start.

@@ -25,8 +25,8 @@ extern struct budget *budget_new (uint64_t bytes_per_second,
 extern void budget_free (struct budget *budget);
 
 /* Pay for count bytes of the rate.  Returns when they may be fetched (see
- * clock.h), which may be past: whoever pays must wait until then, or until there
- * is no need any more.
+ * clock.h), which may be past: whoever pays must wait until then, or until
+ * there is no need any more.
  */
 extern uint64_t budget_pay (struct budget *budget, uint32_t count,
                             uint64_t now_ns);

@@ -5,8 +5,8 @@
 /* Keeps client writes and prefetches apart, where one may be lost.
  *
  * The cow filter reads a block from the source and then stores it in its
- * overlay; a client's write that lands in between is lost.  It does so when it is
- * read (scan-method=read) and when it is told to keep what is cached
+ * overlay; a client's write that lands in between is lost.  It does so when it
+ * is read (scan-method=read) and when it is told to keep what is cached
  * (cow-on-cache=true).  Then a write, zero or trim waits for the prefetches in
  * flight that it overlaps, and a prefetch that overlaps a write in progress is
  * not done.  Client reads have no part in this.  Elsewhere there is nothing to
@@ -36,8 +36,8 @@ struct guard_op {
   bool is_write;
 };
 
-/* The size of the blocks below, and that there is something to guard: until then
- * nobody waits or is turned away.  At start-up only.
+/* The size of the blocks below, and that there is something to guard: until
+ * then nobody waits or is turned away.  At start-up only.
  */
 extern void guard_set_block (uint64_t bytes);
 extern void guard_enable (void);

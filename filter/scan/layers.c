@@ -22,12 +22,13 @@ advise_of_threads (void)
   if (options.cache_below)
     nbdkit_error ("scan: warning: scan-threads=%u is of no use over the cache "
                   "filter, which does one thing at a time; to prefetch in "
-                  "parallel, use --filter=cow cow-on-read=true "
-                  "scan-method=read in its place", options.threads);
+                  "parallel, use --filter=clone in its place",
+                  options.threads);
   else if (options.cow_below && options.method == SOURCE_CACHE)
     nbdkit_error ("scan: warning: scan-threads=%u is of no use over the cow "
                   "filter, which does one prefetch at a time; to prefetch in "
-                  "parallel, add cow-on-read=true scan-method=read",
+                  "parallel, use --filter=clone in its place, or add "
+                  "cow-on-read=true scan-method=read",
                   options.threads);
 }
 
@@ -36,13 +37,17 @@ static void
 advise_of_reading (void)
 {
   if (options.method == SOURCE_CACHE ||
-      options.cow_on_read || options.cache_on_read || options.clone_below)
+      options.cow_on_read || options.cache_on_read)
     return;
-  nbdkit_error ("scan: warning: scan-method=read, and no cow-on-read=true or "
-                "cache-on-read=true for a filter below this one: what it reads "
-                "is kept only if the plugin keeps it, else all is read twice; "
-                "name --filter=scan first, then --filter=cow, and add "
-                "cow-on-read=true");
+  if (options.clone_below)
+    nbdkit_error ("scan: warning: scan-method=read makes writes wait and takes "
+                  "memory, and the clone filter needs neither; leave it out");
+  else
+    nbdkit_error ("scan: warning: scan-method=read, and no cow-on-read=true or "
+                  "cache-on-read=true for a filter below this one: what it "
+                  "reads is kept only if the plugin keeps it, else all is read "
+                  "twice; name --filter=scan first, then --filter=clone, and "
+                  "leave scan-method=read out");
 }
 
 /* Not a warning: this is how the stock filter is used, and over a fast source it

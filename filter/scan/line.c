@@ -15,6 +15,7 @@
 #include "clock.h"
 #include "debug.h"
 #include "line.h"
+#include "reads.h"
 
 struct line {
   struct line_clients *clients; /* immutable */
@@ -58,12 +59,13 @@ look_at_clients (struct line *line)
   return (struct pace_client) {
     .begun = atomic_load (&line->clients->begun),
     .ended = ended,
+    .reads = atomic_load (&line->clients->reads),
   };
 }
 
 uint32_t
 line_take (struct line *line, struct pace_transfer *transfer,
-           const atomic_int *stop)
+           const atomic_int *stop, struct reads *reads)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&line->lock);
   uint64_t now_ns;
@@ -74,6 +76,8 @@ line_take (struct line *line, struct pace_transfer *transfer,
     count = pace_take (&line->pace, transfer, look_at_clients (line), now_ns);
     if (count > 0)
       return count;
+    if (reads != NULL && reads_are_many (reads))
+      break;
     clock_wait_until (&line->has_room, &line->lock,
                       pace_retry_ns (&line->pace, now_ns));
   }

@@ -16,12 +16,15 @@
 #include "pace.h"
 
 struct line;
+struct reads;
 
-/* Bytes of clients' reads that have begun and ended.  The read path adds to
- * them, and nothing more.
+/* Bytes of clients' reads of what was not there, that have begun and that have
+ * ended, and how many are in flight.  The read path adds to them, and nothing
+ * more.
  */
 struct line_clients {
   atomic_uint_fast64_t begun, ended;
+  atomic_uint reads;
 };
 
 /* For counters; 0 where it is not known yet. */
@@ -42,11 +45,11 @@ extern struct line *line_new (uint32_t largest,
 extern void line_free (struct line *line);
 
 /* Take room for a transfer, and wait for it as long as *stop is 0.  Returns how
- * many bytes it may have, 0 if it was stopped; it notices that within
- * PACE_RETRY_MAX_NS.
+ * many bytes it may have, 0 if it was stopped, or if reads is not NULL and many
+ * are queued there; it notices both within PACE_RETRY_MAX_NS.
  */
 extern uint32_t line_take (struct line *line, struct pace_transfer *transfer,
-                           const atomic_int *stop);
+                           const atomic_int *stop, struct reads *reads);
 
 /* Give back the room of a transfer that has not begun.  It may have none. */
 extern void line_give (struct line *line, struct pace_transfer *transfer);

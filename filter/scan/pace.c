@@ -17,6 +17,7 @@
 
 /* And they have to beat what more of the smaller ones have brought. */
 #define LARGER_BEATS 1.2
+#define LARGER_TRIES 4
 
 /* How much of a piece there has to be room for, so that whole pieces come close
  * to the window.
@@ -66,7 +67,6 @@ set_level (struct pace *p, enum pace_phase phase, double level)
   p->nr_older = p->nr_ours;
   p->nr_ended = p->nr_full = p->nr_not_full = 0;
   p->sum = (struct pace_means) { 0, 0 };
-  p->most = 0;
   if (phase == PACE_LARGER || p->is_larger)
     return;
   while (p->piece * 2 <= p->largest && p->piece * 2 * PACE_DEPTH <= level)
@@ -144,6 +144,15 @@ has_grown (const struct pace *p, struct pace_means high)
   return rate_of (high) >= rate_of (p->low) * (1 + brings * added);
 }
 
+/* Have larger pieces? */
+static bool
+has_brought_more (const struct pace *p, struct pace_means high)
+{
+  return has_grown (p, high) &&
+    rate_of (high) >= LARGER_BEATS * p->bandwidth &&
+    high.trip_ns <= 2 * p->smallest_ns;
+}
+
 static void
 end_larger (struct pace *p)
 {
@@ -188,8 +197,7 @@ decide (struct pace *p, struct pace_means m)
     break;
 
   case PACE_LARGER:
-    if (has_grown (p, m) && rate_of (m) >= LARGER_BEATS * p->bandwidth &&
-        m.trip_ns <= 2 * p->smallest_ns) {
+    if (has_brought_more (p, m)) {
       p->is_larger = true;
       p->bandwidth = rate_of (m);
       p->latency_ns = m.trip_ns;
@@ -222,7 +230,7 @@ give_up_level (struct pace *p)
   case PACE_FIRST:
     break;
   case PACE_MORE:
-    p->window = p->low_level = p->most;
+    p->window = p->low_level = p->last;
     p->bandwidth = rate_of (p->low);
     if (may_be_larger (p))
       try_larger (p);
@@ -258,8 +266,8 @@ transfers_needed (const struct pace *p)
   }
 }
 
-/* While the level doubles, transfers wait for those of the burst it begins with.
- * None waits for less than what is in flight, so the least trip is the one.
+/* While the level doubles, transfers wait for those of the burst that it begins
+ * with.  None waits for less than what is in flight, so the least trip counts.
  */
 static struct pace_means
 means_of_level (const struct pace *p)
@@ -269,6 +277,18 @@ means_of_level (const struct pace *p)
     .trip_ns = p->phase == PACE_HOLD || p->phase == PACE_PROBE ?
       p->sum.trip_ns / p->nr_full : p->least_trip_ns,
   };
+}
+
+/* Is enough known of the level?  One transfer may tell that more brings more,
+ * but one that was held up by something else does not tell that it doesn't.
+ */
+static bool
+is_known (const struct pace *p)
+{
+  if (p->nr_full < transfers_needed (p))
+    return false;
+  return p->phase != PACE_LARGER || p->nr_full >= LARGER_TRIES ||
+    has_brought_more (p, means_of_level (p));
 }
 
 /* -- the functions of pace.h ----------------------------------------------- */
@@ -281,14 +301,17 @@ pace_init (struct pace *p, uint32_t largest)
   p->interval_ns = ANEW_MIN_NS;
 }
 
-/* What the client is charged. */
+/* What the client is charged: all of its reads but one.  A client with one read
+ * after the other leaves the line idle while each is on its way, be it large.
+ */
 static double
 charge_client (const struct pace *p, struct pace_client client)
 {
-  const uint64_t bytes = client.begun - client.ended;
+  const double bytes = client.begun - client.ended;
+  const double mean = client.reads > 0 ? bytes / client.reads : bytes;
 
   return bytes == 0 ? 0 :
-    most (bytes, most (smallest_piece (p), p->piece / 2));
+    most (bytes - mean, most (smallest_piece (p), p->piece / 2));
 }
 
 static bool
@@ -360,7 +383,7 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
 
   pace_give (p, t);
   p->nr_ended++;
-  if (count == 0 || (p->piece > PACE_SMALLEST && count < charge))
+  if (count == 0 || charge == 0 || (p->piece > PACE_SMALLEST && count < charge))
     return;
   if (trip_ns < PACE_NEAR_NS) {
     p->nr_near++;
@@ -370,14 +393,14 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   if (t->level_id != p->level_id || !t->is_settled)
     return;
 
-  p->most = most (p->most, t->in_flight);
+  p->last = t->in_flight;
   if (t->is_full) {
     p->nr_full++;
     p->sum.in_flight += t->in_flight;
     p->sum.trip_ns += trip_ns;
     p->least_trip_ns = p->nr_full == 1 ? trip_ns :
       least (p->least_trip_ns, trip_ns);
-    if (p->nr_full >= transfers_needed (p))
+    if (is_known (p))
       decide (p, means_of_level (p));
   }
   else if (++p->nr_not_full > most (2, p->level / p->piece))

@@ -24,8 +24,9 @@
  * - PACE_MORE: the level doubles for as long as more brings more.
  * - PACE_LARGER: if that has ended below PACE_DEPTH pieces, what limits may be
  *   requests (connections, our own threads): the pieces double, their number
- *   stays, for as long as more brings more and a piece takes no longer than
- *   twice what the smallest takes.
+ *   stays, for as long as more brings more (0.4 here, and a fifth more than the
+ *   smaller ones brought), and a piece takes no longer than twice what the
+ *   smallest takes.  Four tries, for one may have been held up.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, or to PACE_MORE.  Not below two pieces, where the
@@ -37,8 +38,10 @@
  *
  * Pieces are an eighth to a sixteenth of the window, but PACE_SMALLEST at least
  * and more where requests are what limits, so that a read that has to wait for
- * one waits little longer than for its own.  A transfer is charged a whole piece
- * however short it is, and the client at least one if it has any in flight.
+ * one waits little longer than for its own.  A transfer is charged a whole
+ * piece however short it is.  Of the client's reads one is answered before us,
+ * whatever its length: what it is charged is the others, half a piece at least,
+ * or the smallest, if it has any in flight.
  *
  * Where the window has no room for two pieces (a source that does one thing at
  * a time, a near one, a very thin one), only the client's pauses are used: once
@@ -90,7 +93,7 @@ struct pace {
   unsigned nr_ended, nr_full, nr_not_full;
   struct pace_means sum;        /* of the full ones */
   double least_trip_ns;
-  double most;                  /* in flight */
+  double last;                  /* in flight when the last one began */
 
   /* The level that it is compared to. */
   struct pace_means low;
@@ -122,9 +125,12 @@ struct pace_transfer {
   bool is_full, is_settled;
 };
 
-/* The client's reads so far, in bytes; both only grow. */
+/* What the client has asked of the source so far, in bytes, which only grow; and
+ * how many of its reads are in flight.
+ */
 struct pace_client {
   uint64_t begun, ended;
+  unsigned reads;
 };
 
 /* largest is the most bytes of one transfer. */

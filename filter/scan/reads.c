@@ -44,7 +44,6 @@ struct reads {
   atomic_size_t len;
   _Atomic uint64_t full_end;    /* of the newest, when the queue was last full */
 
-  size_t looked_at;             /* the first ones, by reads_look */
   atomic_uint lost;             /* that were left out, or made way */
 
   /* Decider only: when reads_wait last returned, and the value of events then. */
@@ -167,21 +166,21 @@ reads_stop (struct reads *reads)
   atomic_store (&reads->head.stopped, true);
 }
 
-/* Copy the queue from this entry on.  The lock must be held. */
+/* The lock must be held. */
 static size_t
-copy_queue (struct reads *reads, size_t from, struct met_read *out)
+copy_queue (struct reads *reads, struct met_read *out)
 {
   const size_t len = atomic_load_explicit (&reads->len, memory_order_relaxed);
   const struct entry *entry;
   size_t i;
 
-  for (i = from; i < len; ++i) {
+  for (i = 0; i < len; ++i) {
     entry = &reads->queue[i];
     *out++ = (struct met_read) {
       { entry->offset, entry->count }, map_met_again (entry->met)
     };
   }
-  return len - from;
+  return len;
 }
 
 /* The common case.  A read that is being queued right now is seen next time, as
@@ -200,23 +199,9 @@ reads_take (struct reads *reads, struct met_read *out)
     return 0;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
-  const size_t n = copy_queue (reads, 0, out);
+  const size_t n = copy_queue (reads, out);
 
   atomic_store_explicit (&reads->len, 0, memory_order_relaxed);
-  reads->looked_at = 0;
-  return n;
-}
-
-size_t
-reads_look (struct reads *reads, struct met_read *out)
-{
-  if (is_empty (reads))
-    return 0;
-
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
-  const size_t n = copy_queue (reads, reads->looked_at, out);
-
-  reads->looked_at += n;
   return n;
 }
 
@@ -275,4 +260,11 @@ reads_idle_ns (struct reads *reads)
   now = clock_now_ns ();
   last = atomic_load (&reads->last_ns);
   return now > last ? now - last : 1;   /* 0 says that one is in flight */
+}
+
+bool
+reads_are_many (struct reads *reads)
+{
+  return atomic_load_explicit (&reads->len, memory_order_relaxed) >=
+    READS_MAX / 2;
 }

@@ -11,8 +11,8 @@
  *
  * Any thread may call reads_are_wanted, reads_begin, reads_end, reads_wake,
  * reads_in_flight and reads_idle_ns.
- * Only the scan's decider (one thread at a time) may call reads_take, reads_look
- * and reads_wait.
+ * Only the scan's decider (one thread at a time) may call reads_wait, and one
+ * thread at a time reads_take.
  */
 
 #ifndef SCAN_READS_H
@@ -67,11 +67,6 @@ extern void reads_stop (struct reads *reads);
  */
 extern size_t reads_take (struct reads *reads, struct met_read *out);
 
-/* Copy those reads, at most READS_MAX, that neither this nor reads_take has
- * given yet, and leave them in the queue.  Returns how many.
- */
-extern size_t reads_look (struct reads *reads, struct met_read *out);
-
 /* How many reads the queue had no room for since this was last called. */
 extern unsigned reads_take_lost (struct reads *reads);
 
@@ -94,5 +89,8 @@ extern unsigned reads_in_flight (struct reads *reads);
  * only from the first call on.
  */
 extern uint64_t reads_idle_ns (struct reads *reads);
+
+/* Is the queue half full, so that somebody should take from it? */
+extern bool reads_are_many (struct reads *reads);
 
 #endif /* SCAN_READS_H */

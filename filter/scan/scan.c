@@ -51,7 +51,7 @@ static bool count_reads;        /* somebody wants to know */
 static struct scan *background;
 static struct generation *background_generation;
 
-/* What clients read, for the line; nothing else is done for it on the read path. */
+/* What clients read: all that is done for the line on the read path. */
 static struct line_clients clients;
 
 /* For each connection's thread: what the layer below has told this connection, in
@@ -174,6 +174,7 @@ scan_get_ready (int final_thread_model)
     .policy = options.policy,
     .progress = options.progress,
     .stats_file = options.stats_file,
+    .line = line,
   };
 
   thread_model = final_thread_model;
@@ -368,10 +369,7 @@ can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
     return false;               /* the server will find that out for itself */
   if (options.method == SOURCE_CACHE && !info->can_cache) {
     if (first_warning (NO_CACHE))
-      nbdkit_error ("scan: warning: underlying plugin does not support "
-                    "NBD_CMD_CACHE, not scanning; try adding --filter=cache "
-                    "after this filter, or scan-method=read over a layer that "
-                    "keeps what is read");
+      source_warn_no_cache ();
     return false;
   }
   return true;
@@ -465,6 +463,7 @@ scan_pread (nbdkit_next *next, void *handle,
 {
   struct handle *h = handle;
   uint8_t met;
+  bool is_asked;
   int r;
 
   if (h->reads == NULL || !reads_are_wanted (h->reads)) {
@@ -476,11 +475,17 @@ scan_pread (nbdkit_next *next, void *handle,
   met = reads_begin (h->reads, h->map, offset, count);
   if (count_reads)
     count_read (h, count, met);
-  if (line != NULL)
+  /* What is there, or on its way, asks nothing of the line. */
+  is_asked = line != NULL && map_met_again (met) == MET_MISS;
+  if (is_asked) {
     atomic_fetch_add (&clients.begun, count);
+    atomic_fetch_add (&clients.reads, 1);
+  }
   r = next->pread (next, buf, count, offset, flags, err);
-  if (line != NULL)
+  if (is_asked) {
+    atomic_fetch_sub (&clients.reads, 1);
     atomic_fetch_add (&clients.ended, count);
+  }
   reads_end (h->reads);
   return r;
 }

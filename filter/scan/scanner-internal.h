@@ -52,6 +52,20 @@ struct worker {
   struct opening opening;
 };
 
+struct looker {
+  pthread_mutex_t lock;         /* above the read queue's and the map's */
+
+  /* Protected by lock. */
+  bool looking;                 /* there is a thread that has not ended */
+  bool policy_done;             /* and looks for no more reads */
+  size_t nr_kept;               /* reads that the policy has not had */
+  struct met_read kept[READS_MAX];
+  struct met_read batch[READS_MAX];
+
+  pthread_t thread;
+  bool to_join;                 /* protected by the scanner's joining */
+};
+
 struct scanner {
   /* Written before another thread sees them: by scanner_start, and, in the
    * background, config.info and driver.size by the first worker, before it lets
@@ -87,6 +101,7 @@ struct scanner {
   bool warned_of_thread;        /* that could not be used */
   struct outage outage;
 
+  struct looker looker;         /* has a lock of its own */
   struct failures failures;     /* these two have locks of their own */
   struct results results;
 
@@ -94,8 +109,6 @@ struct scanner {
   struct range pending;         /* asked for and not yet issued */
   struct ticket ticket;
   struct met_read read_batch[READS_MAX];
-  struct met_read look_batch[READS_MAX];
-  size_t nr_looked_at;          /* of those that are in the queue */
   struct vm_failure failure_batch[FAILURES_MAX];
   struct vm_result result_batch[RESULTS_MAX];
   struct source_extents extents; /* for disk:next_data */
@@ -121,15 +134,28 @@ extern bool scan_advance (struct scanner *s, enum scan_phase phase);
  */
 extern void scan_end (struct scanner *s, enum stats_state state);
 
-/* Tell the map and the recorder of the reads that nobody has looked at yet.  The
- * policy gets them all the same.  The caller is the decider.
- */
-extern void scan_look_at_reads (struct scanner *s);
+/* -- looker.c -------------------------------------------------------------- */
 
-/* The scan is over, and its first worker goes on telling the recorder of reads:
- * until that wants no more, or the client has left.
+/* Tell the map and the recorder of the reads that are new, and keep them for the
+ * policy.
  */
-extern void scan_record_on (struct scanner *s);
+extern void looker_look (struct scanner *s);
+
+/* The reads that the policy has not had yet, at most READS_MAX; the caller is the
+ * decider.
+ */
+extern size_t looker_take (struct scanner *s, struct met_read *out);
+
+/* Start looking for the recorder, if there is one that wants reads.  Returns 0 or
+ * an errno.
+ */
+extern int looker_start (struct scanner *s);
+
+/* No more reads are noted, but for the recorder, for as long as it wants them. */
+extern void looker_policy_is_done (struct scanner *s);
+
+/* Wait for its thread, which ends once scanner_tell_stop was called. */
+extern void looker_join (struct scanner *s);
 
 /* -- workers.c ------------------------------------------------------------- */
 

@@ -17,43 +17,15 @@
 #include "scanner-internal.h"
 #include "stats.h"
 
-/* How often reads are looked after once the scan is over: their queue is for a
- * client of ten thousand a second, and nobody has to wake anybody.
- */
-#define RECORD_LOOK_NS (NS_PER_SECOND / 50)
-
 /* -- what the policy may ask about ----------------------------------------- */
-
-/* Tell the map and the recorder of reads. */
-static void
-note_reads (struct scanner *s, const struct met_read *reads, size_t n)
-{
-  size_t i;
-
-  for (i = 0; i < n; ++i)
-    map_read (s->config.map, reads[i].range);
-  if (n > 0 && recorder_is_on (s->config.recorder))
-    recorder_add (s->config.recorder, reads, n, reads_take_lost (s->reads));
-}
-
-void
-scan_look_at_reads (struct scanner *s)
-{
-  const size_t n = reads_look (s->reads, s->look_batch);
-
-  note_reads (s, s->look_batch, n);
-  s->nr_looked_at += n;
-}
 
 static size_t
 driver_reads (void *opaque, const struct met_read **out)
 {
   struct scanner *s = opaque;
-  const size_t n = reads_take (s->reads, s->read_batch);
+  const size_t n = looker_take (s, s->read_batch);
   size_t i;
 
-  note_reads (s, s->read_batch + s->nr_looked_at, n - s->nr_looked_at);
-  s->nr_looked_at = 0;
   if (scan_debug_reads)
     for (i = 0; i < n; ++i)
       nbdkit_debug ("scan: read offset=0x%" PRIx64 " count=0x%" PRIx64,
@@ -87,7 +59,7 @@ driver_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
   struct scanner *s = opaque;
 
   /* The policy need not have asked for them. */
-  scan_look_at_reads (s);
+  looker_look (s);
   return map_missing (s->config.map, from, to, missing);
 }
 
@@ -141,31 +113,9 @@ scan_end (struct scanner *s, enum stats_state state)
 {
   if (!scan_advance (s, SCAN_OVER))
     return;
-  if (!recorder_is_on (s->config.recorder))
-    reads_stop (s->reads);
+  looker_policy_is_done (s);
   reads_wake (s->reads);
   stats_scan_ends (s->config.stats, state);
-}
-
-void
-scan_record_on (struct scanner *s)
-{
-  const struct met_read *reads;
-  bool left;
-
-  do {
-    driver_reads (s, &reads);
-    {
-      const uint64_t next_ns = clock_now_ns () + RECORD_LOOK_NS;
-      ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
-
-      while (!s->left && clock_wait_until (&s->stops, &s->lock, next_ns) == 0)
-        ;
-      left = s->left;
-    }
-  } while (!left && recorder_is_on (s->config.recorder));
-  driver_reads (s, &reads);
-  reads_stop (s->reads);
 }
 
 /* -- the functions of scanner.h -------------------------------------------- */
@@ -195,6 +145,7 @@ scanner_start (const struct scanner_config *config)
   };
   pthread_mutex_init (&s->lock, NULL);
   pthread_mutex_init (&s->joining, NULL);
+  pthread_mutex_init (&s->looker.lock, NULL);
   pthread_cond_init (&s->role_free, NULL);
   pthread_cond_init (&s->landed, NULL);
   clock_cond_init (&s->stops);
@@ -213,7 +164,8 @@ scanner_start (const struct scanner_config *config)
       goto err;
   }
   stats_scan_begins (config->stats);
-  {
+  err = looker_start (s);
+  if (err == 0) {
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
     err = worker_start (s);
@@ -254,6 +206,7 @@ scanner_join (struct scanner *s)
 {
   scanner_tell_stop (s);
   workers_join (s, true);
+  looker_join (s);
 }
 
 void
@@ -287,6 +240,7 @@ scanner_free (struct scanner *s)
   pthread_cond_destroy (&s->stops);
   pthread_cond_destroy (&s->landed);
   pthread_cond_destroy (&s->role_free);
+  pthread_mutex_destroy (&s->looker.lock);
   pthread_mutex_destroy (&s->joining);
   pthread_mutex_destroy (&s->lock);
   free (s);

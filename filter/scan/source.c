@@ -17,8 +17,8 @@
  */
 #define EXTENTS_MAX_COUNT (UINT32_MAX & ~UINT32_C (0x1ffffff))
 
-/* A walk over a vast hole takes so many calls, or the first that ends later than
- * this, before it comes back.
+/* A walk over a vast hole comes back after so many calls, or after the first
+ * that ends later than this.
  */
 #define WALK_CALLS 64
 #define WALK_NS (NS_PER_SECOND / 100)
@@ -49,6 +49,19 @@ source_ask (nbdkit_next *next, struct source_info *info)
     return -1;
   info->can_extents = r == 1 && !quirks_extents_crash ();
   return 0;
+}
+
+void
+source_warn_no_cache (void)
+{
+  if (quirks_cache_hangs ())
+    nbdkit_error ("scan: warning: the .cache of the split plugin never comes "
+                  "back, not scanning; use --filter=cow cow-on-read=true with "
+                  "scan-method=read");
+  else
+    nbdkit_error ("scan: warning: underlying plugin does not support "
+                  "NBD_CMD_CACHE, not scanning; try adding --filter=clone "
+                  "after this filter");
 }
 
 struct source *

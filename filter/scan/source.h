@@ -42,6 +42,9 @@ struct source_info {
 /* Returns -1 if the layer below gave an error (and reported it). */
 extern int source_ask (nbdkit_next *next, struct source_info *info);
 
+/* Warn that .cache can't be used, and say what can. */
+extern void source_warn_no_cache (void);
+
 /* A source over the connection's own context, which must stay valid.  Returns
  * NULL with errno set if memory runs out.
  */
@@ -78,8 +81,8 @@ struct source_extents {
 /* The first offset at or after this one that is not in a hole; the size if
  * only holes follow; the offset itself if that can't be known.  What was
  * learnt is used again as long as offsets go upwards.  A vast hole would take
- * many calls to the layer below; after some of them *more is set, and the answer
- * is how far that came.
+ * many calls to the layer below; after some of them *more is set, and the
+ * answer is how far that came.
  */
 extern uint64_t source_next_data (struct source *source,
                                   struct source_extents *extents,

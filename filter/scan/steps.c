@@ -20,8 +20,8 @@
 /* The shortest disk:wait, so that a policy can't spin by waiting for 0. */
 #define WAIT_MIN_NS (NS_PER_SECOND / 1000)
 
-/* A walk over a vast hole rests for as long after each stretch of it, so that one
- * without an end doesn't keep a processor busy.
+/* A walk over a vast hole rests for as long after each stretch of it, so that
+ * one without an end doesn't keep a processor busy.
  */
 #define WALK_REST_NS (NS_PER_SECOND / 100)
 
@@ -211,9 +211,6 @@ steps_ask_policy (struct scanner *s, struct worker *w)
     if (step->waits)
       ticket_give (s);
     step->run (s, w, &request, &answer);
-    /* A policy may wait for long and ask for no reads. */
-    if (step->waits && recorder_is_on (s->config.recorder))
-      scan_look_at_reads (s);
     if (!steps_take_room (s))
       return false;
   } while (request.type != VM_PREFETCH);

@@ -61,7 +61,10 @@ ticket_take (struct scanner *s)
     return false;
   t->most = s->config.block;
   if (s->config.line != NULL)
-    t->most = line_take (s->config.line, &t->transfer, &s->phase);
+    t->most = line_take (s->config.line, &t->transfer, &s->phase,
+                         s->pending.count == 0 ? s->reads : NULL);
+  if (t->most == 0)
+    return true;
   t->is_held = true;
   if (t->most > left)
     t->most = left;

@@ -2,19 +2,19 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* Room to read the source, within what all scans of the server may read: on the
- * line (scan-pace), a second (scan-rate) and in all (scan-limit).
+/* Room to read the source, within what all scans of the server may read: on
+ * the line (scan-pace), a second (scan-rate) and in all (scan-limit).
  *
  * A scan takes room before it asks its policy, so that the answer is not stale
- * by the time there is room; it gives the room back before it waits for anything
- * but the source.  On the line that is room for a piece.  Of the rate it is what
- * the last read has used, nothing at first, for a scan may never read; and the rest
- * is paid for once the answer is known.  The
- * limit keeps nobody waiting, so nothing of it is held: it is only looked at, and
- * taken with the answer.
+ * by the time there is room; it gives the room back before it waits for
+ * anything but the source.  On the line that is room for a piece.  Of the rate
+ * it is what the last read has used, nothing at first, for a scan may never
+ * read; the rest is paid for once the answer is known.  The limit keeps nobody
+ * waiting, so nothing of it is held: it is only looked at, and drawn with the
+ * answer.
  *
- * For the decider only, but ticket_begin and ticket_end, which are for the worker
- * that reads.
+ * For the decider only, but ticket_begin and ticket_end, which are for the
+ * worker that reads.
  */
 
 #ifndef SCAN_TICKET_H
@@ -37,13 +37,15 @@ struct ticket {
 };
 
 /* See that there is room for some bytes; waits for it until the scan stops,
- * which needs none.  Returns false if there never will be.
+ * which needs none, or has reads for a policy that nothing is pending of: it is
+ * asked then, before some are lost.  Returns false if there never will be.
  */
 extern bool ticket_take (struct scanner *s);
 
-/* This worker will read so many bytes: pay for them, and hand it the room on the
- * line.  Waits for the rate until the scan stops.  Returns how many it may have,
- * fewer than count only if the limit says so.
+/* This worker will read so many bytes: pay for them, and hand it the room on
+ * the line.  Waits for the rate.  Returns how many it may have, fewer than count
+ * only if the limit says so; 0, with the ticket given back, if the limit is used
+ * up or the scan stops.
  */
 extern uint32_t ticket_use (struct scanner *s, struct worker *w,
                             uint32_t count);
@@ -54,7 +56,7 @@ extern void ticket_give (struct scanner *s);
 /* The read is not done after all; its share of the limit is lost. */
 extern void ticket_cancel (struct worker *w);
 
-/* The read begins, and has ended: it brought count bytes, 0 if it has failed. */
+/* The read begins, and has ended: it brought count bytes, 0 if it failed. */
 extern void ticket_begin (struct worker *w);
 extern void ticket_end (struct worker *w, uint32_t count);
 

@@ -147,9 +147,7 @@ look_at_disk (struct scanner *s, struct worker *w)
   }
   if (s->config.method != SOURCE_CACHE || s->config.info.can_cache)
     return true;
-  nbdkit_error ("scan: warning: underlying plugin does not support "
-                "NBD_CMD_CACHE, not scanning; try adding --filter=cache "
-                "after this filter, or scan-method=read");
+  source_warn_no_cache ();
   return false;
 }
 
@@ -215,9 +213,9 @@ leave_role (struct scanner *s, bool in_hand)
 }
 
 /* What one prefetch gets of a range: a block at most, and less if there is room
- * for less.  A layer that keeps what is fetched does so in blocks of its own, and
- * fetches one twice if two pieces meet in it; so a piece of a block ends where
- * theirs are likely to.
+ * for less.  A layer that keeps what is fetched does so in blocks of its own,
+ * and fetches one twice if two pieces meet in it; so a piece of a block ends
+ * where theirs are likely to.
  */
 static struct range
 first_piece (struct range range, uint32_t block, uint32_t most)
@@ -233,6 +231,21 @@ first_piece (struct range range, uint32_t block, uint32_t most)
   return range;
 }
 
+/* Under a pace the pieces of a range may be long in coming; the client may have
+ * read meanwhile what is left of it.
+ */
+static void
+leave_out_what_is_there (struct scanner *s)
+{
+  const uint64_t end = s->pending.offset + s->pending.count;
+  struct range missing;
+
+  looker_look (s);
+  if (!map_missing (s->config.map, s->pending.offset, end, &missing))
+    missing.offset = end;
+  s->pending = (struct range) { missing.offset, end - missing.offset };
+}
+
 /* Get the next range to prefetch, at most a block.  Returns false if the scan
  * is over.  The caller is the decider.
  */
@@ -243,10 +256,10 @@ decide (struct scanner *s, struct worker *w, struct range *range)
   do {
     if (!steps_take_room (s))
       return false;
-    if (recorder_is_on (s->config.recorder))
-      scan_look_at_reads (s);
     if (scan_phase (s) != SCAN_GOES_ON)
       s->pending.count = 0;
+    if (s->config.line != NULL && s->pending.count > 0)
+      leave_out_what_is_there (s);
     if (s->pending.count == 0 && !steps_ask_policy (s, w)) {
       ticket_give (s);
       return false;
@@ -323,8 +336,6 @@ run_worker (void *vp)
               ? STATS_FAILED : STATS_WAITING);
 
   release_worker (s, w);
-  if (is_first (w) && recorder_is_on (s->config.recorder))
-    scan_record_on (s);
   note_end (w);
   return NULL;
 }

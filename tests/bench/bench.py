@@ -32,16 +32,25 @@ import report
 TOP = os.path.dirname (os.path.dirname (os.path.dirname (os.path.abspath (__file__))))
 OUT = os.path.join (TOP, "build/bench")
 SCAN = os.environ.get ("SCAN_FILTER", os.path.join (TOP, "build/nbdkit-scan-filter.so"))
+OURS = {matrix.OURS: SCAN,
+        matrix.CLONE: os.path.join (os.path.dirname (SCAN), "nbdkit-clone-filter.so")}
 TRACE_LOG = os.path.join (TOP, "tests/traces/debugfs-rdump.log")
 
 CELL_TIMEOUT_SECS = 600
 START_TIMEOUT_SECS = 30
 
 
-def version ():
-    """Tells one build of the filter from another."""
-    with open (SCAN, "rb") as f:
+def version (path):
+    """Tells one build of a filter from another."""
+    with open (path, "rb") as f:
         return hashlib.sha256 (f.read ()).hexdigest ()[:12]
+
+
+def versions ():
+    """Of the filters of each stack that are ours; None if none is."""
+    ours = {name: version (path) for name, path in OURS.items ()}
+    return {stack.name: " ".join (ours[f] for f in stack.filters if f in ours) or None
+            for stack in matrix.stacks ()}
 
 
 def make_disk (mib, sparse):
@@ -89,7 +98,7 @@ class Cell:
         self.uri = f"nbd+unix:///?socket={self.socket}"
 
     def server_command (self):
-        filters = [SCAN if f == matrix.OURS else f for f in self.stack.filters]
+        filters = [OURS.get (f, f) for f in self.stack.filters]
         args = [a.replace ("=TRACE", "=" + self.files["trace"])
                 for a in self.stack.args]
         if matrix.OURS in self.stack.filters:
@@ -146,7 +155,7 @@ class Cell:
                 server.send_signal (signal.SIGTERM)
                 status = server.wait (CELL_TIMEOUT_SECS)
             # The stock filters crash when they are stopped during a prefetch.
-            if status != 0 and matrix.OURS in self.stack.filters:
+            if status != 0 and set (OURS).intersection (self.stack.filters):
                 self.fail (f"nbdkit ended with {status}", log)
         result = {"seconds": seconds, "status": status}
         result.update (self.client_figures (client.stdout))
@@ -238,8 +247,8 @@ def parse_args ():
 
 
 def load (path):
-    """Earlier results of the filter as it is now; the last line may be cut short."""
-    current = version ()
+    """Earlier results of the filters as they are now; the last line may be cut short."""
+    current = versions ()
     results = []
     if os.path.exists (path):
         with open (path) as f:
@@ -248,7 +257,8 @@ def load (path):
                     result = json.loads (line)
                 except json.JSONDecodeError:
                     continue
-                if result["filter"] in (None, current):
+                stack = result["stack"]
+                if stack in current and result["filter"] == current[stack]:
                     results.append (result)
     return results
 
@@ -303,8 +313,8 @@ def main ():
              "random reads": args.random_reads}
     make_trace (files["trace"], args.size * matrix.MIB)
 
-    current = version ()
-    cells = [({"filter": current if matrix.OURS in stack.filters else None,
+    current = versions ()
+    cells = [({"filter": current[stack.name],
                "size_mib": args.size, "source": source.name,
                "workload": workload.name, "round": n, "stack": stack.name},
               stack, source, workload)

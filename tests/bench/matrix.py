@@ -11,7 +11,7 @@ import collections
 
 MIB = 1024 * 1024
 
-# filters: outermost first, OURS stands for the filter under test; args: its
+# filters: outermost first, OURS and CLONE stand for the filters under test; args: their
 # parameters and those of the layers below; native: over a plugin with a .cache of
 # its own instead of file; quick: also in the quick form.
 Stack = collections.namedtuple ("Stack", "name filters args native quick")
@@ -27,7 +27,7 @@ Workload = collections.namedtuple ("Workload",
                                    "name client bound think_ms quick disk_mib",
                                    defaults=[None])
 
-OURS = "OURS"
+OURS, CLONE = "OURS", "CLONE"
 CACHE_2M = ["cache-min-block-size=2M"]
 COW_READ = ["cow-on-read=true", "scan-method=read"]
 
@@ -51,6 +51,7 @@ def stacks ():
     add ("cache", ["cache"])
     add ("cache 2M on-read", ["cache"], [*CACHE_2M, "cache-on-read=true"], quick=True)
     add ("cow on-read", ["cow"], ["cow-on-read=true"])
+    add ("clone", [CLONE], quick=True)
     add ("readahead filter + cache", ["readahead", "cache"])
     add ("readahead filter + cache 2M", ["readahead", "cache"], CACHE_2M, quick=True)
     add ("stock scan + cache", ["scan", "cache"], quick=True)
@@ -67,7 +68,13 @@ def stacks ():
                  args + COW_READ + [f"scan-threads={threads}"],
                  quick=threads == 8 and policy in ("default", "adaptive",
                                                    "readahead", "replay"))
+        for threads in 1, 8, 32:
+            add (f"{policy} + clone, {threads} threads" if threads > 1
+                 else f"{policy} + clone", [OURS, CLONE],
+                 args + [f"scan-threads={threads}"], quick=threads == 8 and advised)
     for policy in "default", "adaptive":
+        add (f"{policy}, background + clone, 8 threads", [OURS, CLONE],
+             [f"scan-policy={policy}", "scan-threads=8", "scan-background=true"])
         add (f"{policy}, background + cow, 8 threads", [OURS, "cow"],
              [f"scan-policy={policy}", "scan-threads=8", "scan-background=true",
               *COW_READ])

@@ -56,7 +56,16 @@ ours_works ()
   [ "$size" = 10485760 ] || fail "size $size"
   (cd / && scan-policy list) | grep -q '^ahead ' || fail "scan-policy list"
   (cd / && scan-policy check ahead >/dev/null) || fail "scan-policy check"
-  for page in 1/nbdkit-scan-filter 1/scan-policy 3/nbdkit-scan-policy; do
+  # A clone that is made, gone on with, and shown.
+  for _ in 1 2; do
+    # shellcheck disable=SC2016
+    nbdkit -U - --filter=scan --filter=clone memory 10M clone-file=/tmp/clone.img \
+      --run 'nbdcopy "$uri" null:' || fail "the clone filter does not work"
+  done
+  scan-policy map /tmp/clone.img.map | grep -q '100 %' || fail "scan-policy map"
+  rm /tmp/clone.img /tmp/clone.img.map
+  for page in 1/nbdkit-scan-filter 1/nbdkit-clone-filter 1/scan-policy \
+              3/nbdkit-scan-policy; do
     found=$(man -w "${page%/*}" "${page#*/}") || fail "no page $page"
     case $found in
       *.distrib*) fail "man finds $found" ;;
@@ -73,6 +82,7 @@ stock_works ()
     fail "the stock filter does not work"
   ! nbdkit -U - --filter=scan memory 10M scan-policy=ahead.lua --run true \
     2>/dev/null || fail "--filter=scan is still ours"
+  ! [ -e "$filters/nbdkit-clone-filter.so" ] || fail "the clone filter is left"
   ! [ -e "$filters/nbdkit-scan-filter.so.distrib" ] || fail ".distrib is left"
   dpkg --verify nbdkit || fail "nbdkit's files are not as packaged"
 }

@@ -14,7 +14,7 @@ import subprocess
 
 import pytest
 
-from harness import CHECK_WITH, SCAN, TOP
+from harness import CHECK_WITH, CLONE, SCAN, TOP
 
 BASH_COMPLETION = "/usr/share/bash-completion/bash_completion"
 
@@ -63,12 +63,12 @@ def complete (directory, line, setup=""):
     return words[begin:]
 
 
-def parameters ():
-    """Those that the filter's help lists, as far as they can be completed."""
-    help_text = subprocess.run (["nbdkit", "--filter=" + SCAN, "null", "--help"],
+def parameters (path=SCAN, prefix="scan-"):
+    """Those that a filter's help lists, as far as they can be completed."""
+    help_text = subprocess.run (["nbdkit", "--filter=" + path, "null", "--help"],
                                 check=True, stdout=subprocess.PIPE, text=True).stdout
     names = [line.split ()[0].partition ("=") for line in help_text.splitlines ()
-             if line.startswith ("scan-")]
+             if line.startswith (prefix)]
     return {name[:-4] if name.endswith ("NAME") else name + "="
             for name, _, _ in names}
 
@@ -83,6 +83,28 @@ def test_parameters (tmp_path):
     assert complete (tmp_path, line + "scan-si") == ["scan-size="]
     # Nothing but ours begins so; and with no word begun, nbdkit's are there, too.
     assert {"size=", "scan-size="} <= set (complete (tmp_path, line))
+
+
+def test_the_clone_filter (tmp_path):
+    (tmp_path / "disk.img").write_text ("")
+    (tmp_path / "clones").mkdir ()
+    alone = f"nbdkit --filter={CLONE} memory 10M "
+    assert set (complete (tmp_path, alone + "clone-")) == parameters (CLONE, "clone-")
+    assert complete (tmp_path, alone + "scan-") == ["scan-"]
+    both = f"nbdkit --filter={SCAN} --filter={CLONE} memory 10M "
+    assert {"clone-file=", "scan-size=", "size="} <= set (complete (tmp_path, both))
+    assert complete (tmp_path, both + "clone-fi") == ["clone-file="]
+    assert complete (tmp_path, both + "scan-method=r")[-1].endswith ("read")
+
+    def values (text):
+        return {word.rpartition ("=")[2] for word in complete (tmp_path, alone + text)}
+
+    assert values ("clone-write=") == {"local", "through"}
+    assert {"disk.img", "clones"} <= values ("clone-file=")
+    assert values ("clone-dir=c") == {"clones"}
+    assert values ("clone-dir=") == {"clones", "share"}
+    # What the first filter of a line completes is not the end of it.
+    assert values ("clone-file=x clone-w") == {""}
 
 
 def test_the_filter_by_its_name (tmp_path):
@@ -126,7 +148,8 @@ def test_values (tmp_path, breaks):
 
 def test_scan_policy (tmp_path):
     (tmp_path / "mine.lua").write_text ("return function () end\n")
-    commands = {"check", "run", "simulate", "plot", "translate", "new", "watch", "list"}
+    commands = {"check", "run", "simulate", "plot", "translate", "new", "watch", "map",
+                "list"}
     assert set (complete (tmp_path, "scan-policy ")) == commands | {"--help"}
     assert complete (tmp_path, "scan-policy si") == ["simulate"]
     assert set (complete (tmp_path, "scan-policy check ")) == \

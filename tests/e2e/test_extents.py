@@ -125,6 +125,29 @@ def test_a_tebibyte_of_nothing (tmp_path):
     assert 1 <= sum (" Extents " in line for line in lines) <= 260
 
 
+def test_a_walk_over_a_vast_hole_comes_back (tmp_path):
+    """To a policy that asks for that, at least after each 64 calls; it sees reads
+    long before the end."""
+    policy = write (tmp_path, """
+        return function (disk)
+          local offset, more, turns = 4096, nil, 0
+          repeat
+            offset, more = disk:next_data (offset, true)
+            turns = turns + 1
+            for at in disk:reads () do print ("read", at, more) end
+          until not more
+          print (offset, turns >= 1024 // 64, disk:next_data (4096))
+        end""")
+    with nbdkit ([SCAN, "cow"], gate ("size=4T", "data=0+1", "log=extents"),
+                 [policy, "cow-block-size=1M"], VERBOSE) as server:
+        h = server.connect ()
+        server.next_call ("extents")
+        h.pread (512, 8192)
+        server.wait_line ("scan: policy: read\t8192\ttrue")
+        # All of it again, for who does not ask.
+        server.wait_line ("scan: policy: nil\ttrue\tnil")
+
+
 def test_a_disconnect_in_the_middle_of_many_extents (tmp_path):
     """The scan would ask 512 times; it stops after the one it is in."""
     with nbdkit ([SCAN, "cow"], gate ("size=1T", "data=0+1", "hold=extents"),

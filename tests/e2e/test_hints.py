@@ -6,7 +6,7 @@ as these have parameters that pass by; and none over sensible ones."""
 
 import pytest
 
-from harness import CHECK_WITH, SCAN, gate, nbdkit, stock_filter
+from harness import CHECK_WITH, CLONE, SCAN, gate, nbdkit, stock_filter
 
 pytestmark = pytest.mark.skipif (
     CHECK_WITH == "tsan", reason="at start-up there is one thread, and it is slow")
@@ -14,19 +14,24 @@ pytestmark = pytest.mark.skipif (
 # Filters from the outside in, parameters, and the warnings, each by words that it
 # must have.
 MIN_BLOCK = "cache-min-block-size=64K"
-READ_TWICE = ["scan-method=read", "--filter=scan first", "cow-on-read=true"]
+READ_TWICE = ["scan-method=read", "--filter=scan first", "--filter=clone"]
 CASES = {
     "the stock way": ([SCAN, "cache"], [], []),
     "threads over cache":
         ([SCAN, "cache"], ["scan-threads=2", MIN_BLOCK],
-         [["scan-threads=2", "--filter=cow", "cow-on-read=true", "scan-method=read"]]),
+         [["scan-threads=2", "--filter=clone"]]),
     "threads over a cache further down":
         ([SCAN, "delay", "cache"], ["scan-threads=64", MIN_BLOCK],
          [["scan-threads=64"]]),
     "threads below cache": (["cache", SCAN], ["scan-threads=2", MIN_BLOCK], []),
     "threads over cow's .cache":
         ([SCAN, "cow"], ["scan-threads=2", "cow-on-cache=true"],
-         [["scan-threads=2", "cow-on-read=true", "scan-method=read"]]),
+         [["scan-threads=2", "--filter=clone", "cow-on-read=true",
+           "scan-method=read"]]),
+    "threads over clone": ([SCAN, CLONE], ["scan-threads=2", "clone-commit=5"], []),
+    "reading over clone":
+        ([SCAN, CLONE], ["scan-method=read", "clone-commit=5"],
+         [["scan-method=read", "leave it out"]]),
     "threads over the plugin": ([SCAN], ["scan-threads=2"], []),
     "reading over the plugin":
         ([SCAN], ["scan-threads=2", "scan-method=read"], [READ_TWICE]),
@@ -66,6 +71,19 @@ def test_the_stock_filter_over_cache_is_silent_too ():
     with nbdkit ([stock_filter (), "cache"], ["memory", "1M"]) as server:
         server.connect ().pread (512, 0)
         assert server.errors () == []
+
+
+@pytest.mark.parametrize ("layers", [[SCAN], [SCAN, CLONE]])
+@pytest.mark.parametrize ("background", ["true", "false"])
+def test_the_split_plugin (layers, background, tmp_path):
+    """Its .cache hangs, and its .extents, which clone asks for, crashes."""
+    (tmp_path / "a").write_bytes (b"x" * 100000)
+    with nbdkit (layers, ["split", str (tmp_path / "a")],
+                 [f"scan-background={background}"]) as server:
+        server.connect ().pread (512, 0)
+        server.poll (server.errors, "a warning")
+        [error] = server.errors ()
+        assert "split" in error and "scan-method=read" in error
 
 
 @pytest.mark.parametrize ("args, piece", [

@@ -102,7 +102,7 @@ def test_what_is_missing (tmp_path):
                 offset, count = disk:missing (offset + count)
               end
               print ("missing", disk:missing (0))
-            end""", ["scan-threads=2"]) as server:
+            end""", ["scan-threads=2", "scan-pace=false"]) as server:
         h = server.connect ()
         one = server.next_call ("cache")
         server.wait_line ("policy: missing")

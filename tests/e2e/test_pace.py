@@ -114,6 +114,20 @@ def test_a_disconnect_does_not_wait_for_room (whole, threads):
         server.release_all ()
 
 
+@pytest.mark.parametrize ("paced", [True, False])
+def test_the_counters_tell (whole, tmp_path, paced):
+    stats = tmp_path / "stats"
+    with nbdkit ([SCAN], gate ("size=4M"),
+                 [f"scan-policy={whole}", f"scan-size={BLOCK}", f"scan-stats={stats}",
+                  f"scan-pace={paced}"]):
+        pass
+    found = dict (line.split () for line in stats.read_text ().splitlines ()
+                  if line.startswith ("nbdkit_scan_pace_"))
+    assert set (found) == ({f"nbdkit_scan_pace_{name}" for name in (
+        "window_bytes", "piece_bytes", "bandwidth_bytes", "latency_seconds")}
+        if paced else set ())
+
+
 def test_a_bad_value ():
     (message,) = refused ([SCAN], ["null"], ["scan-pace=perhaps"])
     assert message == "scan-pace: 'perhaps' is not valid; it should be true or false"

@@ -278,7 +278,7 @@ def test_advice (tmp_path, policy, read, advice):
     if policy == "elsewhere":
         policy = elsewhere
     with nbdkit ([SCAN, "cache"], ["memory", "16M"],
-                 [f"scan-policy={policy}", "scan-progress=true",
+                 [f"scan-policy={policy}", "scan-progress=true", "scan-pace=false",
                   "scan-size=32K" if policy == "default" else "scan-size=2M"],
                  ["-v"]) as server:
         h = server.connect ()

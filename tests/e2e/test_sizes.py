@@ -50,6 +50,13 @@ def scan_once (server, line):
     return h
 
 
+def leave (server, h):
+    """Disconnect, and wait until the server has forgotten the connection."""
+    start = len (server.log)
+    server.disconnect (h)
+    server.wait_line ("debug: file: close", start)
+
+
 @pytest.mark.parametrize ("first", [1 << 30, 0])
 @pytest.mark.parametrize ("report", ["scan-stats", "scan-progress"])
 def test_a_disk_that_grows (disk, policy, tmp_path, first, report):
@@ -79,14 +86,14 @@ def test_a_size_has_a_policy_state_of_its_own (disk, policy):
     with nbdkit ([SCAN, "cache"], ["file", path], [policy], ["-v"]) as server:
         one = scan_once (server, f"scan 1 of {1 << 30} bytes")
         resize (2 << 30)
-        server.disconnect (scan_once (server, f"scan 1 of {2 << 30} bytes"))
-        server.disconnect (scan_once (server, f"scan 2 of {2 << 30} bytes"))
+        leave (server, scan_once (server, f"scan 1 of {2 << 30} bytes"))
+        leave (server, scan_once (server, f"scan 2 of {2 << 30} bytes"))
         # The old one is still in use, and is found again.
         resize (1 << 30)
-        server.disconnect (scan_once (server, f"scan 2 of {1 << 30} bytes"))
-        server.disconnect (one)
+        leave (server, scan_once (server, f"scan 2 of {1 << 30} bytes"))
+        leave (server, one)
         resize (2 << 30)
-        server.disconnect (scan_once (server, f"scan 1 of {2 << 30} bytes"))
+        leave (server, scan_once (server, f"scan 1 of {2 << 30} bytes"))
 
 
 def test_two_sizes_at_once (disk, policy, tmp_path):

@@ -11,6 +11,7 @@ docs/compatibility.md has a row for each; the last test tells what to put there.
 """
 
 import collections
+import contextlib
 import gzip
 import lzma
 import os
@@ -25,7 +26,7 @@ import time
 import nbd
 import pytest
 
-from harness import CHECK_WITH, PATIENCE_SECS, SCAN, TOP, nbdkit
+from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP, nbdkit
 
 SIZE = 5 * 1024 * 1024 + 512        # blocks of 1M, the last one short
 BLOCK = 1024 * 1024
@@ -33,7 +34,7 @@ DATA = random.Random (6).randbytes (SIZE)
 SECTOR = 512
 PARTITION = (2048 * SECTOR, 4096 * SECTOR)          # offset and count
 # Under a checker one of each kind is enough.
-CHECKED = ("cache", "retry", "cow, by reading")
+CHECKED = ("cache", "retry", "cow, by reading", "clone", "clone over retry")
 
 # The filters in order, the plugin and what follows it; the part of DATA that a
 # client sees and the part that the filter sees, as offset and count; and what to say
@@ -46,6 +47,7 @@ def stack (filters, plugin="file disk.img", client=(0, SIZE), scan=(0, SIZE),
     return Stack (filters, plugin, client, scan, remark)
 
 
+KEPT = " clone-file=clone.img"
 EMULATED = "the cache filter between them, as {} can't prefetch"
 STACKS = {
     "no other filter": stack ("scan", remark="the plugin prefetches, as file does"),
@@ -54,7 +56,52 @@ STACKS = {
     "cow": stack ("scan cow", "file disk.img cow-on-cache=true"),
     "cow, by reading": stack (
         "scan cow", "file disk.img cow-on-read=true scan-method=read",
-        remark="the one to use with scan-threads"),
+        remark="for clients that only read; see the manual, \"Writing clients\""),
+    "clone": stack ("scan clone", "file disk.img" + KEPT,
+                    remark="the one to use for most purposes"),
+    "clone, for a while": stack ("scan clone", remark="in a temporary file, as cow's"),
+    "clone, as a cache": stack (
+        "scan clone", "file disk.img" + KEPT + " clone-write=through",
+        remark="what clients write goes to the plugin, too"),
+    "clone over retry": stack (
+        "scan clone retry", "file disk.img" + KEPT,
+        remark="requests are serialized, so each scan opens a context of its own"),
+    "retry over clone": stack ("retry scan clone", "file disk.img" + KEPT),
+    "clone over noparallel": stack (
+        "scan clone noparallel", "file disk.img serialize=requests" + KEPT,
+        remark="as before, for plugins that are like that: ssh, curl of nbdkit 1.32"),
+    "clone over partition": stack (
+        "scan clone partition", "file mbr.img partition=1" + KEPT, PARTITION, PARTITION,
+        "the clone is of the partition"),
+    "partition over clone": stack (
+        "partition scan clone", "file mbr.img partition=1" + KEPT, PARTITION,
+        remark="the clone is of all of the disk"),
+    "clone over offset": stack (
+        "scan clone offset", "file disk.img offset=1M range=2M" + KEPT,
+        (BLOCK, 2 * BLOCK), (BLOCK, 2 * BLOCK), "the clone is of the range"),
+    "offset over clone": stack (
+        "offset scan clone", "file disk.img offset=1M range=2M" + KEPT,
+        (BLOCK, 2 * BLOCK), remark="the clone is of all of the disk"),
+    "clone over truncate": stack (
+        "scan clone truncate", "file disk.img truncate=3M" + KEPT,
+        (0, 3 * BLOCK), (0, 3 * BLOCK), "the clone is of what is left"),
+    "truncate over clone": stack (
+        "truncate scan clone", "file disk.img truncate=3M" + KEPT, (0, 3 * BLOCK),
+        remark="the clone is of all of the disk"),
+    "clone over xz": stack ("scan clone xz", "file disk.img.xz" + KEPT,
+                            remark="the clone is not compressed"),
+    "clone over gzip": stack ("scan clone gzip", "file disk.img.gz" + KEPT,
+                              remark="the clone is not compressed"),
+    "clone over blocksize-policy": stack (
+        "scan clone blocksize-policy truncate", "file disk.img blocksize-minimum=4096 "
+        "blocksize-maximum=256K blocksize-error-policy=error truncate=5M" + KEPT,
+        (0, 5 * BLOCK), (0, 5 * BLOCK), "the plugin is asked as it wants to be"),
+    "blocksize-policy over clone": stack (
+        "blocksize-policy scan clone", "file disk.img blocksize-minimum=1 "
+        "blocksize-error-policy=error" + KEPT),
+    "clone over the nbd plugin": stack (
+        "scan clone", "nbd socket=SOCKET" + KEPT,
+        remark="the other server may be far away"),
     "retry": stack ("scan cache retry",
                     remark="requests are serialized, so each scan opens a context of "
                     "its own"),
@@ -126,15 +173,18 @@ def prefetched (log):
     return sum (count for _, count in done)
 
 
-def command_line (tried, scan="scan", log=None):
-    """Filters, and the plugin with its parameters, of a stack as lists of words."""
-    filters = []
-    for name in tried.filters.split ():
-        filters.append (scan if name == "scan" else name)
-        if name == "scan" and log:
-            filters.append ("log")
-    plugin = tried.plugin.split ()
-    return filters, plugin + ([f"logfile={log}", f"scan-size={BLOCK}"] if log else [])
+def command_line (tried, directory=None):
+    """Filters, and the plugin with its parameters, of a stack as lists of words: as the
+    page has them, or to be run with files in a directory."""
+    filters, plugin = tried.filters.split (), tried.plugin.split ()
+    if directory is None:
+        return filters, plugin
+    ours = {"scan": [SCAN, "log"], "clone": [CLONE]}
+    places = {"clone-file=clone.img": f"clone-file={directory}/clone.img",
+              "socket=SOCKET": f"socket={directory}/other/sock"}
+    return ([word for name in filters for word in ours.get (name, [name])],
+            [places.get (word, word) for word in plugin]
+            + [f"logfile={directory}/log", f"scan-size={BLOCK}"])
 
 
 @pytest.mark.parametrize ("name", STACKS)
@@ -143,18 +193,32 @@ def test_stack (name, images, tmp_path, monkeypatch):
         pytest.skip ("others are enough for a checker")
     tried = STACKS[name]
     log = tmp_path / "log"
-    filters, plugin = command_line (tried, SCAN, log)
+    filters, plugin = command_line (tried, tmp_path)
     monkeypatch.chdir (images)
-    with nbdkit (filters, plugin) as server:
-        h = server.connect ()
-        # The client's own reads would be in the log, too, but these are none yet.
-        server.poll (lambda: prefetched (log) == tried.scan[1], "all to be prefetched")
-        assert read_all (h) == part (*tried.client)
-        assert server.errors () == []
-        if "exitlast" in filters:
-            server.disconnect (h)
-            server.process.wait (PATIENCE_SECS)
-            server.terminated = True
+    with contextlib.ExitStack () as others:
+        if "socket=SOCKET" in tried.plugin:
+            other = others.enter_context (nbdkit ([], ["file", "disk.img"]))
+            (tmp_path / "other").symlink_to (other.dir)
+        with nbdkit (filters, plugin) as server:
+            h = server.connect ()
+            # The client's own reads would be in the log, too, but these are none yet.
+            server.poll (lambda: prefetched (log) == tried.scan[1],
+                         "all to be prefetched")
+            assert read_all (h) == part (*tried.client)
+            assert server.errors () == []
+            if "exitlast" in filters:
+                server.disconnect (h)
+                server.process.wait (PATIENCE_SECS)
+                server.terminated = True
+    if "clone.img" in tried.plugin:
+        # A disk by itself, with nothing of nbdkit.
+        clone = (tmp_path / "clone.img").read_bytes ()
+        assert sector (clone) == sector (part (*tried.scan))
+
+
+def sector (data):
+    """Of the partition table, only what test data are made of is compared."""
+    return data[SECTOR:]
 
 
 # -- ways to run nbdkit --------------------------------------------------------
@@ -175,21 +239,27 @@ needs_plain_nbdkit = pytest.mark.skipif (
     CHECK_WITH != "", reason="other programs can't run under the checker")
 
 
-def argv (log, *options):
-    return ["nbdkit", *options, "--filter=" + SCAN, "--filter=log", "--filter=cache",
+@pytest.fixture (name="layer", params=["cache", "clone"])
+def each_layer (request):
+    """The filter that keeps what is fetched."""
+    return {"cache": "cache", "clone": CLONE}[request.param]
+
+
+def argv (layer, log, *options):
+    return ["nbdkit", *options, "--filter=" + SCAN, "--filter=log", "--filter=" + layer,
             "file", "disk.img", f"logfile={log}", f"scan-size={BLOCK}"]
 
 
-def options_for_harness (log):
-    return {"filters": [SCAN, "log", "cache"],
+def options_for_harness (layer, log):
+    return {"filters": [SCAN, "log", layer],
             "plugin": ["file", "disk.img", f"logfile={log}", f"scan-size={BLOCK}"]}
 
 
 @way ("-r")
-def test_read_only (images, tmp_path, monkeypatch):
+def test_read_only (layer, images, tmp_path, monkeypatch):
     monkeypatch.chdir (images)
     log = tmp_path / "log"
-    with nbdkit (options=["-r"], **options_for_harness (log)) as server:
+    with nbdkit (options=["-r"], **options_for_harness (layer, log)) as server:
         h = server.connect ()
         server.poll (lambda: prefetched (log) == SIZE, "all to be prefetched")
         assert h.is_read_only ()
@@ -197,12 +267,29 @@ def test_read_only (images, tmp_path, monkeypatch):
         assert server.errors () == []
 
 
+@way ("-e NAME", "with `scan-exports=NAME`")
+def test_default_export (layer, images, tmp_path, monkeypatch):
+    monkeypatch.chdir (images)
+    log = tmp_path / "log"
+    stack_ = options_for_harness (layer, log)
+    stack_["plugin"].append ("scan-exports=disk")
+    if layer == CLONE:
+        stack_["plugin"].append (f"clone-dir={tmp_path}")
+    with nbdkit (options=["-e", "disk"], **stack_) as server:
+        h = server.connect ("disk")
+        server.poll (lambda: prefetched (log) == SIZE, "all to be prefetched")
+        assert read_all (h) == DATA
+        assert server.errors () == []
+    if layer == CLONE:
+        assert (tmp_path / "disk.img").read_bytes () == DATA
+
+
 @needs_plain_nbdkit
 @way ("--run COMMAND")
-def test_run (images, tmp_path):
+def test_run (layer, images, tmp_path):
     copy, log = tmp_path / "copy", tmp_path / "log"
     run = subprocess.run (
-        argv (log, "-U", "-", "--run", f'nbdcopy "$uri" {copy}'), cwd=images,
+        argv (layer, log, "-U", "-", "--run", f'nbdcopy "$uri" {copy}'), cwd=images,
         stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECS)
     assert (run.returncode, run.stderr) == (0, "")
     assert copy.read_bytes () == DATA
@@ -218,12 +305,12 @@ def wait_for (condition):
 
 @needs_plain_nbdkit
 @way ("-s", "one client, on standard input and output")
-def test_single (images, tmp_path, monkeypatch):
+def test_single (layer, images, tmp_path, monkeypatch):
     monkeypatch.chdir (images)
     log, errors, pid = tmp_path / "log", tmp_path / "errors", tmp_path / "pid"
     h = nbd.NBD ()
     h.connect_command (["sh", "-c", f'echo $$ > {pid}; exec "$@" 2> {errors}', "sh",
-                        *argv (log, "-s")])
+                        *argv (layer, log, "-s")])
     wait_for (lambda: prefetched (log) == SIZE)
     assert read_all (h) == DATA
     h.shutdown ()
@@ -234,7 +321,7 @@ def test_single (images, tmp_path, monkeypatch):
 
 @needs_plain_nbdkit
 @way ("socket activation", "as under systemd, with `LISTEN_FDS`")
-def test_socket_activation (images, tmp_path, monkeypatch):
+def test_socket_activation (layer, images, tmp_path, monkeypatch):
     monkeypatch.chdir (images)
     log = tmp_path / "log"
     path = str (tmp_path / "sock")
@@ -244,7 +331,7 @@ def test_socket_activation (images, tmp_path, monkeypatch):
         # File descriptor 3 and the process's own id, as systemd passes them.
         server = subprocess.Popen (
             ["bash", "-c", f'exec 3<&{listener.fileno ()}; '
-             'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"', "bash", *argv (log, "-f")],
+             'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"', "bash", *argv (layer, log, "-f")],
             pass_fds=[listener.fileno ()], stderr=subprocess.PIPE, text=True)
     try:
         h = nbd.NBD ()
@@ -260,10 +347,10 @@ def test_socket_activation (images, tmp_path, monkeypatch):
         server.wait ()
 
 
-def run_tls (images, log, options, prepare, monkeypatch):
+def run_tls (layer, images, log, options, prepare, monkeypatch):
     monkeypatch.chdir (images)
     with nbdkit (options=["--tls=require", *options],
-                 **options_for_harness (log)) as server:
+                 **options_for_harness (layer, log)) as server:
         h = server.connect (prepare=prepare)
         assert h.get_tls_negotiated ()
         server.poll (lambda: prefetched (log) == SIZE, "all to be prefetched")
@@ -273,7 +360,7 @@ def run_tls (images, log, options, prepare, monkeypatch):
 
 @needs_plain_nbdkit
 @way ("--tls=require --tls-psk=FILE")
-def test_tls_psk (images, tmp_path, monkeypatch):
+def test_tls_psk (layer, images, tmp_path, monkeypatch):
     psk = tmp_path / "psk"
     psk.write_text ("guest:" + "0123456789abcdef" * 4 + "\n")
 
@@ -281,13 +368,13 @@ def test_tls_psk (images, tmp_path, monkeypatch):
         h.set_tls (nbd.TLS_REQUIRE)
         h.set_tls_username ("guest")
         h.set_tls_psk_file (str (psk))
-    run_tls (images, tmp_path / "log", [f"--tls-psk={psk}"], prepare, monkeypatch)
+    run_tls (layer, images, tmp_path / "log", [f"--tls-psk={psk}"], prepare, monkeypatch)
 
 
 @needs_plain_nbdkit
 @pytest.mark.skipif (not shutil.which ("certtool"), reason="certtool is not installed")
 @way ("--tls=require --tls-certificates=DIR")
-def test_tls_certificates (images, tmp_path, monkeypatch):
+def test_tls_certificates (layer, images, tmp_path, monkeypatch):
     def certtool (*words):
         subprocess.run (["certtool", *words], cwd=tmp_path, check=True,
                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -311,8 +398,8 @@ def test_tls_certificates (images, tmp_path, monkeypatch):
         h.set_tls_certificates (str (client))
         # A unix socket has no host name for the certificate to be checked with.
         h.set_tls_verify_peer (False)
-    run_tls (images, tmp_path / "log", [f"--tls-certificates={tmp_path}"], prepare,
-             monkeypatch)
+    run_tls (layer, images, tmp_path / "log", [f"--tls-certificates={tmp_path}"],
+             prepare, monkeypatch)
 
 
 # -- the table -----------------------------------------------------------------

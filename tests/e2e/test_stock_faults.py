@@ -109,8 +109,8 @@ UNSCANNABLE = {
     "a plugin that takes one request at a time":
         (["model=serialize_all_requests"], "", "thread model", "use another plugin"),
     "a layer that emulates .cache by reading":
-        (["cache=emulate"], "", "NBD_CMD_CACHE", "--filter=cache"),
-    "a layer without .cache": (["cache=none"], "", "NBD_CMD_CACHE", "--filter=cache"),
+        (["cache=emulate"], "", "NBD_CMD_CACHE", "--filter=clone"),
+    "a layer without .cache": (["cache=none"], "", "NBD_CMD_CACHE", "--filter=clone"),
 }
 
 

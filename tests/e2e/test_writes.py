@@ -14,7 +14,7 @@ import threading
 import nbd
 import pytest
 
-from harness import CHECK_WITH, SCAN, gate, nbdkit, pattern
+from harness import CHECK_WITH, CLONE, SCAN, gate, nbdkit, pattern
 
 WAITS = "scan: a write at offset [0-9]+ waits for a prefetch"
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0"]
@@ -99,6 +99,18 @@ def test_a_change_that_shares_a_block_with_a_prefetch (what):
                  VERBOSE) as server:
         change_during_prefetch (server, server.connect (), what,
                                 512 * 1024, 4096)
+
+
+def test_nothing_waits_over_the_clone_filter ():
+    with nbdkit ([SCAN, CLONE], gate ("size=64K", "hold=read", "cache=none"),
+                 ["scan-size=64K", "clone-commit=3600"], VERBOSE) as server:
+        h = server.connect ()
+        prefetch = server.next_call ("read")
+        h.pwrite (ones (4096), 8192)        # answered while that is on its way
+        server.release (prefetch)
+        server.send ("hold read 0")
+        expected = pattern (0, 8192) + ones (4096) + pattern (12288, 65536 - 12288)
+        assert h.pread (65536, 0) == expected
 
 
 def test_a_zero_waits_too ():

@@ -31,7 +31,7 @@ test_not_enabled (void)
   struct guard_op op;
 
   guard_begin_write (&op, (struct range) { 0, 512 });
-  check (prefetch_ok (0, BLOCK), "where nothing is guarded, nobody is turned away");
+  check (prefetch_ok (0, BLOCK), "nothing is guarded, nobody turned away");
   guard_end (&op);
 }
 

@@ -4,6 +4,8 @@
 
 /* pace: on a simulated line it finds the knee, and finds it again. */
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -115,6 +117,7 @@ start_client_read (struct sim *s, struct actor *a)
 {
   a->count = s->client_count;
   s->client.begun += a->count;
+  s->client.reads++;
   submit (s, a);
 }
 
@@ -150,6 +153,7 @@ end (struct sim *s, struct actor *a)
     return;
   }
   s->client.ended += a->count;
+  s->client.reads--;
   s->theirs += a->count;
   s->reads++;
   s->read_ns += s->now_ns - a->begun_ns;
@@ -333,7 +337,20 @@ test_beside (void)
   init (&sim, 20, 50 * MB, 4, 8);
   add_client (&sim, 1, 4096, 1);
   expect (&sim, "four at a time, one is the client's",
-          3 * 128 * 1024 / 0.02262, 1.5);
+          3 * 128 * 1024 / 0.02262, 1.75);
+}
+
+/* A client that waits for its large reads leaves the line idle while they are on
+ * their way.
+ */
+static void
+test_large_reads (void)
+{
+  init (&sim, 20, 100 * MB, 64, 32);
+  add_client (&sim, 2, 512 * 1024, 0);
+  run (&sim, 5);
+  check (sim.ours / 5 > 40 * MB, "beside two readers of 512K: %.1f MB/s of ours",
+         sim.ours / 5 / MB);
 }
 
 /* A client that fills the line is left alone. */
@@ -383,12 +400,55 @@ test_pauses (void)
   }
 }
 
+/* The simulator's pace in Lua goes through the same events. */
+static void
+test_events (void)
+{
+  static struct pace pace;
+  static struct pace_transfer live[8192];
+  struct pace_client client;
+  uint64_t now_ns, count, piece;
+  unsigned id, next_id = 1;
+  double level;
+  char line[160];
+  bool same = true;
+  FILE *fp = fopen ("tests/unit/pace.events", "r");
+
+  check (fp != NULL, "tests/unit/pace.events can be read");
+  if (fp == NULL)
+    return;
+  pace_init (&pace, BLOCK);
+  while (same && fgets (line, sizeof line, fp) != NULL) {
+    if (sscanf (line, "take %" SCNu64 " %" SCNu64 " %u %" SCNu64 " %" SCNu64,
+                &client.begun, &client.ended, &client.reads, &now_ns,
+                &count) == 5) {
+      same = pace_take (&pace, &live[next_id], client, now_ns) == count;
+      next_id += count > 0;
+    }
+    else if (sscanf (line, "begin %u %" SCNu64 " %" SCNu64 " %u %" SCNu64,
+                     &id, &client.begun, &client.ended, &client.reads,
+                     &now_ns) == 5)
+      pace_begin (&pace, &live[id], client, now_ns);
+    else if (sscanf (line, "end %u %" SCNu64 " %" SCNu64 " %" SCNu64 " %lf",
+                     &id, &count, &now_ns, &piece, &level) == 5) {
+      pace_end (&pace, &live[id], count, now_ns);
+      same = pace.piece == piece && pace.level - level < 1e-6 * level + 1 &&
+        level - pace.level < 1e-6 * level + 1;
+    }
+  }
+  fclose (fp);
+  check (same && next_id > 1000, "%u transfers like the simulator's: %s",
+         next_id - 1, same ? "all" : line);
+}
+
 int
 main (void)
 {
+  test_events ();
   test_knees ();
   test_changes ();
   test_beside ();
+  test_large_reads ();
   test_greedy ();
   test_pauses ();
   return done ();

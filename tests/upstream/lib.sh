@@ -43,11 +43,11 @@ trap 'end_server; rm -rf "$tmp"' EXIT
 # Is something true within so many seconds?
 within ()   # seconds command...
 {
-  tries=$(($1 * 50))
+  looks_left=$(($1 * 50))
   shift
   until "$@"; do
-    tries=$((tries - 1))
-    [ $tries -gt 0 ] || return 1
+    looks_left=$((looks_left - 1))
+    [ $looks_left -gt 0 ] || return 1
     sleep 0.02
   done
 }

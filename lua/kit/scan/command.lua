@@ -10,8 +10,10 @@
 
 local argparse = require "argparse"
 
+local clonemap = require "scan.clonemap"
 local dry_run = require "scan.dry_run"
 local image = require "scan.image"
+local mapview = require "scan.mapview"
 local plot = require "scan.plot"
 local simulator = require "scan.simulator"
 local sizes = require "scan.sizes"
@@ -273,6 +275,19 @@ each export. The strip shows which share of the disk is in which state, not wher
   view:option ("--count", "End after so many. Default: go on.")
     :argname ("N"):convert (count ("--count", 1))
 
+  local map = parser:command ("map",
+    "Show what is there of a disk, from the map of the clone filter.")
+  map:epilog [[
+Examples:
+  scan-policy map disk.img.map
+  scan-policy map disk.img.map -o map.svg
+
+It shows what the last commit has left in the file (clone-commit), also of a server
+that runs. Exit status 1 says that the filter would refuse the map.]]
+  map:argument ("map", "Beside the image: FILE.map for clone-file=FILE.")
+    :argname ("FILE.map")
+  map:option ("-o --output", "Draw a picture, too."):argname ("SVG")
+
   parser:command ("list", "List the built-in policies.")
   return parser
 end
@@ -493,6 +508,13 @@ function COMMANDS.simulate (options)
   return 0
 end
 
+local function write_output (path, text)
+  local handle, message = io.open (path, "wb")
+  local ok = handle and handle:write (text)
+  if handle then ok = handle:close () and ok end
+  if not ok then refuse ("--output: " .. (message or "can't write " .. path)) end
+end
+
 function COMMANDS.plot (options)
   if #options.trace > 1 then refuse ("--trace: a picture shows one trace") end
   local loaded = load_trace (options.trace[1])
@@ -507,12 +529,7 @@ function COMMANDS.plot (options)
     io.write (svg)
     return 0
   end
-  local handle, message = io.open (options.output, "wb")
-  local ok = handle and handle:write (svg)
-  if handle then ok = handle:close () and ok end
-  if not ok then
-    refuse ("--output: " .. (message or "can't write " .. options.output))
-  end
+  write_output (options.output, svg)
   print (("%s: %d reads, %d prefetches"):format (options.output, #result.reads,
                                                  #result.timeline))
   return 0
@@ -595,6 +612,30 @@ local function output_of (command)
   return line
 end
 
+-- The width and the height of the terminal, if there is one.
+local function terminal_size ()
+  local rows, columns = (output_of ("stty size 2>/dev/null </dev/tty") or "")
+    :match ("^(%d+) (%d+)$")
+  return tonumber (columns) or 80, tonumber (rows) or 24
+end
+
+function COMMANDS.map (options)
+  local map, message = clonemap.load (options.map)
+  if not map then
+    if message == "unborn" then
+      message = "is still being made; nothing is present yet"
+    end
+    refuse (options.map .. " " .. message)
+  end
+  local width = is_terminal (1) and terminal_size () or 80
+  for _, line in ipairs (mapview.lines (map, width)) do print (line) end
+  if options.output then
+    write_output (options.output,
+                  mapview.svg (map, options.map:match ("([^/]*)$"):gsub ("%.map$", "")))
+  end
+  return 0
+end
+
 function COMMANDS.watch (options)
   local quoted = {}
   for i, path in ipairs (options.file) do
@@ -623,11 +664,7 @@ function COMMANDS.watch (options)
   function view.sleep (time)
     return (os.execute (("sleep %.2f"):format (time)))
   end
-  function view.size ()
-    local rows, columns = (output_of ("stty size 2>/dev/null </dev/tty") or "")
-      :match ("^(%d+) (%d+)$")
-    return tonumber (columns) or 80, tonumber (rows) or 24
-  end
+  view.size = terminal_size
   function view.write (text)
     io.write (text)
     io.flush ()

@@ -38,10 +38,12 @@ local function scattered_reads (number, size)
   return reads
 end
 
+local function ignore () end
+
 local function options_for (policy, options, more)
   local all = {
     policy = policy, args = options.args, files = options.files,
-    block = BLOCK_BYTES, contents = options.contents, print = function () end,
+    block = BLOCK_BYTES, contents = options.contents, print = ignore, warn = ignore,
   }
   for name, value in pairs (more) do all[name] = value end
   return all

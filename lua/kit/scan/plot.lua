@@ -10,6 +10,7 @@
 --
 -- @module scan.plot
 
+local svg = require "scan.svg"
 local units = require "scan.units"
 
 local M = {}
@@ -25,12 +26,7 @@ local KINDS = {
   { kind = "miss", name = "miss: went to the source", color = "#d43a2a" },
 }
 local PREFETCH_COLOR = "#c3c9d1"
-local INK, FAINT = "#222222", "#e6e6e6"
-
-local function escape (text)
-  return (text:gsub ("[&<>\"]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;",
-                                  ["\""] = "&quot;" }))
-end
+local INK, FAINT = svg.INK, svg.FAINT
 
 -- A round step that gives about so many ticks: 1, 2 or 5 times a power of ten,
 -- or a power of two.
@@ -48,10 +44,7 @@ local function binary_step (span)
   return step
 end
 
-local function text_at (out, x, y, anchor, size, text, more)
-  out (('<text x="%.1f" y="%.1f" text-anchor="%s" font-size="%d"%s>%s</text>\n')
-         :format (x, y, anchor, size, more or "", escape (text)))
-end
+local text_at = svg.text
 
 local function draw_axes (out, box)
   local bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
@@ -171,13 +164,7 @@ function M.svg (result, options)
   local parts = {}
   local function out (text) parts[#parts + 1] = text end
 
-  out (('<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" '
-        .. 'viewBox="0 0 %d %d" font-family="sans-serif" fill="%s">\n')
-         :format (WIDTH, HEIGHT, WIDTH, HEIGHT, INK))
   local title = options.title or result.name or ""
-  out ("<title>" .. escape (title) .. "</title>\n")
-  out ('<rect width="100%" height="100%" fill="#ffffff"/>\n')
-  text_at (out, LEFT, 30, "start", 18, title, ' font-weight="bold"')
   local facts = "finished in " .. units.seconds (result.seconds)
   if options.without_seconds then
     facts = facts .. ", without prefetch " .. units.seconds (options.without_seconds)
@@ -185,7 +172,7 @@ function M.svg (result, options)
   facts = facts .. (", ideal %s; %s prefetched, %s of it never read")
     :format (units.seconds (result.ideal_seconds), units.bytes (result.prefetched_bytes),
              units.bytes (result.wasted_bytes))
-  text_at (out, LEFT, 52, "start", 13, facts)
+  svg.begin (out, WIDTH, HEIGHT, LEFT, title, facts)
   draw_legend (out, result)
   draw_axes (out, box)
   out (('<g fill="%s">\n'):format (PREFETCH_COLOR))

@@ -138,8 +138,8 @@ function M.skip_holes (policy)
   end
 end
 
---- Never ask for what is there: what has been fetched or is on its way, by whichever
--- scan of the export, and what clients have read.
+--- Leave out what is there: what has been fetched or is on its way, by whichever scan
+-- of the export, and what clients have read.
 --
 -- A range whose prefetch failed is not there.  See `disk:missing` for how exact that
 -- is.

@@ -26,6 +26,7 @@ local M = {}
 
 local UNIT_BYTES = 65536
 local UNITS = 65536
+local SECTOR_BYTES = 512
 -- What a guess weighs, in bytes fetched; and after how many old ones count half.
 local GUESS_BYTES, MEMORY_BYTES = 4 << 20, 64 << 20
 
@@ -127,10 +128,13 @@ function M.run (disk, generators, ends)
     if offset then
       settled = false
       if count > most then count = most end
-      meter.fetched (generator, offset, count)
       generator:took (offset, count)
-      asked[offset] = count
-      disk:prefetch (offset, count)
+      -- What is less than a sector is there, but for how that is kept in mind.
+      if count >= SECTOR_BYTES or offset + count == disk.size then
+        meter.fetched (generator, offset, count)
+        asked[offset] = count
+        disk:prefetch (offset, count)
+      end
     else
       local due
       for _, other in ipairs (generators) do

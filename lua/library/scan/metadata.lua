@@ -27,12 +27,20 @@ local Metadata = {}
 local META = { __index = Metadata }
 
 local UNIT_BYTES = 65536
+
+-- A range widened to units: where it begins, and where it ends.
+local function widen (disk, offset, count)
+  local unit = math.min (UNIT_BYTES, disk.block)
+  local last = offset + count - 1
+  return offset - offset % unit,
+    disk.size - last <= unit and disk.size or last - last % unit + unit
+end
+
 -- Lone reads before it begins: a program that copies or streams has no use for it.
 local LONE_READS = 8
 
 -- Calls `visit` with ranges, those that touch as one.
 local function joiner (disk, visit)
-  local unit = math.min (UNIT_BYTES, disk.block)
   local from, stop
   local join = {}
 
@@ -42,9 +50,7 @@ local function joiner (disk, visit)
   end
 
   function join.visit (offset, count)
-    local first = offset - offset % unit
-    local last = offset + count - 1
-    local after = disk.size - last <= unit and disk.size or last - last % unit + unit
+    local first, after = widen (disk, offset, count)
     if from and first >= from and first <= stop then
       stop = math.max (stop, after)
     else
@@ -79,8 +85,9 @@ local function looking_ahead (disk)
   function ahead.closed () return disk:closed () end
   function ahead.pread (_, offset, count)
     count = math.min (count, disk.size - offset)
-    if disk:missing (offset, offset + count) then
-      coroutine.yield ("offer", offset, count)
+    local from, stop = widen (disk, offset, count)
+    if disk:missing (from, stop) then
+      coroutine.yield ("offer", from, stop - from)
       coroutine.yield ("await")
     end
     return coroutine.yield ("pread", offset, count)
