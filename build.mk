@@ -78,7 +78,7 @@ clone_objects := $(clone_sources:%.c=$(B)/%.o)
 
 # What runs policies: programs that test or measure that link only these.
 vm_objects := $(patsubst %.c,$(B)/%.o, \
-	$(sort $(wildcard filter/policy/*.c)) $(common_sources)) $(B)/embedded.o
+	$(sort $(wildcard filter/policy/*.c)) filter/common/escape.c) $(B)/embedded.o
 
 # A unit's own folder comes first for its own files; others say which unit they mean
 # where two have a header of one name.
