@@ -12,7 +12,7 @@ all: filter            ## build build/nbdkit-scan-filter.so
 
 include build.mk
 
-demo: run-demo         ## install what is missing, build, and show what a scan does
+demo: run-demo         ## install what is missing, build, and tell the story of a clone
 
 bench: run-bench       ## measure what scanning is worth (FULL=1: for hours)
 

@@ -78,7 +78,7 @@ clone_objects := $(clone_sources:%.c=$(B)/%.o)
 
 # What runs policies: programs that test or measure that link only these.
 vm_objects := $(patsubst %.c,$(B)/%.o, \
-	$(sort $(wildcard filter/policy/*.c)) $(common_sources)) $(B)/embedded.o
+	$(sort $(wildcard filter/policy/*.c)) filter/common/escape.c) $(B)/embedded.o
 
 # A unit's own folder comes first for its own files; others say which unit they mean
 # where two have a header of one name.
@@ -165,6 +165,7 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
+$(B)/tests/unit-clone-bits: $(call unit_objects,clone/crc32c clone/disk)
 $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
 	clone/crc32c clone/disk)
 $(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
@@ -251,7 +252,8 @@ FUZZ_CC      ?= clang
 FUZZ_SANITIZERS := -fsanitize=fuzzer-no-link,address,undefined \
 	-fno-sanitize-recover=all -fno-omit-frame-pointer
 
-fuzz_programs := build/fuzz/fuzz-policy build/fuzz/fuzz-answers
+fuzz_programs := build/fuzz/fuzz-policy build/fuzz/fuzz-answers \
+	build/fuzz/fuzz-clone-map
 
 run-fuzz: build/fuzz/have-fuzzer
 	$(Q)$(MAKE) B=build/fuzz CC='$(FUZZ_CC)' \
@@ -264,6 +266,14 @@ build/fuzz/fuzz-%: tests/fuzz/fuzz-%.c tests/fuzz/fuzz.c tests/fuzz/fuzz.h \
 	$(call SAY,CC,$<)
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
 	  $(INCLUDES) tests/fuzz/fuzz.c $< $(vm_objects) $(LUA_LIBS) -o $@
+
+fuzz_map_objects := $(patsubst %,$(B)/filter/clone/%.o,map crc32c disk)
+
+build/fuzz/fuzz-clone-map: tests/fuzz/fuzz-clone-map.c \
+                           $(fuzz_map_objects)
+	$(call SAY,CC,$<)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
+	  $(INCLUDES) $< $(fuzz_map_objects) -o $@
 
 build/fuzz/have-fuzzer:
 	@mkdir -p $(@D)

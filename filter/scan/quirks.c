@@ -10,13 +10,26 @@
 #include "options.h"
 #include "quirks.h"
 
-bool
-quirks_cache_hangs (void)
+/* There is one plugin in a server, so if that file is loaded it is below us. */
+static bool
+is_over_split (void)
 {
   void *split = dlopen ("nbdkit-split-plugin.so", RTLD_LAZY | RTLD_NOLOAD);
 
   if (split == NULL)
     return false;
   dlclose (split);
-  return !options.cache_below;
+  return true;
+}
+
+bool
+quirks_cache_hangs (void)
+{
+  return is_over_split () && !options.cache_below;
+}
+
+bool
+quirks_extents_crash (void)
+{
+  return is_over_split ();
 }

@@ -17,10 +17,16 @@
  * whoever asks (seen with nbdkit 1.32.5), and a server with a scan in there can't
  * be ended.  tests/upstream/split-cache-hang tells whether that is mended.
  *
- * There is one plugin in a server, so if that file is loaded it is below us.  The
- * cache filter reads, and does not pass .cache on; it is between us and the plugin
- * if a parameter of its has passed by.
+ * The cache filter reads, and does not pass .cache on; it is between us and the
+ * plugin if a parameter of its has passed by.
  */
 extern bool quirks_cache_hangs (void);
+
+/* True if the server would die of .extents: the split plugin's, of a range that
+ * doesn't reach to the end of a file (seen with nbdkit 1.32.5).  The cow filter asks
+ * for such ranges, whatever it was asked.  tests/upstream/split-extents-crash tells
+ * whether that is mended.
+ */
+extern bool quirks_extents_crash (void);
 
 #endif /* SCAN_QUIRKS_H */

@@ -369,10 +369,7 @@ can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
     return false;               /* the server will find that out for itself */
   if (options.method == SOURCE_CACHE && !info->can_cache) {
     if (first_warning (NO_CACHE))
-      nbdkit_error ("scan: warning: underlying plugin does not support "
-                    "NBD_CMD_CACHE, not scanning; try adding --filter=clone "
-                    "after this filter, or scan-method=read over a layer that "
-                    "keeps what is read");
+      source_warn_no_cache ();
     return false;
   }
   return true;

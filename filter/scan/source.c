@@ -47,8 +47,21 @@ source_ask (nbdkit_next *next, struct source_info *info)
   r = next->can_extents (next);
   if (r == -1)
     return -1;
-  info->can_extents = r;
+  info->can_extents = r == 1 && !quirks_extents_crash ();
   return 0;
+}
+
+void
+source_warn_no_cache (void)
+{
+  if (quirks_cache_hangs ())
+    nbdkit_error ("scan: warning: the .cache of the split plugin never comes "
+                  "back, not scanning; use --filter=cow cow-on-read=true with "
+                  "scan-method=read");
+  else
+    nbdkit_error ("scan: warning: underlying plugin does not support "
+                  "NBD_CMD_CACHE, not scanning; try adding --filter=clone "
+                  "after this filter");
 }
 
 struct source *

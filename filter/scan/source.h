@@ -42,6 +42,9 @@ struct source_info {
 /* Returns -1 if the layer below gave an error (and reported it). */
 extern int source_ask (nbdkit_next *next, struct source_info *info);
 
+/* Warn that .cache can't be used, and say what can. */
+extern void source_warn_no_cache (void);
+
 /* A source over the connection's own context, which must stay valid.  Returns
  * NULL with errno set if memory runs out.
  */

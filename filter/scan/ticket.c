@@ -68,7 +68,7 @@ ticket_take (struct scanner *s)
   t->is_held = true;
   if (t->most > left)
     t->most = left;
-  pay (s, t->last > 0 && t->last < t->most ? t->last : t->most);
+  pay (s, t->last < t->most ? t->last : t->most);
   return true;
 }
 

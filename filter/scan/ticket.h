@@ -8,9 +8,10 @@
  * A scan takes room before it asks its policy, so that the answer is not stale
  * by the time there is room; it gives the room back before it waits for
  * anything but the source.  On the line that is room for a piece.  Of the rate
- * it is what the last read has used; the rest is paid for once the answer is
- * known.  The limit keeps nobody waiting, so nothing of it is held: it is only
- * looked at, and drawn with the answer.
+ * it is what the last read has used, nothing at first, for a scan may never
+ * read; the rest is paid for once the answer is known.  The limit keeps nobody
+ * waiting, so nothing of it is held: it is only looked at, and drawn with the
+ * answer.
  *
  * For the decider only, but ticket_begin and ticket_end, which are for the
  * worker that reads.

@@ -147,9 +147,7 @@ look_at_disk (struct scanner *s, struct worker *w)
   }
   if (s->config.method != SOURCE_CACHE || s->config.info.can_cache)
     return true;
-  nbdkit_error ("scan: warning: underlying plugin does not support "
-                "NBD_CMD_CACHE, not scanning; try adding --filter=clone "
-                "after this filter");
+  source_warn_no_cache ();
   return false;
 }
 
@@ -233,6 +231,21 @@ first_piece (struct range range, uint32_t block, uint32_t most)
   return range;
 }
 
+/* Under a pace the pieces of a range may be long in coming; the client may have
+ * read meanwhile what is left of it.
+ */
+static void
+leave_out_what_is_there (struct scanner *s)
+{
+  const uint64_t end = s->pending.offset + s->pending.count;
+  struct range missing;
+
+  looker_look (s);
+  if (!map_missing (s->config.map, s->pending.offset, end, &missing))
+    missing.offset = end;
+  s->pending = (struct range) { missing.offset, end - missing.offset };
+}
+
 /* Get the next range to prefetch, at most a block.  Returns false if the scan
  * is over.  The caller is the decider.
  */
@@ -245,6 +258,8 @@ decide (struct scanner *s, struct worker *w, struct range *range)
       return false;
     if (scan_phase (s) != SCAN_GOES_ON)
       s->pending.count = 0;
+    if (s->config.line != NULL && s->pending.count > 0)
+      leave_out_what_is_there (s);
     if (s->pending.count == 0 && !steps_ask_policy (s, w)) {
       ticket_give (s);
       return false;

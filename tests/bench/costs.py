@@ -29,7 +29,7 @@ POLICIES = ["default", "ahead", "clock", "forever", "adaptive", "readahead", "st
             "data", "reverse", "shuffle", "metadata", "replay"]
 DECISIONS = 20000
 # adaptive would do nothing but wait for the client to pause.
-POLICY_ARGS = {"adaptive": ["silence=0"], "replay": [f"file-trace={TRACE_LOG}"]}
+POLICY_ARGS = {"replay": [f"file-trace={TRACE_LOG}"]}
 
 MEMORY_READS = 10000000 if "--full" in sys.argv else 200000
 

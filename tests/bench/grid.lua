@@ -217,15 +217,80 @@ end
 
 -- -- the command ----------------------------------------------------------------------
 
-if arg and arg[0] and arg[0]:find ("grid.lua", 1, true) and not package.loaded.busted then
-  local part, parts = tonumber (arg[1] or 1), tonumber (arg[2] or 1)
+local function read_lines (paths)
+  local lines = {}
+  for _, path in ipairs (paths) do
+    for line in io.lines (path) do
+      local to_none, to_best, name, gain, cell =
+        line:match ("^(%S+)\t(%S+)\t(%S+)\t(%S+)\t(.*)$")
+      lines[#lines + 1] = { to_none = tonumber (to_none), to_best = tonumber (to_best),
+                            name = name, gain = tonumber (gain), cell = cell }
+    end
+  end
+  return lines
+end
+
+local function print_share (lines, what, is_in)
+  local all, none, best = 0, 0, 0
+  for _, line in ipairs (lines) do
+    if is_in (line.cell) then
+      all = all + 1
+      none = none + (line.to_none <= 1.05 and 1 or 0)
+      best = best + (line.to_best <= 1.1 and 1 or 0)
+    end
+  end
+  if all == 0 then return end
+  print (("| %s | %d | %.0f %% | %.0f %% |"):format (what, all, 100 * none / all,
+                                                     100 * best / all))
+end
+
+local function print_worst (lines, key, what)
+  table.sort (lines, function (a, b) return a[key] > b[key] end)
+  print (("\n| cell | %s |\n|---|---|"):format (what))
+  for i = 1, math.min (10, #lines) do
+    local line = lines[i]
+    print (("| %s | %.2f%s |"):format ((line.cell:gsub (" | ", "; ")), line[key],
+      key == "to_best" and (" of %s, which has %.1f x"):format (line.name, line.gain)
+        or ""))
+  end
+end
+
+local function print_tables (paths)
+  local lines = read_lines (paths)
+  print ("| cells | number | at most 1.05 of no prefetch | "
+         .. "within 10 % of the best |\n|---|---|---|---|")
+  print_share (lines, "all", function () return true end)
+  for _, part in ipairs { " 1 at once", " 4 at once", " 64 at once", " 10 Mbit/s",
+                          " 100 Mbit/s", " 1000 Mbit/s", "any bandwidth",
+                          " 1 threads", " 8 threads", " 32 threads" } do
+    print_share (lines, (part:gsub ("^ ", "")), function (cell)
+      return cell:find (part, 1, true) ~= nil
+    end)
+  end
+  print_share (lines, "at least 4 at once, 8 threads and 100 Mbit/s", function (cell)
+    return not (cell:find (" 1 at once", 1, true) or cell:find (" 1 threads", 1, true)
+                or cell:find (" 10 Mbit/s", 1, true))
+  end)
+  print_worst (lines, "to_none", "time, to no prefetch")
+  print_worst (lines, "to_best", "time, to the best of the others")
+end
+
+local function print_cells (part, parts, policy)
   for i, cell in ipairs (M.cells ()) do
     if i % parts == part % parts then
-      local to_none, to_best, name, gain = M.measure (cell, arg[3])
+      local to_none, to_best, name, gain = M.measure (cell, policy)
       print (("%.3f\t%.3f\t%s\t%.2f\t%s"):format (to_none, to_best, name, gain,
                                                   M.describe (cell)))
       io.stdout:flush ()
     end
+  end
+end
+
+if arg and arg[0] and arg[0]:find ("grid.lua", 1, true) then
+  if arg[1] == "--table" then
+    print_tables { table.unpack (arg, 2) }
+  else
+    print_cells (tonumber (arg[1] or 1), tonumber (arg[2] or 1), arg[3])
   end
 end
 

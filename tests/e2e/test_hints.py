@@ -73,6 +73,19 @@ def test_the_stock_filter_over_cache_is_silent_too ():
         assert server.errors () == []
 
 
+@pytest.mark.parametrize ("layers", [[SCAN], [SCAN, CLONE]])
+@pytest.mark.parametrize ("background", ["true", "false"])
+def test_the_split_plugin (layers, background, tmp_path):
+    """Its .cache hangs, and its .extents, which clone asks for, crashes."""
+    (tmp_path / "a").write_bytes (b"x" * 100000)
+    with nbdkit (layers, ["split", str (tmp_path / "a")],
+                 [f"scan-background={background}"]) as server:
+        server.connect ().pread (512, 0)
+        server.poll (server.errors, "a warning")
+        [error] = server.errors ()
+        assert "split" in error and "scan-method=read" in error
+
+
 @pytest.mark.parametrize ("args, piece", [
     (["cache-on-read=true"], 65536), (["cache-min-block-size=1M"], 1048576),
     (["cache-min-block-size=2M"], None), (["scan-size=64K", MIN_BLOCK], None)])

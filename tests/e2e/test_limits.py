@@ -131,6 +131,24 @@ def test_small_prefetches_pay_for_what_they_are (tmp_path):
             assert server.next_call ("cache").offset == 4096 * i
 
 
+def test_a_scan_that_reads_nothing_pays_nothing (tmp_path):
+    """Before its policy was asked, a scan doesn't know whether it will read: three
+    clients that wait would hold up the fourth for years."""
+    policy = tmp_path / "idle.lua"
+    policy.write_text ("""
+        return function (disk)
+          print "asked"
+          while true do disk:wait () end
+        end""")
+    with nbdkit ([SCAN], gate ("size=1G"),
+                 ["scan-size=32M", "scan-rate=1", f"scan-policy={policy}"],
+                 VERBOSE) as server:
+        start = 0
+        for _ in range (4):
+            server.connect ()
+            _, start = server.wait_line ("scan: policy: asked", start)
+
+
 def test_scans_that_wait_hold_nothing_of_the_limit (tmp_path):
     """Four idle clients and one that reads: it has all of it."""
     policy = tmp_path / "follow.lua"

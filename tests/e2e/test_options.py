@@ -43,6 +43,7 @@ def test_values_are_taken_as_the_stock_filter_takes_them (arg):
     ("scan-method=both", "cache or read"),
     *((f"scan-policy-memory={v}", "at least 1M") for v in ("1023K", "1W")),
     *((f"scan-policy-timeout={v}", "0.1 to 3600") for v in ("0", "1h", "nan")),
+    *((f"scan-{name}=", "a path") for name in ("stats", "record", "trace")),
 ])
 def test_a_bad_value_is_one_message (arg, allowed):
     name, value = arg.split ("=")

@@ -122,6 +122,28 @@ def test_the_split_plugin (tmp_path):
     assert log.count (f"count={hex (BLOCK)} ...") == 300_000 // BLOCK
 
 
+def test_the_split_plugin_is_not_asked_for_extents (tmp_path):
+    """The server would die of a range that ends within a file, such as the cow filter
+    asks for beside what it has."""
+    part = tmp_path / "part"
+    part.write_bytes (b"x" * (1 << 20))
+    policy = tmp_path / "policy.lua"
+    policy.write_text ("return function (disk)\n"
+                       "  disk:prefetch (512 * 1024)\n"
+                       "  disk:settle ()\n"
+                       "  local data = disk:next_data (0)\n"
+                       "  print ('data at', data)\n"
+                       "end\n")
+    with nbdkit ([SCAN, "cow"], ["split", str (part), str (part)],
+                 ["cow-on-read=true", "scan-method=read", f"scan-policy={policy}",
+                  "scan-size=64K"], VERBOSE) as server:
+        h = server.connect ()
+        server.wait_line ("scan: policy: data at\t0$")
+        server.wait_line (FINISHED)
+        assert h.pread (3, 5) == b"xxx"
+        assert our_errors (server) == []
+
+
 def test_the_split_plugin_is_not_asked_to_cache (tmp_path):
     """Its .cache never comes back, and no client could be disconnected."""
     part = tmp_path / "part"

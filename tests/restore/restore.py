@@ -194,7 +194,7 @@ def restore (accel, directory):
     server = Process (directory, "server", [
         "--filter=" + guest.FILTERS[stacks.OURS], "--filter="
         + guest.FILTERS[stacks.CLONE], "nbd", "socket=" + origin.socket,
-        f"clone-file={clone}", f"clone-stats={stats}", "clone-commit=1",
+        f"clone-file={clone}", f"clone-stats={stats}",
         "scan-policy=adaptive", "scan-threads=8"])
     flushed, machine = {}, None
 
@@ -208,8 +208,9 @@ def restore (accel, directory):
 
     try:
         origin.start ()
-        # So that it is not all there before the first kill.
-        server.start ("scan-limit=128M")
+        # So that it is not all there before the first kill, and what survives that is
+        # what the guest has flushed.
+        server.start ("scan-limit=128M", "clone-commit=3600")
         machine = Guest (accel, server.socket)
         machine.wait ("up")
         say (f"the guest is up, over {LINE.name}")
@@ -219,8 +220,7 @@ def restore (accel, directory):
         begin (2)
         server.kill ()
         say ("killed in the middle of round 2")
-        os.remove (stats)
-        server.start ()
+        server.start ("clone-commit=1")
         say ("started again")
         flush (2)
 

@@ -199,6 +199,33 @@ describe ("scan.simulator", function ()
                              tested.prefetches[2][1] // 100 })
   end)
 
+  it ("leaves out of a range what was read while its pieces waited for room", function ()
+    local reads, bytes = {}, 0
+    for i = 1, 16 do reads[i] = { offset = (48 + i - 1) * 65536, count = 65536 } end
+    reads[17] = { offset = 0, count = 512, idle = 5 }
+    local result = simulator.run {
+      policy = function (disk) disk:prefetch (0, 1 << 22) end, pace = true,
+      traces = { reads }, size = 1 << 22, block = 1 << 22, layer = "clone",
+      source = { latency_seconds = 0.01, bandwidth = 50e6, slots = 16 },
+    }
+    for _, range in ipairs (result.prefetches) do bytes = bytes + range[2] end
+    assert.is_true (bytes > 0 and bytes < 1 << 22)
+  end)
+
+  it ("has clients that wait for their answers, as they were recorded", function ()
+    local closed_loop = require "scan.closed_loop"
+    local list = closed_loop.link {
+      { offset = 0, count = 100, began = 0, ended = 1 },
+      { offset = 100, count = 100, began = 0.5, ended = 2 },
+      { offset = 200, count = 100, began = 1.25, ended = 3 },
+    }
+    assert.same ({ 0, 0, 1 }, { list[1].after, list[2].after, list[3].after })
+    assert.equal (0.25, list[3].think)
+    local result = simulator.run { traces = { list }, size = 1000, closed_loop = true,
+      source = { latency_seconds = 1, bandwidth = 1e9, slots = 4 } }
+    near (2.25 + 2 * 1e-7, result.seconds)
+  end)
+
   it ("reports a policy's error, and the client goes on", function ()
     local result = simulate (function () error ("oops") end, { { 0, 100 } })
     assert.matches ("oops", result.error)

@@ -361,6 +361,12 @@ quirks_cache_hangs (void)
   return false;
 }
 
+bool
+quirks_extents_crash (void)
+{
+  return false;
+}
+
 /* Extents: the layer has none. */
 
 STUB struct nbdkit_extents *

@@ -4,6 +4,8 @@
 
 /* pace: on a simulated line it finds the knee, and finds it again. */
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -398,9 +400,57 @@ test_pauses (void)
   }
 }
 
+/* The simulator's pace in Lua goes through the same events. */
+static void
+test_events (void)
+{
+  static struct pace pace;
+  static struct pace_transfer live[8192];
+  struct pace_client client;
+  uint64_t now_ns, count, piece;
+  uint32_t largest;
+  unsigned id, next_id = 1, transfers = 0;
+  double level;
+  char line[160];
+  bool same = true;
+  FILE *fp = fopen ("tests/unit/pace.events", "r");
+
+  check (fp != NULL, "tests/unit/pace.events can be read");
+  if (fp == NULL)
+    return;
+  while (same && fgets (line, sizeof line, fp) != NULL) {
+    if (sscanf (line, "init %" SCNu32, &largest) == 1) {
+      pace_init (&pace, largest);
+      next_id = 1;
+    }
+    else if (sscanf (line,
+                     "take %" SCNu64 " %" SCNu64 " %u %" SCNu64 " %" SCNu64,
+                     &client.begun, &client.ended, &client.reads, &now_ns,
+                     &count) == 5) {
+      same = pace_take (&pace, &live[next_id], client, now_ns) == count;
+      next_id += count > 0;
+      transfers += count > 0;
+    }
+    else if (sscanf (line, "begin %u %" SCNu64 " %" SCNu64 " %u %" SCNu64,
+                     &id, &client.begun, &client.ended, &client.reads,
+                     &now_ns) == 5)
+      pace_begin (&pace, &live[id], client, now_ns);
+    else if (sscanf (line, "end %u %" SCNu64 " %" SCNu64 " %" SCNu64 " %lf",
+                     &id, &count, &now_ns, &piece, &level) == 5) {
+      pace_end (&pace, &live[id], count, now_ns);
+      same = pace.piece == piece && pace.level - level < 1e-6 * level + 1 &&
+        level - pace.level < 1e-6 * level + 1;
+    }
+  }
+  fclose (fp);
+  check (same && transfers > 1000, "%u transfers like the simulator's: %s",
+         transfers, same ? "all" : line);
+}
+
 int
 main (void)
 {
+  test_events ();
   test_knees ();
   test_changes ();
   test_beside ();

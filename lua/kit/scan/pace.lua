@@ -5,7 +5,11 @@
 --
 -- This is filter/scan/pace.c, function by function, so that a policy meets in the
 -- simulator what it meets in the server; filter/scan/pace.h says how it works.  Times
--- are in seconds here.
+-- are in seconds here.  After a change of either, change the other, and
+--
+--     lua5.4 tests/unit/pace-events.lua > tests/unit/pace.events
+--
+-- writes down what this one does, for the C one's test to compare itself with.
 --
 -- @module scan.pace
 
@@ -19,6 +23,7 @@ M.DEPTH = 8
 M.NEAR_SECONDS = 0.0005
 
 local MORE_BRINGS, LARGER_BRINGS, LARGER_BEATS = 0.6, 0.4, 1.2
+local LARGER_TRIES = 4
 local ROUNDING = 0.75
 local HOLD_TRANSFERS = 32
 local NEAR_IN_A_ROW = 4
@@ -37,7 +42,6 @@ local function set_level (p, phase, level)
   p.nr_older = p.nr_ours
   p.nr_ended, p.nr_full, p.nr_not_full = 0, 0, 0
   p.sum_in_flight, p.sum_trip = 0, 0
-  p.most = 0
   if phase == "larger" or p.is_larger then return end
   while p.piece * 2 <= p.largest and p.piece * 2 * M.DEPTH <= level do
     p.piece = p.piece * 2
@@ -88,6 +92,11 @@ local function has_grown (p, high)
   return rate_of (high) >= rate_of (p.low) * (1 + brings * added)
 end
 
+local function has_brought_more (p, high)
+  return has_grown (p, high) and rate_of (high) >= LARGER_BEATS * p.bandwidth
+    and high.trip <= 2 * p.smallest
+end
+
 local function end_larger (p)
   p.piece = p.low_piece
   hold_first (p, p.is_larger and p.low_level or p.window)
@@ -120,10 +129,7 @@ end
 DECIDE.probe = DECIDE.more
 
 function DECIDE.larger (p, m)
-  if not has_grown (p, m) or rate_of (m) < LARGER_BEATS * p.bandwidth
-     or m.trip > 2 * p.smallest then
-    return end_larger (p)
-  end
+  if not has_brought_more (p, m) then return end_larger (p) end
   p.is_larger = true
   p.bandwidth, p.latency = rate_of (m), m.trip
   set_low (p, m)
@@ -142,7 +148,7 @@ local GIVE_UP = {}
 function GIVE_UP.first () end
 
 function GIVE_UP.more (p)
-  p.window, p.low_level = p.most, p.most
+  p.window, p.low_level = p.last, p.last
   p.bandwidth = rate_of (p.low)
   if may_be_larger (p) then try_larger (p) else hold_first (p, p.window) end
 end
@@ -167,6 +173,12 @@ local function means_of_level (p)
     trip = (p.phase == "hold" or p.phase == "probe") and p.sum_trip / p.nr_full
       or p.least_trip,
   }
+end
+
+local function is_known (p)
+  if p.nr_full < transfers_needed (p) then return false end
+  return p.phase ~= "larger" or p.nr_full >= LARGER_TRIES
+    or has_brought_more (p, means_of_level (p))
 end
 
 -- -- what pace.h has -----------------------------------------------------------------
@@ -242,7 +254,9 @@ function Pace:done (transfer, count, now)
   local charge = transfer.charge
   self:give (transfer)
   self.nr_ended = self.nr_ended + 1
-  if count == 0 or self.piece > M.SMALLEST and count < charge then return end
+  if count == 0 or charge == 0 or self.piece > M.SMALLEST and count < charge then
+    return
+  end
   if trip < M.NEAR_SECONDS then
     self.nr_near = self.nr_near + 1
     return
@@ -250,15 +264,13 @@ function Pace:done (transfer, count, now)
   self.nr_near = 0
   if transfer.level_id ~= self.level_id or not transfer.is_settled then return end
 
-  self.most = math.max (self.most, transfer.in_flight)
+  self.last = transfer.in_flight
   if transfer.is_full then
     self.nr_full = self.nr_full + 1
     self.sum_in_flight = self.sum_in_flight + transfer.in_flight
     self.sum_trip = self.sum_trip + trip
     self.least_trip = self.nr_full == 1 and trip or math.min (self.least_trip, trip)
-    if self.nr_full >= transfers_needed (self) then
-      DECIDE[self.phase] (self, means_of_level (self))
-    end
+    if is_known (self) then DECIDE[self.phase] (self, means_of_level (self)) end
   else
     self.nr_not_full = self.nr_not_full + 1
     if self.nr_not_full > math.max (2, self.level / self.piece) then

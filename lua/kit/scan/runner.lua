@@ -173,7 +173,7 @@ local function take_request (runner, what, a, b)
   if runner.closed then
     runner.state, runner.dropped = "finished", what
   elseif what == "prefetch" and inside (runner, a) and positive (b) then
-    runner.state, runner.offset = "prefetching", a
+    runner.state, runner.offset, runner.is_rest = "prefetching", a, false
     runner.left = math.min (b, runner.size - a)
   elseif what == "wait" and (a == nil or type (a) == "number" and a >= 0) then
     runner.waits = runner.waits + 1
@@ -240,6 +240,14 @@ local function ready (runner)
   return false
 end
 
+-- Under a pace the pieces of a range may be long in coming; a client may have read
+-- meanwhile what is left of it.
+function Runner:leave_out_what_is_there ()
+  local stop = self.offset + self.left
+  self.offset = self.known:missing (self.offset, stop) or stop
+  self.left = stop - self.offset
+end
+
 --- What is to be done next.
 -- @treturn string|nil "prefetch" (with offset, count: it is in flight from now
 -- on, tell `done`), "next_data" (with offset: tell `answer`), "pread" (with
@@ -252,17 +260,21 @@ function Runner:next ()
     if state == "finished" or state == "failed" then return state end
     if state == "prefetching" and self.left > 0 and not self.closed then
       if self.in_flight >= self.threads then return nil end
+      if self.room and self.is_rest then self:leave_out_what_is_there () end
       local offset, count = self.offset, math.min (self.left, self.block)
-      if self.room then
+      if self.room and count > 0 then
         local room = self.room ()
         self.has_no_room = room == 0
         if self.has_no_room then return nil end
         count = math.min (count, room)
       end
-      self.offset, self.left = offset + count, self.left - count
-      self.in_flight = self.in_flight + 1
-      self.known:begin_prefetch (offset, count)
-      return "prefetch", offset, count
+      if count > 0 then
+        self.offset, self.left = offset + count, self.left - count
+        self.is_rest = true
+        self.in_flight = self.in_flight + 1
+        self.known:begin_prefetch (offset, count)
+        return "prefetch", offset, count
+      end
     end
     if not ready (self) then return nil end
     -- So that what it says is not stale when there is room.

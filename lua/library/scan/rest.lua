@@ -41,7 +41,7 @@ end
 
 --- Seconds until something is to be tried again, or nil.
 function Rest:due ()
-  local due
+  local due = self.is_in_hole and self.disk:now () or nil
   for _, range in ipairs (self.failed) do
     if not due or range.due < due then due = range.due end
   end
@@ -79,6 +79,7 @@ end
 -- @treturn integer count in bytes
 function Rest:next ()
   local disk, block = self.disk, self.disk.block
+  self.is_in_hole = false
   local failed, failed_count = next_failed (self)
   if failed then return failed, failed_count end
   local position = self.readers and self.readers.position
@@ -90,7 +91,13 @@ function Rest:next ()
     local stop = self.wrapped and self.start or disk.size
     local offset, count = disk:missing (self.at, stop)
     if offset then
-      local data = disk:next_data (offset)
+      local data, is_more = disk:next_data (offset, true)
+      -- A vast hole: the client may have read meanwhile.
+      self.is_in_hole = is_more
+      if is_more then
+        self.at = data
+        return nil
+      end
       if data and data < offset + count then
         count = math.min (offset + count - data, block - data % block)
         return data, count
