@@ -13,6 +13,7 @@ again without it.  In the end the clone has all that the guest has flushed, and 
 system is clean.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -31,6 +32,7 @@ import stacks           # noqa: E402
 
 # Only how long to wait before it is called a failure.
 STEP_SECS = 600
+GUEST_SECS = 1500
 # How long QEMU keeps a request of the guest until nbdkit is there again.
 RECONNECT_SECS = 300
 
@@ -95,6 +97,8 @@ class Guest:
             guest.qemu (accel, CONSOLE)
             + ["-blockdev", drive, "-device", "virtio-blk-pci,drive=disk"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.killer = threading.Timer (GUEST_SECS, self.process.kill)
+        self.killer.start ()
         self.lines = []
         self.ended = False
         self.changed = threading.Condition ()
@@ -111,8 +115,10 @@ class Guest:
             self.changed.notify_all ()
 
     def tell (self, text):
-        self.process.stdin.write (text.encode () + b"\n")
-        self.process.stdin.flush ()
+        # If QEMU has ended, what is waited for next tells.
+        with contextlib.suppress (BrokenPipeError):
+            self.process.stdin.write (text.encode () + b"\n")
+            self.process.stdin.flush ()
 
     def wait (self, regex):
         """Wait until the guest prints that; returns the match."""
@@ -127,8 +133,11 @@ class Guest:
         return match
 
     def kill (self):
+        self.killer.cancel ()
         self.process.kill ()
         self.process.wait ()
+        self.reader.join ()
+        self.process.stdout.close ()
 
 
 def source_disk (directory):
@@ -155,7 +164,7 @@ def counter (path, name):
 
 
 def sum_of (image, directory, number):
-    """Like sum in guest-work, of what the guest left in a round."""
+    """Like `sum` in guest-work, of what the guest left in a round."""
     out = os.path.join (directory, f"round-{number}")
     os.mkdir (out)
     subprocess.run (["debugfs", "-R", f"rdump /var/lib/restore/{number} {out}", image],
@@ -185,7 +194,7 @@ def restore (accel, directory):
     server = Process (directory, "server", [
         "--filter=" + guest.FILTERS[stacks.OURS], "--filter="
         + guest.FILTERS[stacks.CLONE], "nbd", "socket=" + origin.socket,
-        f"clone-file={clone}", f"clone-stats={stats}", "clone-commit=1",
+        f"clone-file={clone}", f"clone-stats={stats}",
         "scan-policy=adaptive", "scan-threads=8"])
     flushed, machine = {}, None
 
@@ -199,8 +208,9 @@ def restore (accel, directory):
 
     try:
         origin.start ()
-        # So that it is not all there before the first kill.
-        server.start ("scan-limit=128M")
+        # So that it is not all there before the first kill, and what survives that is
+        # what the guest has flushed.
+        server.start ("scan-limit=128M", "clone-commit=3600")
         machine = Guest (accel, server.socket)
         machine.wait ("up")
         say (f"the guest is up, over {LINE.name}")
@@ -210,8 +220,7 @@ def restore (accel, directory):
         begin (2)
         server.kill ()
         say ("killed in the middle of round 2")
-        os.remove (stats)
-        server.start ()
+        server.start ("clone-commit=1")
         say ("started again")
         flush (2)
 

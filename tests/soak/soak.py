@@ -51,7 +51,7 @@ PATTERN = pattern (0, MOST)
 
 # A server may have so much more memory late than early: it keeps what is bounded, and
 # malloc what was free at the time.
-MORE_RATIO, MORE_BYTES = 1.15, 4 * 1024 * 1024
+MORE_RATIO, MORE_BYTES = 1.1, 3 * 1024 * 1024
 
 POLICIES = [f"scan-policy={name}" for name in (
     "adaptive", "ahead", "clock", "data", "default", "forever", "learn", "metadata",
@@ -378,7 +378,8 @@ class Changing (House):
             self.clones = {e: LockedModel (PATTERN[:SIZE]) for e in ("", "a", "b")}
         self.models = self.clones
         self.start ([SCAN, CLONE], gate (
-            f"size={SIZE}", "exports=,a,b", "quiet=open", "quiet=cache", *self.faults ()), [
+            f"size={SIZE}", "exports=,a,b", "quiet=open", "quiet=cache",
+            *self.faults ()), [
                 f"clone-dir={directory}", "clone-reserve=0", self.rng.choice (
                     ["clone-commit=0.1", "clone-commit=3600"]), *self.options ()])
         return True
