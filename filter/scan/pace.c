@@ -24,6 +24,13 @@
  */
 #define ROUNDING 0.75
 
+/* The window is this many times what the line carries in a round trip, where that
+ * is a few pieces and only bytes are what limits: the client's share is guessed,
+ * and with exactly enough in flight some of the line is always idle.
+ */
+#define GAIN 1.1
+#define GAIN_PIECES 4
+
 /* Transfers at the window between two probes: so few that a change is noticed
  * soon, so many that what a probe adds to the queue is little on average.
  */
@@ -134,6 +141,15 @@ rate_of (struct pace_means means)
   return means.in_flight / means.trip_ns;
 }
 
+static double
+window_of (const struct pace *p)
+{
+  const double product = p->bandwidth * p->latency_ns;
+
+  return p->is_larger || product < GAIN_PIECES * smallest_piece (p) ? product :
+    GAIN * product;
+}
+
 /* Has more in flight brought more? */
 static bool
 has_grown (const struct pace *p, struct pace_means high)
@@ -175,7 +191,11 @@ decide (struct pace *p, struct pace_means m)
   case PACE_MORE:
   case PACE_PROBE:
     if (has_grown (p, m)) {
-      p->latency_ns = p->low.trip_ns;
+      /* A probe may seem to bring more by chance; then the trip of the window,
+       * with its queue, would make the window larger each time.
+       */
+      if (p->phase == PACE_MORE)
+        p->latency_ns = p->low.trip_ns;
       set_low (p, m);
       set_level (p, PACE_MORE, 2 * p->level);
       break;
@@ -183,11 +203,11 @@ decide (struct pace *p, struct pace_means m)
     p->bandwidth = rate_of (m);
     p->latency_ns = least (p->latency_ns, p->low.trip_ns);
     if (p->phase == PACE_PROBE) {
-      hold (p, p->bandwidth * p->latency_ns);
+      hold (p, window_of (p));
       break;
     }
     /* The client may have been in the first level; then that was too much. */
-    p->window = p->low_is_first ? p->piece : p->bandwidth * p->latency_ns;
+    p->window = p->low_is_first ? p->piece : window_of (p);
     if (p->low_is_first)
       p->low.in_flight = p->piece;
     if (may_be_larger (p))
@@ -230,7 +250,11 @@ give_up_level (struct pace *p)
   case PACE_FIRST:
     break;
   case PACE_MORE:
-    p->window = p->low_level = p->last;
+    /* Ours alone: of a client it is not known whether it has filled what it is
+     * charged.
+     */
+    p->window = p->last_ours;
+    p->low_level = p->last;
     p->bandwidth = rate_of (p->low);
     if (may_be_larger (p))
       try_larger (p);
@@ -365,6 +389,7 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
             uint64_t now_ns)
 {
   t->begun_ns = now_ns;
+  t->ours = p->ours;
   t->in_flight = p->ours + charge_client (p, client);
   t->is_full = t->in_flight + p->piece * ROUNDING > p->level;
   /* The last of a burst waits for the others; and where there was more before,
@@ -394,6 +419,7 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
     return;
 
   p->last = t->in_flight;
+  p->last_ours = t->ours;
   if (t->is_full) {
     p->nr_full++;
     p->sum.in_flight += t->in_flight;

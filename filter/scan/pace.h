@@ -4,11 +4,11 @@
 
 /* How much may be on its way from the source, apart from what.
  *
- * The client's bytes in flight and ours together are held at a window: what the
- * line carries in one round trip.  Then the line is full, nothing queues in
- * front of a client's read, and a client that fills the line by itself leaves
- * no room.  The window is found by trying, so that a limit of any kind will do:
- * a line, a number of connections, a token bucket.
+ * The client's bytes in flight and ours together are held at a window: a little
+ * more than what the line carries in one round trip.  Then the line is full,
+ * little queues in front of a client's read, and a client that fills the line by
+ * itself leaves no room.  The window is found by trying, so that a limit of any
+ * kind will do: a line, a number of connections, a token bucket.
  *
  * Levels.  At each moment some level is in force: the most that may be in
  * flight.  Only transfers that began when there was no room for another say
@@ -18,7 +18,8 @@
  * with I / I' = g.  If the rate has grown by more than 0.6 (g - 1), more brings
  * more: the line was not full before, and the trip of the lower level is the
  * line's latency.  If not, the higher level's rate is the bandwidth, the least
- * trip since the start the latency, and their product the window.
+ * trip since the start the latency, and a tenth more than their product the
+ * window, but no more where that is a few pieces or requests are what limits.
  *
  * - PACE_FIRST: one of the smallest pieces at a time.
  * - PACE_MORE: the level doubles for as long as more brings more.
@@ -93,7 +94,7 @@ struct pace {
   unsigned nr_ended, nr_full, nr_not_full;
   struct pace_means sum;        /* of the full ones */
   double least_trip_ns;
-  double last;                  /* in flight when the last one began */
+  double last, last_ours;       /* in flight when the last one began */
 
   /* The level that it is compared to. */
   struct pace_means low;
@@ -120,7 +121,7 @@ struct pace {
 /* One transfer, from pace_take to pace_end. */
 struct pace_transfer {
   double charge;                /* bytes; 0 if none is taken */
-  double in_flight;             /* when it began, with itself */
+  double in_flight, ours;       /* when it began, with itself */
   uint64_t begun_ns, level_id;
   bool is_full, is_settled;
 };

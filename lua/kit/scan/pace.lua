@@ -25,6 +25,7 @@ M.NEAR_SECONDS = 0.0005
 local MORE_BRINGS, LARGER_BRINGS, LARGER_BEATS = 0.6, 0.4, 1.2
 local LARGER_TRIES = 4
 local ROUNDING = 0.75
+local GAIN, GAIN_PIECES = 1.1, 4
 local HOLD_TRANSFERS = 32
 local NEAR_IN_A_ROW = 4
 local FIRST_BESIDE = 4
@@ -102,6 +103,12 @@ local function end_larger (p)
   hold_first (p, p.is_larger and p.low_level or p.window)
 end
 
+local function window_of (p)
+  local product = p.bandwidth * p.latency
+  if p.is_larger or product < GAIN_PIECES * smallest_piece (p) then return product end
+  return GAIN * product
+end
+
 -- Enough is known of a level, by its phase.
 local DECIDE = {}
 
@@ -114,14 +121,14 @@ end
 
 function DECIDE.more (p, m)
   if has_grown (p, m) then
-    p.latency = p.low.trip
+    if p.phase == "more" then p.latency = p.low.trip end
     set_low (p, m)
     return set_level (p, "more", 2 * p.level)
   end
   p.bandwidth = rate_of (m)
   p.latency = math.min (p.latency, p.low.trip)
-  if p.phase == "probe" then return hold (p, p.bandwidth * p.latency) end
-  p.window = p.low_is_first and p.piece or p.bandwidth * p.latency
+  if p.phase == "probe" then return hold (p, window_of (p)) end
+  p.window = p.low_is_first and p.piece or window_of (p)
   if p.low_is_first then p.low.in_flight = p.piece end
   if may_be_larger (p) then try_larger (p) else hold_first (p, p.window) end
 end
@@ -148,7 +155,7 @@ local GIVE_UP = {}
 function GIVE_UP.first () end
 
 function GIVE_UP.more (p)
-  p.window, p.low_level = p.last, p.last
+  p.window, p.low_level = p.last_ours, p.last
   p.bandwidth = rate_of (p.low)
   if may_be_larger (p) then try_larger (p) else hold_first (p, p.window) end
 end
@@ -239,6 +246,7 @@ end
 --- A transfer that has room begins.
 function Pace:begin (transfer, client, now)
   transfer.begun = now
+  transfer.ours = self.ours
   transfer.in_flight = self.ours + charge_client (self, client)
   transfer.is_full = transfer.in_flight + self.piece * ROUNDING > self.level
   transfer.is_settled = (self.nr_ended > 0 or self.nr_ours == 1)
@@ -264,7 +272,7 @@ function Pace:done (transfer, count, now)
   self.nr_near = 0
   if transfer.level_id ~= self.level_id or not transfer.is_settled then return end
 
-  self.last = transfer.in_flight
+  self.last, self.last_ours = transfer.in_flight, transfer.ours
   if transfer.is_full then
     self.nr_full = self.nr_full + 1
     self.sum_in_flight = self.sum_in_flight + transfer.in_flight
