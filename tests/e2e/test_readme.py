@@ -10,6 +10,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import time
 
 import nbd
 import pytest
@@ -92,6 +93,11 @@ def run (here, command):
 
 def use (here):
     """As the client of a server; and end that."""
+    # The one that was started has gone, and the server is on its way.
+    deadline = time.monotonic () + PATIENCE_SECS
+    while not ((here / "pid").exists () and (here / "pid").read_text ()):
+        assert time.monotonic () < deadline, "no server"
+        time.sleep (0.01)
     pid = int ((here / "pid").read_text ())
     try:
         h = nbd.NBD ()
