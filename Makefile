@@ -34,7 +34,11 @@ check-valgrind: run-check-valgrind ## run the tests under valgrind
 
 check-matrix: run-check-matrix ## run the tests on each Debian, in chroots (root; 10 minutes)
 
+check-restore: run-check-restore ## run a guest from a remote disk until it is local (5 minutes)
+
 check-upstream: run-check-upstream ## which faults of nbdkit's own layers the installed one has
+
+soak: run-soak         ## everything at once, for 20 minutes or HOURS=N
 
 fuzz: run-fuzz         ## run the fuzz targets, FUZZ_SECONDS=20 each
 
@@ -55,5 +59,5 @@ help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 .PHONY: all filter demo bench bench-costs bench-boot check check-unit check-lua \
-	check-asan check-tsan check-valgrind check-matrix check-upstream fuzz lint \
-	install deb rpm uninstall clean help
+	check-asan check-tsan check-valgrind check-matrix check-restore check-upstream \
+	fuzz soak lint install deb rpm uninstall clean help

@@ -78,7 +78,7 @@ clone_objects := $(clone_sources:%.c=$(B)/%.o)
 
 # What runs policies: programs that test or measure that link only these.
 vm_objects := $(patsubst %.c,$(B)/%.o, \
-	$(sort $(wildcard filter/policy/*.c)) $(common_sources)) $(B)/embedded.o
+	$(sort $(wildcard filter/policy/*.c)) filter/common/escape.c) $(B)/embedded.o
 
 # A unit's own folder comes first for its own files; others say which unit they mean
 # where two have a header of one name.
@@ -165,6 +165,7 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
+$(B)/tests/unit-clone-bits: $(call unit_objects,clone/crc32c clone/disk)
 $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
 	clone/crc32c clone/disk)
 $(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
@@ -230,6 +231,18 @@ run-check-valgrind: filter $(test_objects)
 run-check-upstream:
 	$(Q)tests/upstream/run
 
+# Builds the guest of bench-boot if it isn't there.
+run-check-restore:
+	$(Q)packaging/need boot
+	$(Q)$(MAKE) filter
+	$(Q)tests/restore/restore.py
+
+# HOURS may be a fraction, such as 0.1.
+run-soak:
+	$(Q)packaging/need test
+	$(Q)$(MAKE) filter $(test_objects)
+	$(Q)tests/soak/soak.py $(HOURS)
+
 # -- fuzzing -------------------------------------------------------------------
 
 # For each target.
@@ -239,7 +252,8 @@ FUZZ_CC      ?= clang
 FUZZ_SANITIZERS := -fsanitize=fuzzer-no-link,address,undefined \
 	-fno-sanitize-recover=all -fno-omit-frame-pointer
 
-fuzz_programs := build/fuzz/fuzz-policy build/fuzz/fuzz-answers
+fuzz_programs := build/fuzz/fuzz-policy build/fuzz/fuzz-answers \
+	build/fuzz/fuzz-clone-map
 
 run-fuzz: build/fuzz/have-fuzzer
 	$(Q)$(MAKE) B=build/fuzz CC='$(FUZZ_CC)' \
@@ -252,6 +266,14 @@ build/fuzz/fuzz-%: tests/fuzz/fuzz-%.c tests/fuzz/fuzz.c tests/fuzz/fuzz.h \
 	$(call SAY,CC,$<)
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
 	  $(INCLUDES) tests/fuzz/fuzz.c $< $(vm_objects) $(LUA_LIBS) -o $@
+
+fuzz_map_objects := $(patsubst %,$(B)/filter/clone/%.o,map crc32c disk)
+
+build/fuzz/fuzz-clone-map: tests/fuzz/fuzz-clone-map.c \
+                           $(fuzz_map_objects)
+	$(call SAY,CC,$<)
+	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
+	  $(INCLUDES) $< $(fuzz_map_objects) -o $@
 
 build/fuzz/have-fuzzer:
 	@mkdir -p $(@D)
@@ -385,7 +407,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest
+	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest tests/restore/guest-work
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)

@@ -23,6 +23,37 @@
 /* O_NONBLOCK, as opening a FIFO would wait; it means nothing for files. */
 #define OPEN_FLAGS (O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
 
+/* A copy of the name of the folder that a file is in; NULL if memory is
+ * short.
+ */
+static char *
+folder_of (const char *path)
+{
+  const char *slash = strrchr (path, '/');
+
+  return slash == NULL ? strdup (".")
+    : strndup (path, slash == path ? 1 : slash - path);
+}
+
+/* May it be a trap?  In a folder where anybody may put files, such as /tmp, one
+ * that is not ours is, as whoever owns it reads and changes what we keep there.
+ * Linux has this rule for O_CREAT, where it is told to.
+ */
+static int
+check_owner (const char *path, const struct stat *st)
+{
+  CLEANUP_FREE char *folder = NULL;
+  struct stat in;
+
+  if (st->st_uid == geteuid ())
+    return 0;
+  folder = folder_of (path);
+  if (folder == NULL || stat (folder, &in) == -1)
+    return errno;
+  return (in.st_mode & S_ISVTX) && (in.st_mode & (S_IWGRP | S_IWOTH)) &&
+    st->st_uid != in.st_uid ? EPERM : 0;
+}
+
 int
 disk_open (const char *path, bool create, enum disk_found *found)
 {
@@ -37,7 +68,8 @@ disk_open (const char *path, bool create, enum disk_found *found)
   }
   if (fd == -1)
     return -1;
-  err = fstat (fd, &st) == -1 ? errno : S_ISREG (st.st_mode) ? 0 : EINVAL;
+  err = fstat (fd, &st) == -1 ? errno : S_ISREG (st.st_mode)
+    ? check_owner (path, &st) : EINVAL;
   if (err != 0) {
     close (fd);
     errno = err;
@@ -73,16 +105,12 @@ disk_open_temporary (void)
 int
 disk_sync_folder (const char *path)
 {
-  CLEANUP_FREE char *folder = strdup (path);
-  char *slash;
+  CLEANUP_FREE char *folder = folder_of (path);
   int fd, err;
 
   if (folder == NULL)
     return errno;
-  slash = strrchr (folder, '/');
-  if (slash != NULL)
-    slash[slash == folder] = '\0';
-  fd = open (slash != NULL ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  fd = open (folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd == -1)
     return errno;
   err = fsync (fd) == -1 ? errno : 0;

@@ -23,7 +23,8 @@ enum disk_found { DISK_MADE, DISK_WAS_THERE };
 /* Open a regular file for reading and writing, never through a link; if create
  * and it is missing, make it, for its owner alone.  Returns the descriptor, or
  * -1 with errno set: ENOENT if it is missing, ELOOP for a link, EINVAL for what
- * is not a regular file.
+ * is not a regular file, EPERM for one that somebody else may have put in a
+ * folder for all.
  */
 extern int disk_open (const char *path, bool create, enum disk_found *found);
 

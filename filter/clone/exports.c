@@ -196,12 +196,19 @@ exports_get (const char *name)
   return export;
 }
 
-/* Can it be let go and opened again as it was? */
+/* Can it be let go and opened again as it was?  Not if its last commit has
+ * failed, or another is due.
+ */
 static bool
 is_lasting (const struct export *export)
 {
-  return export->path != NULL || export->store == NULL ||
-    !map_written (export->store->map);
+  const struct store *const store = export->store;
+
+  if (store == NULL)
+    return true;
+  return export->path != NULL
+    ? !atomic_load (&store->broken) && !store_dirty (store)
+    : !map_written (store->map);
 }
 
 /* One that nobody uses and that is one too many, as from exports_get; or
@@ -345,21 +352,44 @@ exports_open_store (struct export *export)
   return export->store == NULL && !missing ? -1 : 0;
 }
 
+/* With its lock held: is nothing lost if it is begun anew, and is nobody there
+ * but the caller?
+ */
+static bool
+is_idle_copy (const struct export *export)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+
+  return export->users == 1 && export->path == NULL &&
+    !map_written (export->store->map);
+}
+
 int
 exports_make_store (struct export *export, uint64_t size)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
 
+  if (export->store != NULL && export->store->size != size &&
+      is_idle_copy (export)) {
+    store_close (export->store);
+    export->store = NULL;
+  }
   if (export->store == NULL) {
     export->store = store_create (export->path, export->name, size);
     return export->store == NULL ? -1 : 0;
   }
   if (export->store->size == size)
     return 0;
-  nbdkit_error ("clone: the source is %" PRIu64 " bytes now, and was %" PRIu64
-                " when the clone %s was begun, so it is another disk; name "
-                "another file, or move both files away to begin anew",
-                size, export->store->size,
-                export->path ? export->path : "in a temporary file");
+  if (export->path == NULL)
+    nbdkit_error ("clone: the source is %" PRIu64 " bytes now, and was %" PRIu64
+                  " when its clone was begun, so it is another disk; the "
+                  "clone, in a temporary file, is in use or holds what clients "
+                  "have written, and is gone when nbdkit ends",
+                  size, export->store->size);
+  else
+    nbdkit_error ("clone: the source is %" PRIu64 " bytes now, and was %" PRIu64
+                  " when the clone %s was begun, so it is another disk; name "
+                  "another file, or move both files away to begin anew",
+                  size, export->store->size, export->path);
   return -1;
 }

@@ -54,8 +54,9 @@ extern struct store *exports_store (struct export *export);
  */
 extern int exports_open_store (struct export *export);
 
-/* After that, if there was none, make it.  Checks the size if there is one.
- * Returns -1 after nbdkit_error.
+/* After that, if there was none, make it.  Checks the size if there is one; a
+ * temporary one of another size is begun anew, if that loses nothing.  Returns
+ * -1 after nbdkit_error.
  */
 extern int exports_make_store (struct export *export, uint64_t size);
 

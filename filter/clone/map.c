@@ -113,7 +113,7 @@ struct map {
   /* Any thread. */
   _Atomic uint64_t *words;      /* mapped, so untouched parts cost nothing */
   size_t words_bytes;
-  atomic_uchar *dirty;          /* for each page; set after the bit */
+  atomic_uint *dirty;           /* for each page; see map_set */
   _Atomic uint64_t present;     /* blocks */
   atomic_bool written;          /* set before the bit */
 
@@ -245,19 +245,44 @@ map_has (const struct map *map, uint64_t first, uint64_t end)
   return map_find (map, first, end, false) == end;
 }
 
-void
-map_set (struct map *map, uint64_t first, uint64_t end)
+/* What map->dirty has of a page: has it bits that the file may lack, and how
+ * many threads are setting bits in it?  Others rely on a bit as soon as they
+ * see it, so a page counts as dirty from before it is set.
+ */
+#define DIRTY 1
+#define SETTING 2
+
+/* Set bits in one page.  Returns how many there are more. */
+static uint64_t
+set_in_page (struct map *map, uint64_t first, uint64_t end)
 {
+  atomic_uint *const dirty = &map->dirty[first / 64 / PAGE_WORDS];
   uint64_t mask, old, added = 0;
 
+  atomic_fetch_add (dirty, SETTING);
   for (; first < end; first = next_word (first, end)) {
     mask = word_mask (first, end);
     old = atomic_fetch_or (&map->words[first / 64], mask);
-    if ((mask & ~old) == 0)
-      continue;
     added += __builtin_popcountll (mask & ~old);
-    /* After the bit: who takes this flag away sees the bit. */
-    atomic_store (&map->dirty[first / 64 / PAGE_WORDS], 1);
+  }
+  /* After the bits: who takes this flag away sees them. */
+  if (added > 0)
+    atomic_fetch_or (dirty, DIRTY);
+  atomic_fetch_sub (dirty, SETTING);
+  return added;
+}
+
+void
+map_set (struct map *map, uint64_t first, uint64_t end)
+{
+  const uint64_t page_blocks = PAGE_WORDS * 64;
+  uint64_t stop, added = 0;
+
+  for (; first < end; first = stop) {
+    stop = (first / page_blocks + 1) * page_blocks;
+    if (stop > end)
+      stop = end;
+    added += set_in_page (map, first, stop);
   }
   if (added > 0)
     atomic_fetch_add (&map->present, added);
@@ -355,9 +380,9 @@ take_batch (struct map *map, uint64_t *from, uint32_t *listed)
   uint64_t p;
 
   for (p = *from; p < map->nr_pages && n < BATCH_PAGES; ++p) {
-    if (atomic_load_explicit (&map->dirty[p], memory_order_relaxed) == 0 ||
-        atomic_exchange (&map->dirty[p], 0) == 0)
+    if (atomic_load_explicit (&map->dirty[p], memory_order_acquire) == 0)
       continue;
+    atomic_fetch_and (&map->dirty[p], ~(unsigned) DIRTY);
     page = &map->batch[n];
     for (i = 0; i < PAGE_WORDS; ++i)
       page->bits.words[i] =
@@ -457,7 +482,7 @@ map_commit (struct map *map, int (*sync_data) (void *), void *opaque,
       err = write_batch (map, listed, n, written, lost);
     if (err != 0) {
       for (i = 0; i < n; ++i)
-        atomic_store (&map->dirty[listed[i]], 1);
+        atomic_fetch_or (&map->dirty[listed[i]], DIRTY);
       return err;
     }
   }
@@ -467,11 +492,13 @@ map_commit (struct map *map, int (*sync_data) (void *), void *opaque,
 
 /* -- create ---------------------------------------------------------------- */
 
-/* The first page is the last to be written; the second is durable before it. */
+/* The first page is the last to be written; the second is durable before it.
+ * Only a commit writes the second record and "settled".
+ */
 int
 map_file_is_unborn (int fd)
 {
-  union page pages[2];
+  union page pages[SETTLED + 1];
   struct stat st;
   int err;
 
@@ -484,7 +511,9 @@ map_file_is_unborn (int fd)
     errno = err;
     return -1;
   }
-  return is_zero (&pages[0]) && !is_sealed (&pages[1], KIND_IDENTITY, 0);
+  return is_zero (&pages[IDENTITY]) &&
+    !is_sealed (&pages[IDENTITY + 1], KIND_IDENTITY, 0) &&
+    is_zero (&pages[RECORD + 1]) && is_zero (&pages[SETTLED]);
 }
 
 int
@@ -530,6 +559,8 @@ map_create (struct map *map, int fd, const struct map_identity *identity,
 
  error:
   snprintf (error, MAP_ERROR_MAX, "%s: %s", what, strerror (err));
+  /* Some file systems keep what room they had found. */
+  disk_make_empty (fd, 0, false);
   return -1;
 }
 
@@ -769,8 +800,17 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
   struct findings findings = { 0 };
   struct map *map;
   struct stat st;
+  int err;
 
   *repaired = false;
+  /* What a server that was killed has written may not have reached the disk,
+   * and what is written from now on relies on it.
+   */
+  err = disk_sync (fd);
+  if (err != 0) {
+    snprintf (error, MAP_ERROR_MAX, "cannot be synced: %s", strerror (err));
+    return NULL;
+  }
   if (load_identity (fd, identity, error) == -1 ||
       load_records (fd, &records, error) == -1)
     return NULL;

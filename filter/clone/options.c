@@ -15,6 +15,7 @@
 #include "clock.h"
 #include "map.h"
 #include "options.h"
+#include "values.h"
 
 #define BLOCK_SIZE_MIN 512
 #define BLOCK_SIZE_MAX (UINT64_C (1) << 20)
@@ -31,64 +32,14 @@ struct options options = {
 };
 
 static int
-bad_value (const char *key, const char *value, const char *allowed)
-{
-  nbdkit_error ("%s: '%s' is not valid; it should be %s", key, value, allowed);
-  return -1;
-}
-
-/* A number of bytes with one of nbdkit's suffixes.  nbdkit's own parser prints
- * a message that doesn't name the parameter.
- */
-static bool
-to_size (const char *value, uint64_t *result)
-{
-  static const char units[] = "bkmgtpe";
-  const char *unit;
-  char *end;
-  uintmax_t n;
-  unsigned shift = 0;
-
-  errno = 0;
-  n = strtoumax (value, &end, 10);
-  if (errno != 0 || end == value || strchr (value, '-') != NULL)
-    return false;
-  if (strcmp (end, "s") == 0)
-    shift = 9;
-  else if (*end != '\0') {
-    unit = strchr (units, *end | 0x20);
-    if (unit == NULL || end[1] != '\0')
-      return false;
-    shift = 10 * (unit - units);
-  }
-  if (n > (uintmax_t) INT64_MAX >> shift)
-    return false;
-  *result = n << shift;
-  return true;
-}
-
-static int
 parse_power (const char *key, const char *value, uint64_t min, uint64_t max,
              const char *allowed, uint32_t *result)
 {
   uint64_t n;
 
-  if (!to_size (value, &n) || n < min || n > max || (n & (n - 1)) != 0)
-    return bad_value (key, value, allowed);
+  if (!value_to_size (value, &n) || n < min || n > max || (n & (n - 1)) != 0)
+    return value_is_bad (key, value, allowed);
   *result = n;
-  return 1;
-}
-
-static int
-parse_commit (const char *key, const char *value)
-{
-  char *end;
-  const double n = strtod (value, &end);
-
-  if (end == value || *end != '\0' ||
-      !(n >= COMMIT_SECS_MIN && n <= COMMIT_SECS_MAX))
-    return bad_value (key, value, "seconds from 0.1 to 3600");
-  options.commit_ns = n * NS_PER_SECOND;
   return 1;
 }
 
@@ -100,9 +51,7 @@ set_path (const char *key, const char *value, char **path)
                   key, key);
     return -1;
   }
-  if (*value == '\0')
-    return bad_value (key, value, "a path");
-  *path = nbdkit_absolute_path (value);
+  *path = value_parse_path (key, value);
   return *path == NULL ? -1 : 1;
 }
 
@@ -125,21 +74,23 @@ options_set (const char *key, const char *value)
                         "a power of two from 4096 to 32M",
                         &options.fetch_size);
   if (strcmp (key, "clone-commit") == 0)
-    return parse_commit (key, value);
+    return value_parse_seconds (key, value, COMMIT_SECS_MIN, COMMIT_SECS_MAX,
+                                "seconds from 0.1 to 3600",
+                                &options.commit_ns) == -1 ? -1 : 1;
   if (strcmp (key, "clone-write") == 0) {
     options.through = strcmp (value, "through") == 0;
     if (!options.through && strcmp (value, "local") != 0)
-      return bad_value (key, value, "local or through");
+      return value_is_bad (key, value, "local or through");
     return 1;
   }
   if (strcmp (key, "clone-reserve") == 0) {
-    if (!to_size (value, &options.reserve))
-      return bad_value (key, value, "a size in bytes, like 500M or 10G");
+    if (!value_to_size (value, &options.reserve))
+      return value_is_bad (key, value, "a size in bytes, like 500M or 10G");
     return 1;
   }
   if (strcmp (key, "clone-id") == 0) {
     if (*value == '\0' || strlen (value) > MAP_ID_MAX)
-      return bad_value (key, value, "a text of 1 to 255 bytes");
+      return value_is_bad (key, value, "a text of 1 to 255 bytes");
     options.id = value;
     return 1;
   }
@@ -156,7 +107,7 @@ check_file (void)
   struct stat st;
 
   if (slash == NULL || slash[1] == '\0')
-    return bad_value ("clone-file", options.file, "the name of a file");
+    return value_is_bad ("clone-file", options.file, "the name of a file");
   if (lstat (options.file, &st) == -1) {
     if (errno == ENOENT)
       return 0;
@@ -198,6 +149,8 @@ check_folder (const char *key, const char *path, size_t len)
 int
 options_complete (void)
 {
+  const char *tail;
+
   if (options.file != NULL && options.dir != NULL) {
     nbdkit_error ("clone-file and clone-dir cannot both be given; clone-file "
                   "is for one export, clone-dir for several");
@@ -219,6 +172,16 @@ options_complete (void)
                      strrchr (options.file, '/') - options.file) == -1 ||
        check_file () == -1))
     return -1;
+  if (options.stats_file != NULL && options.file != NULL &&
+      strncmp (options.stats_file, options.file,
+               strlen (options.file)) == 0) {
+    tail = options.stats_file + strlen (options.file);
+    if (strcmp (tail, "") == 0 || strcmp (tail, ".map") == 0) {
+      nbdkit_error ("clone-stats=%s is a file of the clone; it should be one "
+                    "of its own", options.stats_file);
+      return -1;
+    }
+  }
   if (options.dir != NULL &&
       check_folder ("clone-dir", options.dir, strlen (options.dir)) == -1)
     return -1;

@@ -8,9 +8,12 @@
  * through once for each.
  */
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
+#include <sys/stat.h>
 
 #include <nbdkit-filter.h>
 
@@ -98,11 +101,21 @@ write_metric (FILE *fp, const struct metric *metric)
   }
 }
 
+/* Is something there that is no file, and should not be replaced by one? */
+static bool
+is_other (const char *path)
+{
+  struct stat st;
+
+  return lstat (path, &st) == 0 && !S_ISREG (st.st_mode);
+}
+
 void
 stats_file_write (void)
 {
   static bool warned;
   CLEANUP_FREE char *aside = NULL;
+  const char *why = NULL;
   bool ok;
   FILE *fp;
   size_t i;
@@ -113,9 +126,14 @@ stats_file_write (void)
     aside = NULL;
     return;
   }
-  unlink (aside);
-  fp = fopen (aside, "wxe");
-  ok = fp != NULL;
+  ok = !is_other (options.stats_file);
+  if (ok) {
+    unlink (aside);
+    fp = fopen (aside, "wxe");
+    ok = fp != NULL;
+  }
+  else
+    why = "it is there and is not a regular file";
   if (ok) {
     for (i = 0; i < sizeof metrics / sizeof metrics[0]; ++i)
       write_metric (fp, &metrics[i]);
@@ -124,7 +142,7 @@ stats_file_write (void)
   }
   if (!ok && !warned) {
     warned = true;
-    nbdkit_error ("clone: warning: clone-stats=%s cannot be written: %m",
-                  options.stats_file);
+    nbdkit_error ("clone: warning: clone-stats=%s cannot be written: %s",
+                  options.stats_file, why ? why : strerror (errno));
   }
 }

@@ -86,6 +86,10 @@ open_file (const char *path, bool create, bool *missing)
                   "the file itself", path);
   else if (errno == EINVAL || errno == ENXIO || errno == EISDIR)
     nbdkit_error ("clone: %s is not a regular file", path);
+  else if (errno == EPERM)
+    nbdkit_error ("clone: %s belongs to another user, in a folder where "
+                  "anybody may have put it; name a file elsewhere, or remove "
+                  "it", path);
   else
     nbdkit_error ("clone: cannot open %s: %m", path);
   return -1;
@@ -267,14 +271,15 @@ make_files (struct store *store, const struct map_identity *identity)
                   store->path, store->size, strerror (err));
     return -1;
   }
-  if (map_create (store->map, store->map_fd, identity, error) == -1) {
-    nbdkit_error ("clone: %s %s", store->map_path, error);
-    return -1;
-  }
+  /* Before there is a map: once there is, nobody asks if the names last. */
   err = disk_sync_folder (store->path);
   if (err != 0) {
     nbdkit_error ("clone: cannot sync the folder of %s: %s", store->path,
                   strerror (err));
+    return -1;
+  }
+  if (map_create (store->map, store->map_fd, identity, error) == -1) {
+    nbdkit_error ("clone: %s %s", store->map_path, error);
     return -1;
   }
   return 0;

@@ -140,6 +140,7 @@ static int
 write_through (const struct request *req, const struct change *ch, int *err)
 {
   struct store *const store = req->store;
+  const uint32_t unit = req->source->minimum;
   struct claim claim;
   int r, e = 0;
 
@@ -155,8 +156,12 @@ write_through (const struct request *req, const struct change *ch, int *err)
     if (e == 0)
       done (store, ch);
   }
-  /* What others read of the plugin meanwhile may be what was there before. */
-  claims_spoil (&store->claims, ch->first, ch->end);
+  /* What others read of the plugin meanwhile may be what was there before.
+   * They read, and keep, whole units of what it wants.
+   */
+  claims_spoil (&store->claims, store_block (store, ch->offset / unit * unit),
+                store_block_after (store, (ch->offset + ch->count + unit - 1)
+                                   / unit * unit));
   claims_end (&store->claims, &claim);
   if (e != 0) {
     *err = e == EOPNOTSUPP ? ENOTSUP : e;

@@ -10,6 +10,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "cleanup.h"
 #include "clock.h"
 #include "progress.h"
 #include "report.h"
@@ -47,30 +48,41 @@ update_file (void)
   warned = true;
 }
 
+/* Wait until it is time to look again.  Returns false if the thread should end. */
+static bool
+wait_for_next (void)
+{
+  const uint64_t next_ns = clock_now_ns () + PROGRESS_SECONDS * NS_PER_SECOND;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+  while (!stopping && clock_wait_until (&cond, &lock, next_ns) == 0)
+    ;
+  return !stopping;
+}
+
 static void *
 run (void *vp)
 {
   uint64_t next_file_ns = clock_now_ns () + FILE_SECONDS * NS_PER_SECOND;
-  uint64_t next_ns;
 
-  pthread_mutex_lock (&lock);
-  while (!stopping) {
-    next_ns = clock_now_ns () + PROGRESS_SECONDS * NS_PER_SECOND;
-    while (!stopping && clock_wait_until (&cond, &lock, next_ns) == 0)
-      ;
-    if (stopping)
-      break;
-    pthread_mutex_unlock (&lock);
+  while (wait_for_next ()) {
     if (config.progress)
       progress_update ();
     if (clock_now_ns () >= next_file_ns) {
       update_file ();
       next_file_ns += FILE_SECONDS * NS_PER_SECOND;
     }
-    pthread_mutex_lock (&lock);
   }
-  pthread_mutex_unlock (&lock);
   return NULL;
+}
+
+static void
+tell_stop (void)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+  stopping = true;
+  pthread_cond_signal (&cond);
 }
 
 int
@@ -108,10 +120,7 @@ void
 report_stop (void)
 {
   if (running) {
-    pthread_mutex_lock (&lock);
-    stopping = true;
-    pthread_cond_signal (&cond);
-    pthread_mutex_unlock (&lock);
+    tell_stop ();
     pthread_join (thread, NULL);
     running = false;
   }

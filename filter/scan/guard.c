@@ -11,6 +11,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "cleanup.h"
 #include "guard.h"
 
 /* The cow filter's default block size. */
@@ -72,38 +73,51 @@ add (struct guard_op *op, struct range range, bool is_write)
   ops = op;
 }
 
+/* Put a write on the list, where it is while it waits, so that no new prefetch
+ * can start.  Returns whether it has to wait.
+ */
+static bool
+announce_write (struct guard_op *op, struct range range)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+  add (op, range, true);
+  return is_in_way (range, false);
+}
+
+static void
+wait_for_prefetches (struct range range)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+  while (is_in_way (range, false))
+    pthread_cond_wait (&prefetch_ended, &lock);
+}
+
 void
 guard_begin_write (struct guard_op *op, struct range range)
 {
   if (!enabled)
     return;
-  pthread_mutex_lock (&lock);
-  /* It is on the list while it waits, so that no new prefetch can start. */
-  add (op, range, true);
-  if (is_in_way (range, false)) {
-    pthread_mutex_unlock (&lock);
-    nbdkit_debug ("scan: a write at offset %" PRIu64 " waits for a prefetch",
-                  range.offset);
-    pthread_mutex_lock (&lock);
-  }
-  while (is_in_way (range, false))
-    pthread_cond_wait (&prefetch_ended, &lock);
-  pthread_mutex_unlock (&lock);
+  if (!announce_write (op, range))
+    return;
+  nbdkit_debug ("scan: a write at offset %" PRIu64 " waits for a prefetch",
+                range.offset);
+  wait_for_prefetches (range);
 }
 
 bool
 guard_begin_prefetch (struct guard_op *op, struct range range)
 {
-  bool ok;
-
   if (!enabled)
     return true;
-  pthread_mutex_lock (&lock);
-  ok = !is_in_way (range, true);
-  if (ok)
-    add (op, range, false);
-  pthread_mutex_unlock (&lock);
-  return ok;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+  if (is_in_way (range, true))
+    return false;
+  add (op, range, false);
+  return true;
 }
 
 void
@@ -111,11 +125,12 @@ guard_end (struct guard_op *op)
 {
   if (!enabled)
     return;
-  pthread_mutex_lock (&lock);
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
   *op->prev = op->next;
   if (op->next)
     op->next->prev = op->prev;
   if (!op->is_write)
     pthread_cond_broadcast (&prefetch_ended);
-  pthread_mutex_unlock (&lock);
 }

@@ -13,6 +13,7 @@
 
 #include <pthread.h>
 
+#include "cleanup.h"
 #include "map.h"
 
 #define GRANULE_MIN_BITS 12
@@ -80,9 +81,8 @@ bool
 map_set_size (struct map *map, uint64_t size)
 {
   unsigned bits = GRANULE_MIN_BITS;
-  bool same;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
 
-  pthread_mutex_lock (&map->lock);
   if (atomic_load (&map->cells.bits) == 0) {
     while ((size + (UINT64_C (1) << bits) - 1) >> bits > MAP_GRANULES_MAX)
       bits++;
@@ -91,9 +91,7 @@ map_set_size (struct map *map, uint64_t size)
     atomic_store (&map->cells.granules,
                   (size + (UINT64_C (1) << bits) - 1) >> bits);
   }
-  same = atomic_load (&map->size) == size;
-  pthread_mutex_unlock (&map->lock);
-  return same;
+  return atomic_load (&map->size) == size;
 }
 
 /* -- granules -------------------------------------------------------------- */
@@ -320,21 +318,21 @@ set_in_flight (struct map *map, struct range range)
 void
 map_prefetch_begins (struct map *map, struct range range)
 {
-  pthread_mutex_lock (&map->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+
   if (map->nr_flights < MAP_PARTS_MAX)
     map->flights[map->nr_flights++] = range;
   set_in_flight (map, range);
-  pthread_mutex_unlock (&map->lock);
 }
 
 void
 map_prefetch_ends (struct map *map, struct range range, bool ok)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
   struct span span, other;
   uint64_t g;
   unsigned i;
 
-  pthread_mutex_lock (&map->lock);
   /* In this order, so that a read meets one or the other. */
   if (ok) {
     add_range (map, &map->fetched, range, MAP_FETCHED, MAP_PARTLY_FETCHED);
@@ -355,23 +353,22 @@ map_prefetch_ends (struct map *map, struct range range, bool ok)
     if (other.first < span.last && span.first < other.last)
       set_in_flight (map, map->flights[i]);
   }
-  pthread_mutex_unlock (&map->lock);
 }
 
 void
 map_hole (struct map *map, struct range range)
 {
-  pthread_mutex_lock (&map->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+
   add_range (map, &map->done_parts, range, MAP_DONE, 0);
-  pthread_mutex_unlock (&map->lock);
 }
 
 void
 map_read (struct map *map, struct range range)
 {
-  pthread_mutex_lock (&map->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+
   add_range (map, &map->read, range, MAP_READ, 0);
-  pthread_mutex_unlock (&map->lock);
 }
 
 /* What a read meets that needs this piece of a granule of which a part is
@@ -380,16 +377,15 @@ map_read (struct map *map, struct range range)
 static enum met
 meet_part (struct map *map, struct range piece, enum met met)
 {
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
   unsigned i;
 
-  pthread_mutex_lock (&map->lock);
   for (i = 0; met != MET_HIT && i < map->fetched.nr; ++i)
     if (contains (map->fetched.part[i].range, piece))
       met = MET_HIT;
   for (i = 0; met == MET_MISS && i < map->nr_flights; ++i)
     if (contains (map->flights[i], piece))
       met = MET_LATE;
-  pthread_mutex_unlock (&map->lock);
   return met;
 }
 
@@ -480,16 +476,15 @@ map_missing (struct map *map, uint64_t from, uint64_t to,
   unsigned parts = 0;
   struct span span;
   uint64_t g, start, end, next;
-  bool found = false;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
 
   if (to > size)
     to = size;
-  pthread_mutex_lock (&map->lock);
-  while (!found && from < to) {
+  while (from < to) {
     span = span_of (map, (struct range) { from, to - from });
     g = skip_known (map, span.first, span.last);
     if (g == span.last)
-      break;
+      return false;
     start = g << bits;
     if (start < from)
       start = from;
@@ -508,10 +503,9 @@ map_missing (struct map *map, uint64_t from, uint64_t to,
     if (end > next)
       end = next;
     *missing = (struct range) { start, end - start };
-    found = true;
+    return true;
   }
-  pthread_mutex_unlock (&map->lock);
-  return found;
+  return false;
 }
 
 /* -- sums ------------------------------------------------------------------ */
@@ -534,8 +528,8 @@ map_get (struct map *map, struct map_totals *totals)
   const struct part *part;
   uint64_t done;
   unsigned i;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
 
-  pthread_mutex_lock (&map->lock);
   *totals = (struct map_totals) {
     .size = atomic_load (&map->size),
     .covered = map->covered + sum_parts (&map->fetched),
@@ -550,5 +544,4 @@ map_get (struct map *map, struct map_totals *totals)
   }
   done = map->done + sum_parts (&map->done_parts);
   totals->holes = done > totals->covered ? done - totals->covered : 0;
-  pthread_mutex_unlock (&map->lock);
 }

@@ -8,11 +8,9 @@
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include <sys/stat.h>
 
@@ -22,6 +20,7 @@
 #include "clock.h"
 #include "library.h"
 #include "options.h"
+#include "values.h"
 
 /* Of all our parameters. */
 #define PREFIX "scan-"
@@ -50,82 +49,14 @@ struct options options = {
 static const char *stock_boolean;
 
 static int
-bad_value (const char *key, const char *value, const char *allowed)
-{
-  nbdkit_error ("%s: '%s' is not valid; it should be %s", key, value, allowed);
-  return -1;
-}
-
-/* nbdkit's parsers say what is valid, and what a value means.  But all that they
- * say of a bad one is the value, and nothing can keep them from it.  So that there
- * is one message, and it names the parameter, what they are known to refuse is not
- * handed to them.
- */
-
-static bool
-is_bool (const char *value)
-{
-  static const char *const words[] = {
-    "1", "true", "t", "yes", "y", "on", "0", "false", "f", "no", "n", "off",
-  };
-  size_t i;
-
-  for (i = 0; i < sizeof words / sizeof words[0]; ++i)
-    if (strcasecmp (value, words[i]) == 0)
-      return true;
-  return false;
-}
-
-static bool
-to_bool (const char *value, bool *result)
-{
-  const int r = is_bool (value) ? nbdkit_parse_bool (value) : -1;
-
-  *result = r == 1;
-  return r != -1;
-}
-
-static int
 parse_bool (const char *key, const char *value, bool *result)
 {
-  bool b;
+  bool b = false;
 
-  if (!to_bool (value, &b))
-    return bad_value (key, value, "true or false");
+  if (!value_to_bool (value, &b))
+    return value_is_bad (key, value, "true or false");
   *result = b;
   return 0;
-}
-
-/* Digits, perhaps with what strtoimax skips before them and a unit after them, and
- * not too large.
- */
-static bool
-is_size (const char *text)
-{
-  static const char units[] = "bkmgtpe";
-  const char *start = text + strspn (text, " \t\n\v\f\r");
-  const char *value = start + (*start == '+');
-  const size_t n = strspn (value, "0123456789");
-  const char unit = tolower ((unsigned char) value[n]);
-  const char *p = strchr (units, unit); /* the end, if there is no unit */
-  int shift = unit == 's' ? 9 : 0;
-
-  if (unit != '\0' && unit != 's') {
-    if (p == NULL)
-      return false;
-    shift = 10 * (p - units);
-  }
-  return n > 0 && (unit == '\0' || value[n+1] == '\0') &&
-    ldexpl (strtold (value, NULL), shift) < 0x1p63L;
-}
-
-static bool
-to_size (const char *value, uint64_t *result)
-{
-  const int64_t n = is_size (value) ? nbdkit_parse_size (value) : -1;
-
-  *result = n;
-  return n != -1;
 }
 
 static int
@@ -134,22 +65,9 @@ parse_size (const char *key, const char *value, uint64_t min,
 {
   uint64_t n;
 
-  if (!to_size (value, &n) || n < min)
-    return bad_value (key, value, allowed);
+  if (!value_to_size (value, &n) || n < min)
+    return value_is_bad (key, value, allowed);
   *result = n;
-  return 0;
-}
-
-static int
-parse_seconds (const char *key, const char *value, double min, double max,
-               const char *allowed, uint64_t *result_ns)
-{
-  char *end;
-  double n = strtod (value, &end);
-
-  if (end == value || *end != '\0' || !(n >= min && n <= max))
-    return bad_value (key, value, allowed);
-  *result_ns = n * NS_PER_SECOND;
   return 0;
 }
 
@@ -193,7 +111,7 @@ add_file (const char *key, const char *name, const char *value)
 static int
 set_stock_boolean (const char *key, const char *value)
 {
-  bool b;
+  bool b = false;
 
   if (parse_bool (key, value, &b) == -1)
     return -1;
@@ -215,7 +133,7 @@ set_block_size (const char *key, const char *value)
 {
   uint64_t n;
 
-  if (!to_size (value, &n) || n < BLOCK_MIN || n > BLOCK_MAX ||
+  if (!value_to_size (value, &n) || n < BLOCK_MIN || n > BLOCK_MAX ||
       (n & (n - 1)) != 0) {
     nbdkit_error ("scan-size parameter should be [512..32M] and a power of "
                   "two, but it is '%s'", value);
@@ -234,12 +152,12 @@ set_threads (const char *key, const char *value)
   unsigned n;
 
   if (!isdigit ((unsigned char) value[0]))
-    return bad_value (key, value, allowed);
+    return value_is_bad (key, value, allowed);
   snprintf (what, sizeof what, "%s, which should be %s", key, allowed);
   if (nbdkit_parse_unsigned (what, value, &n) == -1)
     return -1;
   if (n < 1 || n > THREADS_MAX)
-    return bad_value (key, value, allowed);
+    return value_is_bad (key, value, allowed);
   options.threads = n;
   return 0;
 }
@@ -252,7 +170,7 @@ set_method (const char *key, const char *value)
   else if (strcmp (value, "read") == 0)
     options.method = SOURCE_READ;
   else
-    return bad_value (key, value, "cache or read");
+    return value_is_bad (key, value, "cache or read");
   return 0;
 }
 
@@ -272,7 +190,7 @@ set_exports (const char *key, const char *value)
 static int
 set_pace (const char *key, const char *value)
 {
-  bool on;
+  bool on = false;
 
   if (parse_bool (key, value, &on) == -1)
     return -1;
@@ -304,8 +222,9 @@ set_policy_memory (const char *key, const char *value)
 static int
 set_policy_timeout (const char *key, const char *value)
 {
-  return parse_seconds (key, value, 0.1, 3600, "seconds from 0.1 to 3600",
-                        &options.policy_timeout_ns);
+  return value_parse_seconds (key, value, 0.1, 3600,
+                              "seconds from 0.1 to 3600",
+                              &options.policy_timeout_ns);
 }
 
 static int
@@ -318,7 +237,7 @@ static int
 set_stats (const char *key, const char *value)
 {
   free ((char *) options.stats_file);
-  options.stats_file = nbdkit_absolute_path (value);
+  options.stats_file = value_parse_path (key, value);
   return options.stats_file == NULL ? -1 : 0;
 }
 
@@ -332,11 +251,13 @@ set_record (const char *key, const char *value)
     return -1;
   }
   options.record_key = key;
-  options.record_file = nbdkit_absolute_path (value);
+  options.record_file = value_parse_path (key, value);
   return options.record_file == NULL ? -1 : 0;
 }
 
-/* Where there is no trace yet, the policy has no file of that name. */
+/* Where there is no trace yet, the policy has no file of that name.  What can't be
+ * recorded to is not read first: a fifo would wait for somebody who writes.
+ */
 static int
 set_trace (const char *key, const char *value)
 {
@@ -344,8 +265,14 @@ set_trace (const char *key, const char *value)
 
   if (set_record (key, value) == -1)
     return -1;
-  if (stat (value, &st) == -1 && errno == ENOENT)
-    return 0;
+  if (stat (value, &st) == -1) {
+    if (errno == ENOENT)
+      return 0;
+  }
+  else if (!S_ISREG (st.st_mode)) {
+    nbdkit_error ("%s=%s: this is no regular file", key, value);
+    return -1;
+  }
   return add_file (key, "trace", value);
 }
 
@@ -455,24 +382,24 @@ notice_layer_below (const char *key, const char *value)
     options.clone_below = true;
 
   if (strcmp (key, "cow-block-size") == 0) {
-    if (!to_size (value, &options.cow_block_size))
+    if (!value_to_size (value, &options.cow_block_size))
       options.cow_block_size = 0;
   }
   else if (strcmp (key, "cache-min-block-size") == 0) {
-    if (!to_size (value, &options.cache_min_block_size))
+    if (!value_to_size (value, &options.cache_min_block_size))
       options.cache_min_block_size = 0;
   }
   else if (strcmp (key, "cow-on-cache") == 0) {
-    if (!to_bool (value, &options.cow_on_cache))
+    if (!value_to_bool (value, &options.cow_on_cache))
       options.cow_on_cache = true;
   }
   /* These two may also be a path. */
   else if (strcmp (key, "cow-on-read") == 0) {
-    if (!to_bool (value, &options.cow_on_read))
+    if (!value_to_bool (value, &options.cow_on_read))
       options.cow_on_read = true;
   }
   else if (strcmp (key, "cache-on-read") == 0) {
-    if (!to_bool (value, &options.cache_on_read))
+    if (!value_to_bool (value, &options.cache_on_read))
       options.cache_on_read = true;
   }
 }

@@ -89,9 +89,9 @@ reads_free (struct reads *reads)
 static void __attribute__ ((noinline))
 wake (struct reads *reads)
 {
-  pthread_mutex_lock (&reads->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
+
   pthread_cond_signal (&reads->cond);
-  pthread_mutex_unlock (&reads->lock);
 }
 
 static void __attribute__ ((noinline))
@@ -211,21 +211,27 @@ reads_take_lost (struct reads *reads)
   return atomic_exchange (&reads->lost, 0);
 }
 
-void
-reads_wait (struct reads *reads, uint64_t deadline_ns)
+/* Wait for something new, or until this time. */
+static void
+wait_for_event (struct reads *reads, uint64_t deadline_ns)
 {
-  const uint64_t rested_ns = reads->waited_ns + WAKE_INTERVAL_NS;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
 
-  clock_sleep_until (rested_ns < deadline_ns ? rested_ns : deadline_ns);
-
-  pthread_mutex_lock (&reads->lock);
   atomic_store (&reads->waiting, true);
   while (atomic_load (&reads->events) == reads->seen) {
     if (clock_wait_until (&reads->cond, &reads->lock, deadline_ns) != 0)
       break;
   }
   atomic_store (&reads->waiting, false);
-  pthread_mutex_unlock (&reads->lock);
+}
+
+void
+reads_wait (struct reads *reads, uint64_t deadline_ns)
+{
+  const uint64_t rested_ns = reads->waited_ns + WAKE_INTERVAL_NS;
+
+  clock_sleep_until (rested_ns < deadline_ns ? rested_ns : deadline_ns);
+  wait_for_event (reads, deadline_ns);
   reads->seen = atomic_load (&reads->events);
   reads->waited_ns = clock_now_ns ();
 }

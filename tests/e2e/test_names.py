@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from harness import SCAN, gate, nbdkit, refused
+from harness import SCAN, dump_config, gate, nbdkit, refused
 from test_reports import FINISHED
 
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
@@ -97,11 +97,19 @@ def test_a_name_cannot_forge_a_message (name, shown):
                                + b" scans the export " + shown)
 
 
+# Later nbdkits, such as 1.42, escape what they print themselves, and so a second time.
+RAW = tuple (map (int, dump_config ("version").split (".")[:2])) < (1, 34)
+
+
+def plain (line):
+    return line if RAW else line.replace (b"\\\\", b"\\")
+
+
 def test_totals_in_the_debug_log (server_of):
     """One line for an export, whatever it is called."""
     with server_of ("scan-exports=*") as server:
         visit (server, b"a\nb")
-    assert any (rb"scan: export 'a\nb': " in line for line in server.raw)
+    assert any (rb"scan: export 'a\nb': " in plain (line) for line in server.raw)
 
 
 def test_bytes_of_a_trace_do_not_reach_the_terminal (tmp_path):
@@ -120,5 +128,7 @@ def test_what_a_policy_prints (server_of, tmp_path):
     with server_of (f"scan-policy={policy}") as server:
         server.connect ()
         server.wait_line (FINISHED)
-        assert any (line.endswith (rb"policy: \x1b[2J one") for line in server.raw)
-        assert rb"two TAB\ \xff".replace (b" TAB", b"\t") in server.raw
+        text = b"\n".join (plain (line) for line in server.raw)
+        assert rb"policy: \x1b[2J one" in text
+        assert rb"two TAB\ \xff".replace (b" TAB", b"\t") in (
+            text if RAW else text.replace (rb"\n", b"\n").replace (rb"\t", b"\t"))

@@ -146,6 +146,11 @@ def test_refused (tmp_path):
     assert start_fails (f"scan-trace={nowhere}").startswith ("scan-trace=")
     assert start_fails (f"scan-record={tmp_path}") == (
         f"scan-record={tmp_path}: this is no regular file")
+    fifo = tmp_path / "fifo"
+    os.mkfifo (fifo)
+    for other in tmp_path, fifo:
+        assert start_fails (f"scan-trace={other}") == (
+            f"scan-trace={other}: this is no regular file")
     here.write_text ("0 1\nsomething else\n")
     assert start_fails (f"scan-record={here}").startswith (
         f"scan-record={here}: line 2 is none of a trace that can be added to")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
-"""Client writes and prefetches are kept apart: see filter/guard.h.
+"""Client writes and prefetches are kept apart: see filter/scan/guard.h.
 
 The cow filter reads a block of the source, then stores it.  What a client writes
 in between is lost if the two overlap.

@@ -50,6 +50,77 @@ describe ("docs/fleet.md", function ()
   end)
 end)
 
+-- Files and folders of the tree, as far as the pages name them in full.
+local ROOTS = { completion = true, debian = true, docs = true, filter = true,
+                lua = true, packaging = true, policies = true, tests = true }
+
+local function exists (path)
+  local handle = io.open (path)
+  if handle then handle:close () end
+  return handle ~= nil
+end
+
+-- What a page names between backticks: "filter/scan/", "tests/e2e/harness.py".
+local function each_path (text)
+  local paths = {}
+  for code in text:gmatch ("`([^`\n]+)`") do
+    for word in code:gmatch ("%S+") do
+      if ROOTS[word:match ("^(%w+)/")] and not word:find ("NAME") then
+        table.insert (paths, word)
+      end
+    end
+  end
+  return ipairs (paths)
+end
+
+for _, page in ipairs { "docs/design.md", "CONTRIBUTING.md" } do
+  describe (page, function ()
+    it ("names what there is", function ()
+      local found = 0
+      for _, path in each_path (read (page)) do
+        assert (exists (path), path)
+        found = found + 1
+      end
+      assert (found > 5)
+    end)
+
+    it ("links to what there is", function ()
+      local folder = page:match ("^(.*/)") or ""
+      for target in read (page):gmatch ("%]%(([^)#:]+)[^)]*%)") do
+        assert (exists (folder .. target), target)
+      end
+    end)
+  end)
+end
+
+describe ("docs/design.md", function ()
+  local text = read ("docs/design.md")
+
+  -- The files of a room, by the names in the first column of its table.
+  local function named (room)
+    local from = assert (select (2, text:find ("\n### filter/" .. room .. "/", 1, true)))
+    local names = {}
+    for row in text:sub (from, text:find ("\n##", from, true)):gmatch ("\n| ([^|]+) |") do
+      for name in row:gmatch ("`([^`]+)`") do names[name:gsub ("%.%a+$", "")] = true end
+    end
+    return names
+  end
+
+  for _, room in ipairs { "scan", "policy", "report", "clone" } do
+    it ("tells of every file in filter/" .. room, function ()
+      local names = named (room)
+      local there = {}
+      for path in output_of ("ls filter/" .. room):gmatch ("%S+") do
+        local name = path:gsub ("%.%a+$", "")
+        there[name] = true
+        -- Some are told of beside another.
+        assert (names[name] or text:find ("`" .. path .. "`", 1, true), path)
+      end
+      for name in pairs (names) do assert (there[name], name) end
+    end)
+  end
+end)
+
 describe ("the manual pages", function ()
   for _, page in ipairs { "nbdkit-scan-filter", "nbdkit-scan-policy", "scan-policy" } do
     it (page .. " has no mark-up where it would be shown as it is", function ()

@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
--- policies/metadata.lua, lua/scan/{partitions,ext4,xfs}.lua: on real images, and
+-- policies/metadata.lua, lua/library/scan/{partitions,ext4,xfs}.lua: on real images, and
 -- on garbage.
 
 local ext4 = require "scan.ext4"

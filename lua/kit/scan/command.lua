@@ -292,7 +292,7 @@ that runs. Exit status 1 says that the filter would refuse the map.]]
   return parser
 end
 
--- -- helpers ----------------------------------------------------------------------
+-- -- what several commands do -------------------------------------------------------
 
 -- A failure that is the user's to mend: a message without a traceback.
 local function refuse (message)

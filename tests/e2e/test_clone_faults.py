@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+
+"""The clone filter when its own files fail, or are not what they should be."""
+
+import contextlib
+import errno
+import os
+
+import nbd
+import pytest
+
+from harness import CHECK_WITH, CLONE, PLUGINS, gate, nbdkit, pattern, refused
+from test_clone import Read
+from test_clone_files import clone, crashing, map_of
+
+K = 1024
+M = 1024 * K
+BLOCK = 4 * K
+PAGE = 4096                     # of a map
+LATER = "clone-commit=3600"     # only when asked to
+
+
+@pytest.fixture
+def fail (tmp_path, monkeypatch):
+    """Makes calls on a file fail, for a while; see tests/preload/fail.c."""
+    if CHECK_WITH:
+        pytest.skip ("sanitizers are preloaded too")
+    when = tmp_path / "when"
+    when.mkdir ()
+    monkeypatch.setenv ("FAIL_WHEN", str (when))
+    monkeypatch.setenv ("LD_PRELOAD", os.path.join (PLUGINS, "fail.so"))
+
+    @contextlib.contextmanager
+    def failing (call, name, err=errno.EIO):
+        path = when / f"{call}.{name}"
+        path.with_name ("new").write_text (str (err))
+        path.with_name ("new").rename (path)
+        yield
+        path.unlink ()
+
+    return failing
+
+
+def fails (err, call, *args):
+    with pytest.raises (nbd.Error) as error:
+        call (*args)
+    assert error.value.errnum == err
+
+
+@pytest.fixture
+def disk (tmp_path):
+    return tmp_path / "disk.img"
+
+
+# -- the files fail --------------------------------------------------------------------
+
+def test_a_read_of_the_file_that_fails (disk, fail):
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pread (BLOCK, 0)
+        with fail ("pread", disk.name):
+            fails (errno.EIO, h.pread, BLOCK, 0)
+            assert h.pread (BLOCK, BLOCK) == pattern (BLOCK, BLOCK)
+        assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
+
+
+def test_what_can_t_be_stored_is_not_present (disk, fail):
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        with fail ("pwrite", disk.name):
+            assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
+            fails (errno.EIO, h.pwrite, b"w" * BLOCK, 0)
+            fails (errno.EIO, h.pwrite, b"w", 100)
+        assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
+        assert len (server.calls ("read")) == 3
+
+
+def test_a_map_that_can_t_be_written_is_tried_again (disk, fail):
+    with crashing (disk, LATER) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 0)
+        with fail ("pwrite", map_of (disk).name, errno.ENOSPC):
+            fails (errno.ENOSPC, h.flush)
+            fails (errno.ENOSPC, h.flush)
+        h.flush ()
+    with clone (disk) as server:
+        assert server.connect ().pread (BLOCK, 0) == b"w" * BLOCK
+
+
+@pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])
+def test_after_a_failed_sync_every_flush_fails (disk, fail, what):
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 0)
+        with fail ("sync", what):
+            fails (errno.EIO, h.flush)
+        fails (errno.EIO, h.flush)
+        fails (errno.EIO, h.pwrite, b"v" * BLOCK, 0, nbd.CMD_FLAG_FUA)
+        assert h.pread (2 * BLOCK, 0) == b"v" * BLOCK + pattern (BLOCK, BLOCK)
+
+
+@pytest.mark.parametrize ("call", ["pwrite", "sync"])
+def test_what_could_not_be_committed_is_not_let_go (tmp_path, fail, call):
+    """Many exports, so that those nobody uses are closed: not one whose writes would
+    be undone by that, or that must fail flushes still."""
+    folder = tmp_path / "clones"
+    folder.mkdir ()
+    with nbdkit ([CLONE], gate (), [f"clone-dir={folder}", LATER]) as server:
+        h = server.connect ("a")
+        with fail (call, "a.img.map"):
+            h.pwrite (b"w" * BLOCK, 0)
+            h.shutdown ()
+            server.wait_line ("a.img.* cannot be")
+            for i in range (12):
+                server.connect (f"other{i}").shutdown ()
+        h = server.connect ("a")
+        assert h.pread (2 * BLOCK, 0) == b"w" * BLOCK + pattern (BLOCK, BLOCK)
+        if call == "sync":
+            fails (errno.EIO, h.flush)
+        else:
+            h.flush ()
+
+
+def test_a_map_that_has_no_room_takes_none (disk, fail):
+    with clone (disk) as server:
+        with fail ("fallocate", map_of (disk).name, errno.ENOSPC):
+            with pytest.raises (nbd.Error):
+                server.connect ()
+            assert map_of (disk).stat ().st_size == 0
+        server.connect ()
+
+
+def test_there_is_no_map_before_its_name_lasts (disk, fail):
+    with clone (disk) as server:
+        with fail ("sync", disk.parent.name):
+            with pytest.raises (nbd.Error):
+                server.connect ()
+            assert map_of (disk).read_bytes ()[:PAGE].strip (b"\0") == b""
+        server.connect ()
+
+
+def test_a_map_is_durable_before_it_is_gone_on_with (disk, fail):
+    """A server that was killed may have left what is in memory only."""
+    with clone (disk) as server:
+        server.connect ().pread (BLOCK, 0)
+    with fail ("sync", map_of (disk).name):
+        errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and "cannot be synced" in errors[0]
+
+
+# -- they are not what they should be --------------------------------------------------
+
+def test_a_map_without_its_beginning_is_not_made_anew (disk):
+    """Though the file is all holes: it is a client that has made them."""
+    with clone (disk) as server:
+        h = server.connect ()
+        h.trim (M, 0)
+        h.flush ()
+    assert disk.stat ().st_blocks == 0
+    with open (map_of (disk), "r+b") as f:
+        f.write (bytes (2 * PAGE))
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and "is not a map of a clone" in errors[0]
+
+
+@pytest.mark.skipif (os.geteuid () != 0, reason="takes root")
+@pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])
+def test_a_file_of_another_user_in_a_folder_for_all (tmp_path, what):
+    folder = tmp_path / "tmp"
+    folder.mkdir ()
+    disk = folder / "disk.img"
+    (folder / what).touch (mode=0o666)
+    os.chown (folder / what, 12345, 12345)
+    folder.chmod (0o1777)
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1 and "belongs to another user" in errors[0], errors
+    folder.chmod (0o755)
+    with clone (disk) as server:
+        server.connect ()
+
+
+def test_counters_replace_no_other_thing (disk, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo (fifo)
+    with clone (disk, f"clone-stats={fifo}", "clone-commit=0.1") as server:
+        server.wait_line ("is not a regular file")
+    assert fifo.is_fifo ()
+    for path in disk, map_of (disk):
+        errors = refused ([CLONE], gate (), [f"clone-file={disk}",
+                                             f"clone-stats={path}"])
+        assert errors == [f"clone-stats={path} is a file of the clone; it should be "
+                          "one of its own"]
+
+
+# -- clone-write=through over what wants large requests --------------------------------
+
+def test_through_a_fetch_widened_over_a_smaller_write_is_not_kept ():
+    """The plugin wants 64K; a write of less, that it takes all the same, may fall into
+    what a read of another block brings along."""
+    with nbdkit ([CLONE, "blocksize-policy"], gate ("hold=read", "write=true"),
+                 ["clone-write=through", "blocksize-minimum=64K",
+                  "blocksize-preferred=64K"]) as server:
+        h = server.connect ()
+        h.set_strict_mode (0)
+        read = Read (h, BLOCK, 0)
+        held = server.next_call ("read")
+        assert held.count == 64 * K
+        h.pwrite (b"w" * 100, 3 * BLOCK + 100)
+        server.release (held)
+        read.result ()
+        again = Read (h, BLOCK, 3 * BLOCK)
+        server.release (server.next_call ("read"))
+        assert again.result () == (pattern (3 * BLOCK, 100) + b"w" * 100
+                                   + pattern (3 * BLOCK + 200, BLOCK - 200))
+
+
+# -- a source that changes its size ----------------------------------------------------
+
+def test_a_temporary_clone_is_begun_anew (tmp_path):
+    """If the source has another size, and nothing is lost by it."""
+    source = tmp_path / "source"
+    source.write_bytes (b"\1" * 10000)
+    with nbdkit ([CLONE], ["file", str (source)]) as server:
+        found = []
+
+        def connect ():
+            """Only once the connection before is over."""
+            with contextlib.suppress (nbd.Error):
+                found.append (server.connect ())
+            return found
+
+        h = server.connect ()
+        assert h.pread (512, 0) == b"\1" * 512
+        h.shutdown ()
+        source.write_bytes (b"\2" * 20000)
+        server.poll (connect, "the other size")
+        h = found[0]
+        assert h.get_size () == 20000
+        h.pwrite (b"w", 0)
+        h.shutdown ()
+        source.write_bytes (bytes (30000))
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        assert "holds what clients have written" in server.errors ()[-1]
+        source.write_bytes (b"\2" * 20000)
+        assert server.connect ().pread (2, 0) == b"w\2"
