@@ -19,6 +19,9 @@
 #define LARGER_BEATS 1.2
 #define LARGER_TRIES 4
 
+/* A transfer of so much of the smallest piece is short enough to tell. */
+#define SHORT 0.75
+
 /* How much of a piece there has to be room for, so that whole pieces come close
  * to the window.
  */
@@ -303,6 +306,25 @@ means_of_level (const struct pace *p)
   };
 }
 
+/* A transfer has ended that does not tell what the level brings. */
+static void
+miss_level (struct pace *p)
+{
+  if (++p->nr_not_full > most (2, p->level / p->piece))
+    give_up_level (p);
+}
+
+/* Has a transfer of less than the smallest piece taken less time by as much?  Then
+ * the line is thin, and larger pieces bring nothing.
+ */
+static bool
+is_by_bytes (const struct pace *p, uint32_t count, double trip_ns)
+{
+  const double share = (double) count / smallest_piece (p);
+
+  return share <= SHORT && trip_ns <= p->smallest_ns * 2 * share / (1 + share);
+}
+
 /* Is enough known of the level?  One transfer may tell that more brings more,
  * but one that was held up by something else does not tell that it doesn't.
  */
@@ -408,8 +430,13 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
 
   pace_give (p, t);
   p->nr_ended++;
-  if (count == 0 || charge == 0 || (p->piece > PACE_SMALLEST && count < charge))
+  if (count == 0 || charge == 0)
     return;
+  if (p->piece > PACE_SMALLEST && count < charge) {
+    if (p->phase == PACE_LARGER && is_by_bytes (p, count, trip_ns))
+      miss_level (p);
+    return;
+  }
   if (trip_ns < PACE_NEAR_NS) {
     p->nr_near++;
     return;
@@ -429,8 +456,8 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
     if (is_known (p))
       decide (p, means_of_level (p));
   }
-  else if (++p->nr_not_full > most (2, p->level / p->piece))
-    give_up_level (p);
+  else
+    miss_level (p);
 }
 
 uint64_t

@@ -27,7 +27,8 @@
  *   requests (connections, our own threads): the pieces double, their number
  *   stays, for as long as more brings more (0.4 here, and a fifth more than the
  *   smaller ones brought), and a piece takes no longer than twice what the
- *   smallest takes.  Four tries, for one may have been held up.
+ *   smallest takes.  Four tries, for one may have been held up; none once short
+ *   transfers take less time by as much, for then the line is thin.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, or to PACE_MORE.  Not below two pieces, where the

@@ -36,6 +36,15 @@ START_SECS = 30
 MIB = 1 << 20
 
 
+def line (text):
+    """For argparse: '20,400' as its two words."""
+    words = text.split (",")
+    if len (words) != 2 or not all (w.isdigit () and int (w) > 0 for w in words):
+        raise argparse.ArgumentTypeError (
+            f"'{text}' is not MS,MBIT, two whole numbers above 0")
+    return words
+
+
 def parse_args ():
     parser = argparse.ArgumentParser (
         description="The simulator against the real filter.")
@@ -44,7 +53,7 @@ def parse_args ():
                          + ", ".join (WORKLOADS))
     parser.add_argument ("--policy", action="append",
                          help="none for no prefetch; without it: " + ", ".join (POLICIES))
-    parser.add_argument ("--line", action="append", metavar="MS,MBIT",
+    parser.add_argument ("--line", action="append", type=line, metavar="MS,MBIT",
                          help="without it: " + " and ".join (LINES))
     parser.add_argument ("--threads", type=int, default=16, help="scan-threads (16)")
     return parser.parse_args ()
@@ -52,12 +61,14 @@ def parse_args ():
 
 def simulate (policy, latency, mbit, threads, workload):
     """Returns its seconds, the disk's size, its data and the reads."""
-    lines = subprocess.run (
+    result = subprocess.run (
         ["lua5.4", "tests/bench/truth.lua", policy, latency, mbit, str (threads),
-         workload], cwd=TOP, check=True, stdout=subprocess.PIPE, text=True).stdout
+         workload], cwd=TOP, stdout=subprocess.PIPE, text=True)
+    if result.returncode != 0:
+        sys.exit (1)
     seconds, size, data, reads = None, None, [], []
-    for line in lines.splitlines ():
-        what, *words = line.split ()
+    for text in result.stdout.splitlines ():
+        what, *words = text.split ()
         if what == "seconds":
             seconds = float (words[0])
         elif what == "size":
@@ -155,8 +166,7 @@ def main ():
     for workload in args.workload or WORKLOADS:
         with tempfile.TemporaryDirectory (prefix="scan-truth-") as place:
             disk = os.path.join (place, "disk")
-            for line in args.line or LINES:
-                latency, mbit = line.split (",")
+            for latency, mbit in args.line or [line (text) for text in LINES]:
                 for policy in args.policy or POLICIES:
                     simulated, size, data, reads = simulate (
                         policy, latency, mbit, args.threads, workload)

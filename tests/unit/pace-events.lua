@@ -28,8 +28,9 @@ print [[
 # in bytes and nanoseconds.]]
 
 -- Threads that prefetch, and a client that now reads and now pauses, on a line that
--- takes so many requests at once.  Every 50th transfer is held up, every 70th fails.
-local function run (latency, rate, slots, threads, client_count)
+-- takes so many requests at once.  Every 50th transfer is held up, every 70th fails,
+-- and if asked every second is short.
+local function run (latency, rate, slots, threads, client_count, has_short)
   local p, queue = pace.new (LARGEST), events.new ()
   local client = { begun = 0, ended = 0, reads = 0 }
   local now, link_free, busy, written, id = 0, 0, 0, 0, 0
@@ -66,8 +67,9 @@ local function run (latency, rate, slots, threads, client_count)
       local mine = id
       write ("begin %d %d %d %d %d", mine, client.begun, client.ended, client.reads, now)
       p:begin (transfer, client, now / 1e9)
-      local count = mine % 70 == 69 and 0 or transfer.count
-      ask (transfer.count, mine % 50 == 49 and 3 * latency or 0, function ()
+      local wanted = has_short and mine % 2 == 1 and 32768 or transfer.count
+      local count = mine % 70 == 69 and 0 or wanted
+      ask (wanted, mine % 50 == 49 and 3 * latency or 0, function ()
         free = free + 1
         p:done (transfer, count, now / 1e9)
         write ("end %d %d %d %d %.3f", mine, count, now, p.piece, p.level)
@@ -110,3 +112,4 @@ run (20 * MS, 50000000, 4, 8, 0)
 run (MS // 10, 1000000000, 64, 4, 4096)
 run (50 * MS, 1250000, 64, 8, 65536)
 run (20 * MS, 4000000000, 64, 1, 0)
+run (MS, 1250000, 64, 1, 4096, true)

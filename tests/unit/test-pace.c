@@ -400,6 +400,24 @@ test_pauses (void)
   }
 }
 
+/* One thread does not show that a thin line is wide. */
+static void
+test_thin (void)
+{
+  double alone;
+
+  init (&sim, 1, 1.25 * MB, 64, 0);
+  add_client (&sim, 1, 4096, 0.1);
+  run (&sim, 60);
+  alone = sim.reads;
+  init (&sim, 1, 1.25 * MB, 64, 1);
+  add_client (&sim, 1, 4096, 0.1);
+  run (&sim, 60);
+  check (sim.reads >= 0.9 * alone,
+         "one thread, 10 Mbit/s: a client has %.3f of its reads",
+         sim.reads / alone);
+}
+
 /* The simulator's pace in Lua goes through the same events. */
 static void
 test_events (void)
@@ -457,5 +475,6 @@ main (void)
   test_large_reads ();
   test_greedy ();
   test_pauses ();
+  test_thin ();
   return done ();
 }

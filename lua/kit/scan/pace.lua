@@ -24,6 +24,7 @@ M.NEAR_SECONDS = 0.0005
 
 local MORE_BRINGS, LARGER_BRINGS, LARGER_BEATS = 0.6, 0.4, 1.2
 local LARGER_TRIES = 4
+local SHORT = 0.75
 local ROUNDING = 0.75
 local GAIN, GAIN_PIECES = 1.1, 4
 local HOLD_TRANSFERS = 32
@@ -166,6 +167,17 @@ function GIVE_UP.hold (p) hold (p, p.window) end
 
 GIVE_UP.probe = GIVE_UP.hold
 
+local function is_by_bytes (p, count, trip)
+  local share = count / smallest_piece (p)
+  return share <= SHORT and trip <= p.smallest * 2 * share / (1 + share)
+end
+
+-- A transfer has ended that does not say what this level brings.
+local function miss_level (p)
+  p.nr_not_full = p.nr_not_full + 1
+  if p.nr_not_full > math.max (2, p.level / p.piece) then GIVE_UP[p.phase] (p) end
+end
+
 local function transfers_needed (p)
   local pieces = p.level / p.piece
   if p.phase == "first" then return 1 end
@@ -262,7 +274,11 @@ function Pace:done (transfer, count, now)
   local charge = transfer.charge
   self:give (transfer)
   self.nr_ended = self.nr_ended + 1
-  if count == 0 or charge == 0 or self.piece > M.SMALLEST and count < charge then
+  if count == 0 or charge == 0 then return end
+  if self.piece > M.SMALLEST and count < charge then
+    if self.phase == "larger" and is_by_bytes (self, count, trip) then
+      miss_level (self)
+    end
     return
   end
   if trip < M.NEAR_SECONDS then
@@ -280,10 +296,7 @@ function Pace:done (transfer, count, now)
     self.least_trip = self.nr_full == 1 and trip or math.min (self.least_trip, trip)
     if is_known (self) then DECIDE[self.phase] (self, means_of_level (self)) end
   else
-    self.nr_not_full = self.nr_not_full + 1
-    if self.nr_not_full > math.max (2, self.level / self.piece) then
-      GIVE_UP[self.phase] (self)
-    end
+    miss_level (self)
   end
 end
 
