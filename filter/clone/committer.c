@@ -8,6 +8,7 @@
 
 #include <nbdkit-filter.h>
 
+#include "cleanup.h"
 #include "clock.h"
 #include "committer.h"
 #include "exports.h"
@@ -82,10 +83,12 @@ committer_stop (void)
 {
   if (!running)
     return;
-  pthread_mutex_lock (&lock);
-  stop = true;
-  pthread_cond_signal (&changed);
-  pthread_mutex_unlock (&lock);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+    stop = true;
+    pthread_cond_signal (&changed);
+  }
   pthread_join (thread, NULL);
   pthread_cond_destroy (&changed);
   running = false;

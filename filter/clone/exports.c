@@ -235,19 +235,20 @@ get_surplus (void)
 static void
 let_go (struct export *export)
 {
-  pthread_mutex_lock (&export->lock);
-  pthread_mutex_lock (&list_lock);
-  if (export->users > 1) {      /* somebody has come for it */
-    export->users--;
-    pthread_mutex_unlock (&list_lock);
-    pthread_mutex_unlock (&export->lock);
-    return;
-  }
-  pthread_mutex_unlock (&list_lock);
-  store_close (export->store);
-  export->store = NULL;
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
 
-  pthread_mutex_unlock (&export->lock);
+    {
+      ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+
+      if (export->users > 1) {  /* somebody has come for it */
+        export->users--;
+        return;
+      }
+    }
+    store_close (export->store);
+    export->store = NULL;
+  }
   exports_put (export);
 }
 
@@ -268,20 +269,24 @@ exports_put (struct export *export)
 
   if (export == NULL)
     return;
-  pthread_mutex_lock (&list_lock);
-  last = export->users == 1;
-  pthread_mutex_unlock (&list_lock);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+
+    last = export->users == 1;
+  }
   /* Before it is given up, so that nobody closes it meanwhile. */
   store = last ? exports_store (export) : NULL;
   if (store != NULL)
     store_commit (store);
 
-  pthread_mutex_lock (&list_lock);
-  if (--export->users == 0 && export->store == NULL)
-    take_named (export->name);  /* it has come to nothing */
-  else
-    export = NULL;
-  pthread_mutex_unlock (&list_lock);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+
+    if (--export->users == 0 && export->store == NULL)
+      take_named (export->name); /* it has come to nothing */
+    else
+      export = NULL;
+  }
   if (export != NULL)
     free_export (export);
   while ((surplus = get_surplus ()) != NULL)

@@ -400,10 +400,12 @@ ask_for_holes (const struct request *req, uint64_t first, uint64_t end)
   size_t n;
   int err;
 
-  pthread_mutex_lock (&store->asked_lock);
-  ask = from >= store->asked_from && to <= store->asked_to ? 0
-    : min64 (max64 (to - from, ASK_BYTES), store->size - from);
-  pthread_mutex_unlock (&store->asked_lock);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&store->asked_lock);
+
+    ask = from >= store->asked_from && to <= store->asked_to ? 0
+      : min64 (max64 (to - from, ASK_BYTES), store->size - from);
+  }
   if (ask == 0)
     return;
 
@@ -414,11 +416,10 @@ ask_for_holes (const struct request *req, uint64_t first, uint64_t end)
   if (fetch_extents (req, ask, from, extents, &err) == 0 &&
       (n = nbdkit_extents_count (extents)) > 0) {
     const struct nbdkit_extent last = nbdkit_get_extent (extents, n - 1);
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&store->asked_lock);
 
-    pthread_mutex_lock (&store->asked_lock);
     store->asked_from = from;
     store->asked_to = min64 (last.offset + last.length, store->size);
-    pthread_mutex_unlock (&store->asked_lock);
   }
   nbdkit_extents_free (extents);
 }
