@@ -191,12 +191,22 @@ def test_what_is_no_file_is_refused (tmp_path, make, name):
     assert error.endswith ("is not a regular file")
 
 
+def made_fifo (path):
+    """False while the server has a file of that name."""
+    try:
+        os.mkfifo (path)
+    except FileExistsError:
+        return False
+    return True
+
+
 def test_a_fifo_in_the_way_holds_up_nobody (tmp_path):
     """It comes when the server runs: neither clients nor the end wait for it."""
     stats, server_of = scanned (tmp_path)
     with server_of as server:
         stats.unlink ()
-        os.mkfifo (tmp_path / "scan.prom.tmp")
+        server.poll (lambda: made_fifo (tmp_path / "scan.prom.tmp"),
+                     "the first file to be written")
         server.wait_line ("warning: scan-stats=.* can't be written any more: ")
         server.connect ().pread (512, 0)
         server.connect ()
