@@ -44,6 +44,9 @@ static bool key_seen[NR_KNOWN];
 static enum naming naming = ASKS;
 static char why_not[256];
 
+/* The plugin's, as in nbdkit-NAME-plugin.so. */
+static char plugin_name[64];
+
 void
 contexts_note (const char *key)
 {
@@ -99,12 +102,11 @@ may_use (const struct link_map *object, const char *function)
   return false;
 }
 
-/* Find the plugin.  It is the one object with this function, and nbdkit makes
- * its symbols global.  Stores its name, as in nbdkit-NAME-plugin.so, in at most
- * size bytes.  Returns NULL if there is none.
+/* Find the plugin, and its name.  It is the one object with this function, and
+ * nbdkit makes its symbols global.  Returns NULL if there is none.
  */
 static const struct link_map *
-find_plugin (char *name, size_t size)
+find_plugin (void)
 {
   const void *init = dlsym (RTLD_DEFAULT, "plugin_init");
   struct link_map *object;
@@ -120,22 +122,21 @@ find_plugin (char *name, size_t size)
     file += 7;
   rest = strstr (file, "-plugin.");
   length = rest != NULL ? (size_t) (rest - file) : strlen (file);
-  if (length >= size)
-    length = size - 1;
-  memcpy (name, file, length);
-  name[length] = '\0';
+  if (length >= sizeof plugin_name)
+    length = sizeof plugin_name - 1;
+  memcpy (plugin_name, file, length);
+  plugin_name[length] = '\0';
   return object;
 }
 
 void
 contexts_init (void)
 {
-  char name[64] = "";
-  const struct link_map *plugin = find_plugin (name, sizeof name);
+  const struct link_map *plugin = find_plugin ();
   size_t i;
 
   for (i = 0; i < NR_KNOWN; ++i)
-    if (strcmp (known[i].plugin, name) == 0)
+    if (strcmp (known[i].plugin, plugin_name) == 0)
       break;
   if (i < NR_KNOWN)
     naming = key_seen[i] ? ASKS : known[i].naming;
@@ -145,12 +146,18 @@ contexts_init (void)
 
   if (naming == NEW_DISK)
     snprintf (why_not, sizeof why_not, "the %s plugin makes another disk each "
-              "time it is opened", name);
+              "time it is opened", plugin_name);
   else
     snprintf (why_not, sizeof why_not, "the %s plugin may ask for the export's "
               "name%s%s, and nbdkit has none to tell when a scan opens it",
-              name, i < NR_KNOWN && key_seen[i] ? " with " : "",
+              plugin_name, i < NR_KNOWN && key_seen[i] ? " with " : "",
               i < NR_KNOWN && key_seen[i] ? known[i].key : "");
+}
+
+const char *
+contexts_plugin_name (void)
+{
+  return plugin_name;
 }
 
 const char *

@@ -4,22 +4,16 @@
 
 /* See quirks.h. */
 
-#include <dlfcn.h>
-#include <stddef.h>
+#include <string.h>
 
+#include "contexts.h"
 #include "options.h"
 #include "quirks.h"
 
-/* There is one plugin in a server, so if that file is loaded it is below us. */
 static bool
 is_over_split (void)
 {
-  void *split = dlopen ("nbdkit-split-plugin.so", RTLD_LAZY | RTLD_NOLOAD);
-
-  if (split == NULL)
-    return false;
-  dlclose (split);
-  return true;
+  return strcmp (contexts_plugin_name (), "split") == 0;
 }
 
 bool
