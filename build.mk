@@ -333,10 +333,10 @@ run-stage: filter $(man_pages)
 	  '$(STAGE)$(MANDIR)/man3' '$(STAGE)$(DOCDIR)' '$(STAGE)$(COMPLETIONDIR)'
 	$(Q)install -m 644 $(filters) '$(STAGE)$(FILTERDIR)/'
 	$(Q)install -m 755 lua/bin/scan-policy '$(STAGE)$(BINDIR)/'
-	$(Q)for file in lua/*/scan/*.lua policies/*.lua; do \
+	$(Q)for file in $$(find lua/*/scan policies -name '*.lua'); do \
 	  install -D -m 644 $$file '$(STAGE)$(DATADIR)'/$$file || exit; done
 	$(Q)cd '$(STAGE)$(LUADIR)/scan' && \
-	  ln -s ../../../nbdkit-scan-filter-lua/lua/*/scan/*.lua .
+	  ln -s ../../../nbdkit-scan-filter-lua/lua/*/scan/* .
 	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
 	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
 	$(Q)for file in README.md CONTRIBUTING.md LICENSE $(shown); do \

@@ -8,16 +8,12 @@
  * through once for each.
  */
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <string.h>
-#include <unistd.h>
-#include <sys/stat.h>
 
 #include <nbdkit-filter.h>
 
-#include "cleanup.h"
+#include "counters-file.h"
 #include "escape.h"
 #include "exports.h"
 #include "options.h"
@@ -101,48 +97,27 @@ write_metric (FILE *fp, const struct metric *metric)
   }
 }
 
-/* Is something there that is no file, and should not be replaced by one? */
-static bool
-is_other (const char *path)
+static int
+write_counters (FILE *fp)
 {
-  struct stat st;
+  size_t i;
 
-  return lstat (path, &st) == 0 && !S_ISREG (st.st_mode);
+  for (i = 0; i < sizeof metrics / sizeof metrics[0]; ++i)
+    write_metric (fp, &metrics[i]);
+  return 0;
 }
 
 void
 stats_file_write (void)
 {
   static bool warned;
-  CLEANUP_FREE char *aside = NULL;
-  const char *why = NULL;
-  bool ok;
-  FILE *fp;
-  size_t i;
+  char why[COUNTERS_FILE_WHY_MAX];
 
-  if (options.stats_file == NULL)
+  if (options.stats_file == NULL ||
+      counters_file_write (options.stats_file, write_counters, why) == 0)
     return;
-  if (asprintf (&aside, "%s.tmp", options.stats_file) == -1) {
-    aside = NULL;
-    return;
-  }
-  ok = !is_other (options.stats_file);
-  if (ok) {
-    unlink (aside);
-    fp = fopen (aside, "wxe");
-    ok = fp != NULL;
-  }
-  else
-    why = "it is there and is not a regular file";
-  if (ok) {
-    for (i = 0; i < sizeof metrics / sizeof metrics[0]; ++i)
-      write_metric (fp, &metrics[i]);
-    ok = !ferror (fp);
-    ok = fclose (fp) == 0 && ok && rename (aside, options.stats_file) == 0;
-  }
-  if (!ok && !warned) {
-    warned = true;
+  if (!warned)
     nbdkit_error ("clone: warning: clone-stats=%s cannot be written: %s",
-                  options.stats_file, why ? why : strerror (errno));
-  }
+                  options.stats_file, why);
+  warned = true;
 }

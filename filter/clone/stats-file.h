@@ -7,8 +7,8 @@
 #ifndef CLONE_STATS_FILE_H
 #define CLONE_STATS_FILE_H
 
-/* Write the file aside and put it in its place, if there is to be one.  Not
- * from two threads at once.  Warns once if that fails.
+/* Write the file, if there is to be one.  Not from two threads at once.  Warns
+ * once if that fails.
  */
 extern void stats_file_write (void);
 

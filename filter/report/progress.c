@@ -47,13 +47,14 @@ static struct {
   size_t width;                 /* of the line on the terminal */
 } state = { .shown = UINT64_MAX };
 
-struct line {
+/* A line being made. */
+struct progress_line {
   char text[320];
   size_t used;
 };
 
 static void __attribute__ ((format (printf, 2, 3)))
-add (struct line *line, const char *fs, ...)
+add (struct progress_line *line, const char *fs, ...)
 {
   const size_t room = sizeof line->text - line->used;
   va_list args;
@@ -67,7 +68,7 @@ add (struct line *line, const char *fs, ...)
 
 /* A size for people. */
 static void
-add_size (struct line *line, double n)
+add_size (struct progress_line *line, double n)
 {
   static const char units[] = "BKMGTPE";
   size_t i = 0;
@@ -128,7 +129,7 @@ update_rate (const struct sum *sum)
 }
 
 static void
-format_progress (const struct sum *sum, struct line *line)
+format_progress (const struct sum *sum, struct progress_line *line)
 {
   const uint64_t left = sum->done < sum->size ? sum->size - sum->done : 0;
 
@@ -159,7 +160,7 @@ format_progress (const struct sum *sum, struct line *line)
 
 /* What all the scanning was good for. */
 static void
-format_result (const struct sum *sum, struct line *line)
+format_result (const struct sum *sum, struct progress_line *line)
 {
   const struct stats_totals *stats = &sum->stats;
 
@@ -202,7 +203,7 @@ static void
 show (bool last)
 {
   const struct sum sum = sum_up ();
-  struct line line = { .used = 0 };
+  struct progress_line line = { .used = 0 };
   const char *text;
   int steps;
 
@@ -226,7 +227,7 @@ show (bool last)
     state.steps = steps;
   }
   if (last && sum.stats.reads > 0) {
-    line = (struct line) { .used = 0 };
+    line = (struct progress_line) { .used = 0 };
     format_result (&sum, &line);
     fprintf (stderr, "%s\n", line.text);
     text = advice (&sum.stats);

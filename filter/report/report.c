@@ -12,9 +12,12 @@
 
 #include "cleanup.h"
 #include "clock.h"
+#include "counters-file.h"
+#include "exports.h"
+#include "line.h"
+#include "metrics.h"
 #include "progress.h"
 #include "report.h"
-#include "statsfile.h"
 
 /* How often the counters are looked at, and how often the file is written. */
 #define PROGRESS_SECONDS 1
@@ -29,6 +32,34 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t cond;
 static bool stopping;           /* protected by lock */
 
+/* Print all counters.  No lock is held meanwhile. */
+static int
+write_counters (FILE *fp)
+{
+  struct line_state state;
+  struct export_totals *totals;
+  size_t nr;
+
+  totals = exports_get_totals (&nr);
+  if (totals == NULL)
+    return -1;
+  metrics_write (fp, config.policy, totals, nr);
+  if (config.line != NULL) {
+    line_get (config.line, &state);
+    metrics_write_line (fp, &state);
+  }
+  exports_forget_totals (totals, nr);
+  return 0;
+}
+
+/* Write scan-stats, if it is wanted.  Returns -1 with the reason in why. */
+static int
+write_file (char why[COUNTERS_FILE_WHY_MAX])
+{
+  return config.stats_file == NULL ? 0
+    : counters_file_write (config.stats_file, write_counters, why);
+}
+
 /* Warns once when that fails: a file system is full, or the server has become a
  * user who may not.
  */
@@ -36,11 +67,9 @@ static void
 update_file (void)
 {
   static bool warned;
-  char why[STATSFILE_WHY_MAX];
+  char why[COUNTERS_FILE_WHY_MAX];
 
-  if (config.stats_file == NULL ||
-      statsfile_write (config.stats_file, config.policy, config.line,
-                       why) == 0)
+  if (write_file (why) == 0)
     return;
   if (!warned)
     nbdkit_error ("scan: warning: scan-stats=%s can't be written any more: %s",
@@ -88,13 +117,11 @@ tell_stop (void)
 int
 report_init (const struct report_config *c)
 {
-  char why[STATSFILE_WHY_MAX];
+  char why[COUNTERS_FILE_WHY_MAX];
 
   config = *c;
   clock_cond_init (&cond);
-  if (config.stats_file == NULL ||
-      statsfile_write (config.stats_file, config.policy, config.line,
-                       why) == 0)
+  if (write_file (why) == 0)
     return 0;
   nbdkit_error ("scan-stats=%s: can't be written: %s", config.stats_file, why);
   return -1;

@@ -180,12 +180,16 @@ def test_a_file_of_another_user_in_a_folder_for_all (tmp_path, what):
         server.connect ()
 
 
-def test_counters_replace_no_other_thing (disk, tmp_path):
-    fifo = tmp_path / "fifo"
+@pytest.mark.parametrize ("name", ["stats", "stats.tmp"])
+def test_counters_replace_no_other_thing (disk, tmp_path, name):
+    fifo = tmp_path / name
     os.mkfifo (fifo)
-    with clone (disk, f"clone-stats={fifo}", "clone-commit=0.1") as server:
+    with clone (disk, f"clone-stats={tmp_path}/stats", "clone-commit=0.1") as server:
         server.wait_line ("is not a regular file")
     assert fifo.is_fifo ()
+
+
+def test_counters_are_no_file_of_the_clone (disk):
     for path in disk, map_of (disk):
         errors = refused ([CLONE], gate (), [f"clone-file={disk}",
                                              f"clone-stats={path}"])

@@ -11,6 +11,8 @@
 --
 -- @module scan.image
 
+local shell = require "scan.shell"
+
 local M = {}
 
 local PIECE_BYTES = 1024 * 1024
@@ -19,26 +21,11 @@ local ZERO_PIECE = ("\0"):rep (PIECE_BYTES)
 -- Partition tables and what else is looked at before the rest is streamed.
 local HEAD_BYTES = PIECE_BYTES
 
-local function quote (word)
-  return "'" .. word:gsub ("'", "'\\''") .. "'"
-end
-
-local function have (command)
-  return os.execute ("command -v " .. command .. " >/dev/null 2>&1") == true
-end
-
 --- Is this the URI of a server, and no file's name?
 -- @tparam string name
 -- @treturn boolean
 function M.is_uri (name)
   return name:find ("^nbds?[%w+]*://") ~= nil
-end
-
--- What a command prints, or nil.
-local function output_of (command)
-  local handle = assert (io.popen (command))
-  local text = handle:read ("a")
-  return handle:close () and text or nil
 end
 
 local Image = {}
@@ -70,7 +57,7 @@ end
 
 -- The ranges of a file that are not holes, as far as can be told.
 local function data_ranges (image)
-  if not image.seekable or not have ("qemu-img") then
+  if not image.seekable or not shell.have ("qemu-img") then
     local given = false
     return function ()
       if given or image.size == 0 then return nil end
@@ -79,7 +66,7 @@ local function data_ranges (image)
     end
   end
   local map = assert (io.popen ("qemu-img map -U -f raw --output=json "
-                                .. quote (image.path) .. " 2>/dev/null"))
+                                .. shell.quote (image.path) .. " 2>/dev/null"))
   return function ()
     for line in map:lines () do
       local offset, count = line:match ('"start": (%d+), "length": (%d+)')
@@ -97,7 +84,7 @@ end
 --- The holes, as the option `holes` of `testing.run` wants them.
 -- @treturn table|nil list of { offset, count }; nil if they can't be told
 function Image:holes ()
-  if not self.seekable or not have ("qemu-img") then return nil end
+  if not self.seekable or not shell.have ("qemu-img") then return nil end
   local holes, at = {}, 0
   for offset, count in data_ranges (self) do
     if offset > at then holes[#holes + 1] = { at, offset - at } end
@@ -139,15 +126,15 @@ end
 
 local function open_stream (name)
   for _, command in ipairs { "nbdinfo", "nbdcopy" } do
-    if not have (command) then
+    if not shell.have (command) then
       error (("%s: %s is needed to read from a server; it is in the package "
               .. "libnbd-bin"):format (name, command), 0)
     end
   end
-  local size = output_of ("nbdinfo --size -- " .. quote (name))
+  local size = shell.output ("nbdinfo --size -- " .. shell.quote (name))
   size = size and math.tointeger (tonumber (size))
   if not size then error (name .. ": this server can't be asked for its size", 0) end
-  local handle = assert (io.popen ("nbdcopy -- " .. quote (name) .. " -"))
+  local handle = assert (io.popen ("nbdcopy -- " .. shell.quote (name) .. " -"))
   local head = handle:read (HEAD_BYTES) or ""
   return setmetatable ({ name = name, size = size, handle = handle, seekable = false,
                          head = head, at = #head }, Image)

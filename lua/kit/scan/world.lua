@@ -12,8 +12,8 @@
 --
 -- @module scan.world
 
-local host = require "scan.host"
 local sandbox = require "scan.sandbox"
+local shell = require "scan.shell"
 
 local M = {}
 
@@ -65,10 +65,8 @@ local POLICY_DIR = lua_dir:sub (1, -#"lua" - 1) .. "policies"
 -- the first sentence of the file's opening comment
 function M.list ()
   local list = {}
-  -- Lua has no directories; the shell has.  The path is ours, quoted anyway.
-  local quoted = "'" .. POLICY_DIR:gsub ("'", "'\\''") .. "'"
-  local handle = io.popen ("ls " .. quoted .. " 2>/dev/null")
-  for file in handle:lines () do
+  local files = shell.output ("ls " .. shell.quote (POLICY_DIR) .. " 2>/dev/null") or ""
+  for file in files:gmatch ("[^\n]+") do
     local name = file:match ("^([%w_-]+)%.lua$")
     if name then
       local path = POLICY_DIR .. "/" .. file
@@ -80,7 +78,6 @@ function M.list ()
       list[#list + 1] = { name = name, path = path, about = about }
     end
   end
-  handle:close ()
   table.sort (list, function (a, b) return a.name < b.name end)
   return list
 end
@@ -317,8 +314,5 @@ function M.load (options)
   world.run = run
   return world
 end
-
---- The body of a scan's coroutine, see scan.host.
-M.main = host.main
 
 return M

@@ -23,15 +23,7 @@ local host = require "scan.host"
 
 local M = {}
 
--- The policy as a function, or the caller's error.
-local function policy_function (policy, what, position)
-  local run, expected = host.to_function (policy)
-  if not run then
-    error (("%s: argument %d: %s"):format (what, position, expected), 3)
-  end
-  return run
-end
-
+-- Policies as functions, or an error at the caller of the combinator.
 local function policy_functions (what, ...)
   local runs = table.pack (...)
   if runs.n == 0 then error (what .. ": at least one policy expected", 3) end
@@ -77,6 +69,45 @@ local function range_end (disk, offset, count)
   return disk.size - offset > count and offset + count or disk.size
 end
 
+-- A policy that sees the disk with another `prefetch`: for each scan `make (disk)`
+-- gives a function of where a range begins and where it ends, which is inside the disk.
+local function with_prefetch (run, make)
+  return function (disk)
+    local prefetch_range = make (disk)
+    local outer = {}
+
+    function outer:prefetch (offset, count)
+      local stop = range_end (disk, offset, count)
+      if not stop then return disk:prefetch (offset, count) end
+      return prefetch_range (offset, stop)
+    end
+
+    return run (replacing (disk, outer))
+  end
+end
+
+-- The same a block at a time, or a large range would go at once; each when `make (disk)`,
+-- a function of its bytes, says that there are no more seconds to wait.  One that waits
+-- when the client goes is dropped.
+local function held_back (run, make)
+  return with_prefetch (run, function (disk)
+    local seconds_to_wait = make (disk)
+    return function (offset, stop)
+      while offset < stop do
+        local piece = math.min (disk.block, stop - offset)
+        local seconds = seconds_to_wait (piece)
+        while seconds > 0 do
+          wait (disk, seconds)
+          if disk:closed () then return end
+          seconds = seconds_to_wait (piece)
+        end
+        disk:prefetch (offset, piece)
+        offset = offset + piece
+      end
+    end
+  end)
+end
+
 --- One policy after the other: each starts when the one before has ended.
 -- @tparam function ... policies, at least one
 -- @treturn function of the disk
@@ -94,6 +125,18 @@ end
 -- gets long on a huge disk of which nothing is to be fetched.
 local SKIP_MOST = 4096
 
+-- Is told of each whether it is left out.
+local function skipper (disk)
+  local skipped = 0
+  return function (is_left_out)
+    skipped = is_left_out and skipped + 1 or 0
+    if skipped == SKIP_MOST then
+      skipped = 0
+      disk:wait (0)
+    end
+  end
+end
+
 --- Leave out what is a hole.
 --
 -- Costs a `next_data` for each block that is not in a hole, one for each hole
@@ -102,40 +145,30 @@ local SKIP_MOST = 4096
 -- @tparam function policy
 -- @treturn function of the disk
 function M.skip_holes (policy)
-  local run = policy_function (policy, "skip_holes", 1)
-  return function (disk)
+  local run = policy_functions ("skip_holes", policy)[1]
+  return with_prefetch (run, function (disk)
     -- The hole met last, half open.
     local hole_offset, hole_end = 0, 0
-    local skipped = 0
-    local outer = {}
-
-    function outer:prefetch (offset, count)
-      local stop = range_end (disk, offset, count)
-      if not stop then return disk:prefetch (offset, count) end
+    local skip = skipper (disk)
+    return function (offset, stop)
       while offset < stop do
         if offset >= hole_offset and offset < hole_end then
           offset = math.min (hole_end, stop)
-          skipped = skipped + 1
-          if skipped == SKIP_MOST then
-            skipped = 0
-            disk:wait (0)
-          end
+          skip (true)
         else
           local data = disk:next_data (offset) or disk.size
           if data > offset then
             hole_offset, hole_end = offset, data
           else
             local piece = math.min (disk.block, stop - offset)
-            skipped = 0
+            skip (false)
             disk:prefetch (offset, piece)
             offset = offset + piece
           end
         end
       end
     end
-
-    return run (replacing (disk, outer))
-  end
+  end)
 end
 
 --- Leave out what is there: what has been fetched or is on its way, by whichever scan
@@ -146,21 +179,12 @@ end
 -- @tparam function policy
 -- @treturn function of the disk
 function M.once (policy)
-  local run = policy_function (policy, "once", 1)
-  return function (disk)
-    local skipped = 0
-    local outer = {}
-
-    function outer:prefetch (offset, count)
-      local stop = range_end (disk, offset, count)
-      if not stop then return disk:prefetch (offset, count) end
+  local run = policy_functions ("once", policy)[1]
+  return with_prefetch (run, function (disk)
+    local skip = skipper (disk)
+    return function (offset, stop)
       local from, length = disk:missing (offset, stop)
-      skipped = from and 0 or skipped + 1
-      -- Nothing missing anywhere is no reason never to come back.
-      if skipped == SKIP_MOST then
-        skipped = 0
-        disk:wait (0)
-      end
+      skip (not from)
       while from do
         -- A block at a time, or what is read meanwhile would be fetched.
         length = math.min (length, disk.block)
@@ -168,30 +192,22 @@ function M.once (policy)
         from, length = disk:missing (from + length, stop)
       end
     end
-
-    return run (replacing (disk, outer))
-  end
+  end)
 end
 
 --- Widen each prefetch to whole blocks.
 -- @tparam function policy
 -- @treturn function of the disk
 function M.align (policy)
-  local run = policy_function (policy, "align", 1)
-  return function (disk)
-    local outer = {}
-
-    function outer:prefetch (offset, count)
-      local stop = range_end (disk, offset, count)
-      if not stop then return disk:prefetch (offset, count) end
+  local run = policy_functions ("align", policy)[1]
+  return with_prefetch (run, function (disk)
+    return function (offset, stop)
       local from = offset - offset % disk.block
       -- One block more than the last begun; the disk cuts what is too much.
       local to = stop - 1 - (stop - 1) % disk.block
       disk:prefetch (from, to - from + disk.block)
     end
-
-    return run (replacing (disk, outer))
-  end
+  end)
 end
 
 --- Prefetch no faster than so many bytes a second.
@@ -204,32 +220,17 @@ end
 -- @tparam number rate in bytes per second
 -- @treturn function of the disk
 function M.throttle (policy, rate)
-  local run = policy_function (policy, "throttle", 1)
+  local run = policy_functions ("throttle", policy)[1]
   positive (rate, "throttle", "bytes per second")
-  return function (disk)
+  return held_back (run, function (disk)
     local due = disk:now ()
-    local outer = {}
-
-    function outer:prefetch (offset, count)
-      local stop = range_end (disk, offset, count)
-      if not stop then return disk:prefetch (offset, count) end
-      -- A block at a time, or a large count would go at full speed.
-      while offset < stop do
-        local piece = math.min (disk.block, stop - offset)
-        local now = disk:now ()
-        while now < due do
-          wait (disk, due - now)
-          if disk:closed () then return end
-          now = disk:now ()
-        end
-        due = now + piece / rate
-        disk:prefetch (offset, piece)
-        offset = offset + piece
-      end
+    return function (piece)
+      local now = disk:now ()
+      if now < due then return due - now end
+      due = now + piece / rate
+      return 0
     end
-
-    return run (replacing (disk, outer))
-  end
+  end)
 end
 
 --- The default silence period of `client_first`, in seconds.
@@ -242,29 +243,11 @@ M.SILENCE_SECONDS = 0.1
 -- @tparam[opt] number silence in seconds, 0.1 if left out
 -- @treturn function of the disk
 function M.client_first (policy, silence)
-  local run = policy_function (policy, "client_first", 1)
+  local run = policy_functions ("client_first", policy)[1]
   silence = positive (silence or M.SILENCE_SECONDS, "client_first", "seconds")
-  return function (disk)
-    local outer = {}
-
-    function outer:prefetch (offset, count)
-      local stop = range_end (disk, offset, count)
-      if not stop then return disk:prefetch (offset, count) end
-      while offset < stop do
-        local idle = disk:idle ()
-        while idle < silence do
-          wait (disk, silence - idle)
-          if disk:closed () then return end
-          idle = disk:idle ()
-        end
-        local piece = math.min (disk.block, stop - offset)
-        disk:prefetch (offset, piece)
-        offset = offset + piece
-      end
-    end
-
-    return run (replacing (disk, outer))
-  end
+  return held_back (run, function (disk)
+    return function () return silence - disk:idle () end
+  end)
 end
 
 -- Reads and failures kept for one policy of an interleave that doesn't ask.
