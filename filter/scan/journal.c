@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -36,6 +37,7 @@ struct entry {
 
 struct journal {
   const char *path;
+  FILE *file;                   /* with a lock; NULL if it is not there yet */
   unsigned runs;                /* before this one, JOURNAL_RUNS_MAX - 1 count */
   size_t nr_usual;              /* blocks that most of them read */
   size_t nr_entries;
@@ -205,37 +207,67 @@ load (struct journal *j, FILE *fp, char error[JOURNAL_ERROR_MAX])
   return 0;
 }
 
+/* Is this file the one of that name? */
+static bool
+is_at (FILE *fp, const char *path)
+{
+  struct stat there, ours;
+
+  return stat (path, &there) == 0 && fstat (fileno (fp), &ours) == 0 &&
+    there.st_dev == ours.st_dev && there.st_ino == ours.st_ino;
+}
+
+/* Open the file and lock it; where files can't be locked, there is no lock.
+ * Returns NULL with errno set, EWOULDBLOCK if another has the lock.
+ */
+static FILE *
+open_locked (const char *path)
+{
+  FILE *fp;
+
+  for (;;) {
+    fp = fopen (path, "re");
+    if (fp == NULL)
+      return NULL;
+    if (flock (fileno (fp), LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK) {
+      fclose (fp);
+      errno = EWOULDBLOCK;
+      return NULL;
+    }
+    /* Who had the lock may have put another one in place meanwhile. */
+    if (is_at (fp, path))
+      return fp;
+    fclose (fp);
+  }
+}
+
 struct journal *
-journal_open (const char *path, char error[JOURNAL_ERROR_MAX])
+journal_open (const char *path, bool *busy, char error[JOURNAL_ERROR_MAX])
 {
   struct journal *j = calloc (1, sizeof *j);
-  FILE *fp;
-  int r = 0;
 
+  *busy = false;
   if (j == NULL) {
     snprintf (error, JOURNAL_ERROR_MAX, "%s", strerror (errno));
     return NULL;
   }
   j->path = path;
-  fp = fopen (path, "re");
-  if (fp != NULL) {
-    r = load (j, fp, error);
-    fclose (fp);
-  }
-  else if (errno != ENOENT) {
+  j->file = open_locked (path);
+  if (j->file != NULL ? load (j, j->file, error) == 0 : errno == ENOENT)
+    return j;
+  if (j->file == NULL) {
+    *busy = errno == EWOULDBLOCK;
     snprintf (error, JOURNAL_ERROR_MAX, "%s", strerror (errno));
-    r = -1;
   }
-  if (r == -1) {
-    free (j);
-    return NULL;
-  }
-  return j;
+  journal_free (j);
+  return NULL;
 }
 
 void
 journal_free (struct journal *j)
 {
+  if (j != NULL && j->file != NULL)
+    fclose (j->file);
   free (j);
 }
 
@@ -339,14 +371,32 @@ open_aside (const char *path, char **name)
   return fp;
 }
 
+/* Put a file in place of the one that we hold, or where there is none if we hold
+ * none.  Returns -1 with errno set, EEXIST if there is another one.
+ */
+static int
+put_in_place (const struct journal *j, const char *name)
+{
+  if (access (j->path, F_OK) == 0) {
+    if (j->file != NULL && is_at (j->file, j->path))
+      return rename (name, j->path);
+    errno = EEXIST;
+    return -1;
+  }
+  if (renameat2 (AT_FDCWD, name, AT_FDCWD, j->path, RENAME_NOREPLACE) == 0)
+    return 0;
+  /* Some file systems know of no flags. */
+  return errno == EINVAL || errno == ENOSYS ? rename (name, j->path) : -1;
+}
+
 int
-journal_write (const struct journal *j)
+journal_write (struct journal *j)
 {
   CLEANUP_FREE struct line *lines = NULL;
   CLEANUP_FREE char *name = NULL;
   size_t n;
   FILE *fp;
-  int r, err;
+  int err;
 
   lines = malloc ((j->nr_entries + 1) * sizeof *lines);
   if (lines == NULL)
@@ -355,21 +405,21 @@ journal_write (const struct journal *j)
   fp = open_aside (j->path, &name);
   if (fp == NULL)
     return -1;
+  /* Before it can be seen. */
+  flock (fileno (fp), LOCK_EX | LOCK_NB);
   print_lines (fp, lines, n, runs_now (j));
-  r = fflush (fp) == 0 && fsync (fileno (fp)) == 0 ? 0 : -1;
+  if (fflush (fp) == 0 && fsync (fileno (fp)) == 0 &&
+      put_in_place (j, name) == 0) {
+    if (j->file != NULL)
+      fclose (j->file);
+    j->file = fp;
+    return 0;
+  }
   err = errno;
-  if (fclose (fp) != 0 && r == 0) {
-    r = -1;
-    err = errno;
-  }
-  if (r == 0) {
-    r = rename (name, j->path);
-    err = errno;
-  }
-  if (r == -1)
-    unlink (name);
+  fclose (fp);
+  unlink (name);
   errno = err;
-  return r;
+  return -1;
 }
 
 int

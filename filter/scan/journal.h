@@ -42,13 +42,14 @@
 
 struct journal;
 
-/* Begin a run.  The file, if there is one, is read; it is not an error if there
- * is none.  The path is kept, not copied.  Returns NULL after filling in error.
+/* Begin a run.  The file, if there is one, is read, and locked until the journal
+ * is freed; it is not an error if there is none.  The path is kept, not copied.
+ * Returns NULL after filling in error; busy: another server has the lock.
  */
-extern struct journal *journal_open (const char *path,
+extern struct journal *journal_open (const char *path, bool *busy,
                                      char error[JOURNAL_ERROR_MAX]);
 
-/* NULL is allowed.  Writes nothing. */
+/* NULL is allowed.  Writes nothing, and lets go of the lock. */
 extern void journal_free (struct journal *j);
 
 /* Can the file be written?  Tries it without touching the file.  Returns -1
@@ -71,8 +72,9 @@ extern bool journal_is_full (const struct journal *j);
 extern bool journal_counts (const struct journal *j);
 
 /* Write the file aside, and put it in place.  Whoever reads it sees the old one
- * or the new one.  Returns -1 with errno set.
+ * or the new one.  Returns -1 with errno set, EEXIST if somebody else has put one
+ * there since it was read or written.
  */
-extern int journal_write (const struct journal *j);
+extern int journal_write (struct journal *j);
 
 #endif /* SCAN_JOURNAL_H */

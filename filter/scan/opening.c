@@ -28,8 +28,9 @@ enter (struct worker *w, int state)
     w->state = state;
 }
 
-struct source *
-opening_open (struct worker *w)
+/* Returns NULL if it can't be opened, or the scan stops. */
+static struct source *
+open_source (struct worker *w)
 {
   struct scanner *s = w->scanner;
   struct source *source = NULL;
@@ -61,20 +62,12 @@ opening_count (struct scanner *s)
 }
 
 static void
-count_waiting (struct scanner *s, int more)
+end_waiting (struct worker *w)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&w->scanner->lock);
 
-  s->outage.workers += more;
-  opening_count (s);
-}
-
-bool
-opening_is_outage (struct scanner *s)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
-
-  return s->outage.workers > 0;
+  w->scanner->outage.workers--;
+  opening_count (w->scanner);
 }
 
 static bool
@@ -87,63 +80,79 @@ first_warning (struct scanner *s)
   return first;
 }
 
-static unsigned
-get_calls (struct scanner *s)
+static void
+rest_longer (uint64_t *rest_ns)
 {
+  *rest_ns *= 2;
+  if (*rest_ns < REST_MIN_NS)
+    *rest_ns = REST_MIN_NS;
+  if (*rest_ns > REST_MAX_NS)
+    *rest_ns = REST_MAX_NS;
+}
+
+/* The scan's lock must be held. */
+static void
+put_off (struct outage *outage)
+{
+  rest_longer (&outage->rest_ns);
+  outage->next_ns = clock_now_ns () + outage->rest_ns;
+}
+
+/* A worker begins to wait.  Returns how often opening_try_now has been called. */
+static unsigned
+begin_waiting (struct worker *w)
+{
+  struct scanner *s = w->scanner;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
+  if (s->outage.workers++ == 0) {
+    s->outage.rest_ns = w->opening.rest_ns;
+    put_off (&s->outage);
+  }
+  opening_count (s);
   return s->outage.calls;
 }
 
-/* Rest before the next attempt, unless opening_try_now is called, or has been
- * since it was called so many times.
+/* Wait until it is time to try again, unless opening_try_now is called, or has been
+ * since it was called so many times.  Of all that wait for the time one gets it.
  */
 static void
-rest (struct worker *w, unsigned calls)
+wait_for_turn (struct worker *w, unsigned *calls)
 {
   struct scanner *s = w->scanner;
-  const uint64_t until_ns = clock_now_ns () + w->opening.rest_ns;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
-  while (scan_phase (s) == SCAN_GOES_ON && s->outage.calls == calls &&
-         clock_now_ns () < until_ns)
-    clock_wait_until (&s->try_now, &s->lock, until_ns);
-}
-
-static void
-rest_longer (struct opening *opening)
-{
-  opening->rest_ns *= 2;
-  if (opening->rest_ns < REST_MIN_NS)
-    opening->rest_ns = REST_MIN_NS;
-  if (opening->rest_ns > REST_MAX_NS)
-    opening->rest_ns = REST_MAX_NS;
+  while (scan_phase (s) == SCAN_GOES_ON && s->outage.calls == *calls &&
+         clock_now_ns () < s->outage.next_ns)
+    clock_wait_until (&s->try_now, &s->lock, s->outage.next_ns);
+  put_off (&s->outage);
+  *calls = s->outage.calls;
+  w->opening.rest_ns = s->outage.rest_ns;
 }
 
 struct source *
-opening_wait (struct worker *w)
+opening_get (struct worker *w)
 {
   struct scanner *s = w->scanner;
-  struct source *source;
+  struct source *source = open_source (w);
   unsigned calls;
 
-  if (scan_phase (s) != SCAN_GOES_ON)
-    return NULL;
-  calls = get_calls (s);
-  count_waiting (s, 1);
+  if (source != NULL || scan_phase (s) != SCAN_GOES_ON)
+    return source;
+  calls = begin_waiting (w);
   if (first_warning (s))
     nbdkit_error ("scan: warning: could not open the layer below for a scan "
-                  "in the background; it goes on when that can be opened, and "
-                  "will not warn again");
+                  "thread; it goes on when that can be opened, and will not "
+                  "warn again");
   do {
-    rest_longer (&w->opening);
-    rest (w, calls);
-    calls = get_calls (s);
-    source = opening_open (w);
+    wait_for_turn (w, &calls);
+    source = open_source (w);
   } while (source == NULL && scan_phase (s) == SCAN_GOES_ON);
-  count_waiting (s, -1);
-  if (source != NULL)
+  end_waiting (w);
+  if (source != NULL) {
     nbdkit_debug ("scan: the layer below is there, the scan goes on");
+    opening_try_now (s);
+  }
   return source;
 }
 
@@ -168,13 +177,11 @@ opening_again (struct worker *w, int err)
       clock_now_ns () < w->opening.not_before_ns)
     return false;
 
-  source = opening_open (w);
-  if (source == NULL)
-    source = opening_wait (w);
+  source = opening_get (w);
   if (source == NULL)
     return false;
   /* If that was no help it will not be tried at each failure. */
-  rest_longer (&w->opening);
+  rest_longer (&w->opening.rest_ns);
   w->opening.not_before_ns = clock_now_ns () + w->opening.rest_ns;
   if (source_get_info (source)->size != s->driver.size) {
     nbdkit_error ("scan: warning: the layer below is a disk of another size "

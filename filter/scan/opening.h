@@ -4,11 +4,13 @@
 
 /* How a worker opens a source of its own, and what becomes of it.
  *
+ * What can't be opened is tried again, after longer and longer times, by one
+ * worker of a scan at a time; once one could, the others try at once.
+ *
  * A scan of a connection ends with it, and so it need not care for a source
- * that goes away.  A scan in the background outlives that: what can't be opened
- * is tried again, and what has failed is opened again, at first at once and then
- * after longer and longer times.  A client that connects has just opened the
- * layer below; then it is tried at once.
+ * that goes away.  A scan in the background outlives that: what has failed is
+ * opened again, at first at once and then after longer and longer times.  A client
+ * that connects has just opened the layer below; then it is tried at once.
  *
  * Each worker calls these functions for itself, but for opening_try_now.
  */
@@ -23,7 +25,7 @@ struct scanner;
 struct source;
 struct worker;
 
-/* Of a worker. */
+/* Of a worker: what has failed is opened again. */
 struct opening {
   uint64_t rest_ns;             /* between two attempts */
   uint64_t not_before_ns;       /* the next one */
@@ -33,17 +35,14 @@ struct opening {
 struct outage {
   unsigned workers;             /* that wait for their source to come back */
   unsigned calls;               /* of opening_try_now */
+  uint64_t rest_ns;             /* between two attempts of any of them */
+  uint64_t next_ns;             /* when the next one is */
   bool is_told;                 /* all wait: the scan does not run */
   bool warned;
 };
 
-/* Open a source.  Returns NULL if it can't be opened, or the scan stops. */
-extern struct source *opening_open (struct worker *w);
-
-/* The same for a worker that found that it can't be opened: try until it can,
- * or the scan stops.
- */
-extern struct source *opening_wait (struct worker *w);
+/* Open a source, or try until it can be opened.  Returns NULL if the scan stops. */
+extern struct source *opening_get (struct worker *w);
 
 /* The worker's source has failed with this errno; 0: has not.  Returns true if
  * it is another one now, and the same may be tried again.
@@ -54,9 +53,6 @@ extern bool opening_again (struct worker *w, int err);
  * thread.
  */
 extern void opening_try_now (struct scanner *s);
-
-/* Does a worker wait for its source?  Any thread. */
-extern bool opening_is_outage (struct scanner *s);
 
 /* Tell stats whether all workers wait, as that may have changed.  The scan's
  * lock must be held.

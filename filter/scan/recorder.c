@@ -47,11 +47,19 @@ struct recorder {
 
 /* -- start and end --------------------------------------------------------- */
 
+static void
+warn_of_other (const struct recorder *r)
+{
+  nbdkit_error ("scan: warning: %s=%s is what another server records in; this "
+                "one leaves it alone", r->key, r->path);
+}
+
 struct recorder *
 recorder_new (const char *key, const char *path)
 {
   struct recorder *r = calloc (1, sizeof *r);
   char error[JOURNAL_ERROR_MAX];
+  bool busy = false;
 
   if (r == NULL) {
     nbdkit_error ("scan: malloc: %m");
@@ -60,15 +68,17 @@ recorder_new (const char *key, const char *path)
   r->key = key;
   r->path = path;
   if (journal_probe (path, error) == 0)
-    r->journal = journal_open (path, error);
-  if (r->journal == NULL) {
+    r->journal = journal_open (path, &busy, error);
+  if (busy)
+    warn_of_other (r);
+  else if (r->journal == NULL) {
     nbdkit_error ("%s=%s: %s", key, path, error);
     free (r);
     return NULL;
   }
   pthread_mutex_init (&r->lock, NULL);
   clock_cond_init (&r->cond);
-  atomic_store (&r->on, true);
+  atomic_store (&r->on, !busy);
   return r;
 }
 
@@ -103,6 +113,8 @@ recorder_start (struct recorder *r)
   char error[JOURNAL_ERROR_MAX];
   int err;
 
+  if (!recorder_is_on (r))
+    return 0;
   if (journal_probe (r->path, error) == -1) {
     nbdkit_error ("%s=%s: %s (as the user that nbdkit has become)", r->key,
                   r->path, error);
@@ -127,6 +139,10 @@ write_file (struct recorder *r)
     return;
   if (journal_write (r->journal) == 0)
     r->dirty = false;
+  else if (errno == EEXIST) {
+    warn_of_other (r);
+    atomic_store (&r->on, false);
+  }
   else if (!r->warned) {
     nbdkit_error ("scan: warning: %s=%s can't be written: %m", r->key, r->path);
     r->warned = true;
@@ -164,6 +180,9 @@ end (struct recorder *r, const char *why)
   }
   write_file (r);
   say (r, lost, why);
+  /* Others may record in the file from now on. */
+  journal_free (r->journal);
+  r->journal = NULL;
 }
 
 /* Why the recording is over, or NULL. */

@@ -13,7 +13,8 @@
  * scanned.  It is over when the client has read nothing new for RECORDER_IDLE_NS,
  * or goes on for RECORDER_MOST_NS, or the journal is full, or the server ends.
  * Before RECORDER_LEAST_BLOCKS were read, time ends nothing: something only had
- * a look.
+ * a look.  For as long as it lasts the file is this server's; where there was none,
+ * from when it is first written.
  */
 
 #ifndef SCAN_RECORDER_H
@@ -44,7 +45,8 @@
 struct recorder;
 
 /* At start-up, for the parameter of this name.  The path is kept, not copied.
- * Returns NULL after saying what is wrong with the file.
+ * Returns NULL after saying what is wrong with the file.  If another server
+ * records in it, that is said, and nothing is recorded.
  */
 extern struct recorder *recorder_new (const char *key, const char *path);
 

@@ -244,7 +244,7 @@ start_scan (struct generation *generation, const char *name, nbdkit_next *next,
     if (thread_model == NBDKIT_THREAD_MODEL_PARALLEL)
       config.next = next;
   }
-  if (recorder != NULL && recorder_claim (recorder, generation->export->name))
+  if (recorder_is_on (recorder) && recorder_claim (recorder, generation->export->name))
     config.recorder = recorder;
   return scans_start (&config, generation);
 }

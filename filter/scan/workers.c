@@ -94,32 +94,14 @@ give_up_worker (struct scanner *s, const char *why, bool is_last)
 
 /* -- what a worker needs --------------------------------------------------- */
 
-/* Get a source for a worker that has none.  Returns NULL if there is none to be
- * had.  The first worker of a scan in the background waits for it, and so do
- * the others while one of them does.
+/* Give a worker that has its source what else it needs.  Returns NULL, or why it can't
+ * work.
  */
-static struct source *
-get_source (struct scanner *s, struct worker *w)
-{
-  struct source *source = opening_open (w);
-
-  if (source == NULL && s->config.background &&
-      (is_first (w) || opening_is_outage (s)))
-    source = opening_wait (w);
-  return source;
-}
-
-/* Give a worker its source and memory.  Returns NULL, or why it can't work. */
 static const char *
 equip (struct scanner *s, struct worker *w)
 {
   const bool size_is_known = !is_first (w) || !s->config.background;
 
-  w->source = s->source;
-  if (w->source == NULL)
-    w->source = get_source (s, w);
-  if (w->source == NULL)
-    return "could not open the layer below for a scan thread";
   if (size_is_known &&
       source_get_info (w->source)->size != s->driver.size)
     return "the layer below was opened again for a scan thread and is a disk "
@@ -151,14 +133,18 @@ look_at_disk (struct scanner *s, struct worker *w)
   return false;
 }
 
-/* Returns false after saying why, if the worker can't work. */
+/* Returns false if the scan stops meanwhile, or after saying why the worker can't
+ * work.
+ */
 static bool
 prepare_worker (struct scanner *s, struct worker *w)
 {
-  const char *why = equip (s, w);
+  const char *why;
 
+  w->source = s->source != NULL ? s->source : opening_get (w);
   if (scan_phase (s) != SCAN_GOES_ON && s->source == NULL)
     return false;
+  why = equip (s, w);
   if (why != NULL) {
     give_up_worker (s, why, is_first (w));
     return false;

@@ -155,8 +155,9 @@ def test_the_split_plugin_is_not_asked_to_cache (tmp_path):
         assert "scan-method=read" in server.errors ()[0]
 
 
-def test_a_thread_that_cannot_open_the_source ():
-    """The first open is the client's.  The others carry on without it."""
+def test_threads_that_cannot_open_the_source ():
+    """The first open is the client's, the next the first thread's.  The others carry on
+    without those that fail."""
     with nbdkit ([SCAN], gate ("size=64K", MODEL, "fail=open:3-4"),
                  [f"scan-size={BLOCK}", "scan-threads=8"], VERBOSE) as server:
         h = server.connect ()
@@ -167,7 +168,17 @@ def test_a_thread_that_cannot_open_the_source ():
         assert sorted (c.offset for c in server.calls ("cache")) == \
             list (range (0, 65536, BLOCK))
         warnings = our_errors (server)
-        assert len (warnings) <= 1 and all ("fewer threads" in w for w in warnings)
+        assert len (warnings) <= 1 and all ("for a scan thread" in w for w in warnings)
+
+
+def test_a_thread_that_can_open_the_source_later ():
+    """All threads are of use then."""
+    with nbdkit ([SCAN], gate ("size=64K", MODEL, "hold=cache", "fail=open:3-4"),
+                 [f"scan-size={BLOCK}", "scan-threads=3"], VERBOSE) as server:
+        server.connect ()
+        held = [server.next_call ("cache") for _ in range (3)]
+        assert len ({call.connection for call in held}) == 3
+        assert len (our_errors (server)) == 1
 
 
 def test_no_thread_can_open_the_source ():
@@ -180,6 +191,22 @@ def test_no_thread_can_open_the_source ():
         server.wait_line ("gate: close 1$")
         assert server.calls ("cache") == []
         assert len (our_errors (server)) == 1
+
+
+def test_the_source_is_down_for_a_moment_when_a_client_connects (tmp_path):
+    """Its scan begins when it can, and not before: as the counters say."""
+    stats = tmp_path / "stats"
+    with nbdkit ([SCAN], gate ("size=64K", MODEL, "fail=open:2-2"),
+                 [f"scan-size={BLOCK}", f"scan-stats={stats}"], VERBOSE) as server:
+        h = server.connect ()
+        server.wait_line ("scan: warning: could not open the layer below")
+        assert server.calls ("cache") == []
+        server.wait_line (FINISHED)
+        assert [c.offset for c in server.calls ("cache")] == list (range (0, 65536, BLOCK))
+        server.disconnect (h)
+        server.wait_line ("gate: close 1$")
+        assert len (our_errors (server)) == 1
+    assert 'state{export="",state="finished"} 1' in stats.read_text ()
 
 
 def test_a_client_connects_while_the_source_is_slow_to_open_again ():

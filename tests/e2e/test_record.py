@@ -106,6 +106,30 @@ def test_killed (tmp_path):
     assert os.listdir (tmp_path) == ["trace"]
 
 
+@pytest.mark.parametrize ("before", ["0 4096\n", None], ids=["there", "not-there"])
+def test_two_servers (before, tmp_path):
+    """The file is one server's: that which has it, or that which makes it."""
+    trace = tmp_path / "trace"
+    other = f"scan: warning: scan-trace={trace} is what another server records in; " \
+            "this one leaves it alone"
+    if before:
+        trace.write_text (before)
+    args = [f"scan-trace={trace}"]
+    with recorded (trace, *args) as first, recorded (trace, *args) as second:
+        first.connect ().pread (BLOCK, 9 * BLOCK)
+        first.poll (lambda: trace.exists () and trace.read_text () != before, "the file")
+        second.connect ().pread (BLOCK, 5 * BLOCK)
+        second.wait_line (re.escape (other))
+    assert first.errors () == [] and second.errors () == [other]
+    assert (9, 1, "10" if before else "1") in contents (trace)
+    assert 5 not in [offset for offset, _, _ in contents (trace)]
+    assert os.listdir (tmp_path) == ["trace"]
+    # Neither has left it locked.
+    with recorded (trace, *args) as third:
+        third.connect ().pread (BLOCK, 5 * BLOCK)
+    assert contents (trace)[0][0] in (5, 9) and third.errors () == []
+
+
 def test_says_what_it_has_learnt (tmp_path):
     trace = tmp_path / "trace"
     with recorded (trace, f"scan-record={trace}") as server:

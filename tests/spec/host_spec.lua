@@ -232,7 +232,7 @@ describe ("disk:missing", function ()
   it ("asks about a range of the disk, to its end if nothing is said", function ()
     local disk = host.disk (driver)
     assert.same ({ 100, 900 }, { disk:missing (100) })
-    disk:missing (-5, 2^20)
+    disk:missing (0, 2^20)
     assert.same ({ 0, 1000 }, asked)
     assert.equal ("integer", math.type (asked[2]))
   end)
@@ -252,5 +252,19 @@ describe ("disk:missing", function ()
       assert.error_matches (function () disk:missing (0, bad) end,
                             "disk:missing: to should be a whole number of bytes, got")
     end
+  end)
+
+  it ("refuses what is before the disk, as disk:prefetch does", function ()
+    local disk = host.disk (driver)
+    for _, ask in ipairs {
+      function () disk:missing (-1) end,
+      function () disk:missing (-1, 0) end,
+      function () disk:missing (0, -1) end,
+      function () disk:missing (2000, -1.0) end,
+    } do
+      assert.error_matches (ask, "^disk:missing: %a+ %-1 is outside the disk "
+                                 .. "%(size 1000%)$")
+    end
+    assert.is_nil (asked)
   end)
 end)

@@ -59,12 +59,22 @@ add (struct journal *j, uint64_t offset, uint64_t count)
   journal_add (j, (struct range) { offset, count });
 }
 
+static struct journal *
+open_journal (char error[JOURNAL_ERROR_MAX])
+{
+  bool busy;
+  struct journal *j = journal_open (path, &busy, error);
+
+  check (!busy, "nobody else records in it");
+  return j;
+}
+
 /* A run that reads these blocks; the last is followed by -1. */
 static void
 run_of (int first, ...)
 {
   char error[JOURNAL_ERROR_MAX];
-  struct journal *j = journal_open (path, error);
+  struct journal *j = open_journal (error);
   va_list args;
   int block;
 
@@ -81,7 +91,7 @@ static void
 test_one_run (void)
 {
   char error[JOURNAL_ERROR_MAX];
-  struct journal *j = journal_open (path, error);
+  struct journal *j = open_journal (error);
 
   check (j != NULL && !journal_counts (j), "a file that is not there is a new one");
   add (j, 1000000, 10000);
@@ -152,7 +162,7 @@ test_refuses (void)
     FILE *fp = fopen (path, "a");
     fputs (bad[i], fp);
     fclose (fp);
-    j = journal_open (path, error);
+    j = open_journal (error);
     check (j == NULL && strstr (error, "line 2 is none of a trace") != NULL,
            "refused: %.*s", (int) strcspn (bad[i], "\n"), bad[i]);
     journal_free (j);
@@ -170,7 +180,7 @@ static void
 test_bounds (void)
 {
   char error[JOURNAL_ERROR_MAX];
-  struct journal *j = journal_open (path, error);
+  struct journal *j = open_journal (error);
 
   add (j, 0, (uint64_t) (JOURNAL_BLOCKS_MAX - 1) * JOURNAL_BLOCK);
   check (!journal_is_full (j), "not full");
@@ -180,12 +190,12 @@ test_bounds (void)
   journal_free (j);
 
   /* The next run has room for others, and the file for those most read. */
-  j = journal_open (path, error);
+  j = open_journal (error);
   add (j, INT64_C (1) << 40, (uint64_t) JOURNAL_BLOCKS_MAX * JOURNAL_BLOCK);
   check (journal_is_full (j), "full of others");
   check (journal_write (j) == 0, "written");
   journal_free (j);
-  j = journal_open (path, error);
+  j = open_journal (error);
   check (j != NULL, "what was written can be read");
   journal_free (j);
   unlink (path);
@@ -335,6 +345,82 @@ test_faults (void)
   unlink (path);
 }
 
+/* As two servers have them that are given one file. */
+static void
+test_two (void)
+{
+  struct recorder *a, *b;
+
+  /* A file that is there belongs to the first that is started. */
+  put_file ("0 4096\n");
+  a = new_recorder ();
+  b = recorder_new ("scan-record", path);
+  check (b != NULL && !recorder_is_on (b) && stub_errors == 1 &&
+         strstr (stub_last_error, "scan: warning: scan-record=") != NULL &&
+         strstr (stub_last_error, "another server records in") != NULL,
+         "the second says that it is not the first");
+  check (recorder_start (b) == 0 && !recorder_is_on (b), "and starts");
+  reads (a, 9, 1);
+  recorder_step (a, second);
+  recorder_step (a, 4 * second);
+  recorder_free (b);
+  b = recorder_new ("scan-record", path);
+  check (!recorder_is_on (b) && stub_errors == 2, "also once the file was written");
+  recorder_free (b);
+  recorder_free (a);
+  check (file_is (HEADER "2 runs\n36864 4096 # 10\n0 4096 # 01\n"), "the first's");
+
+  /* To the next once that is over; not when it ends. */
+  a = new_recorder ();
+  reads (a, 0, RECORDER_LEAST_BLOCKS);
+  recorder_step (a, second);
+  recorder_step (a, 20 * second);
+  check (!recorder_is_on (a), "a recording that is over");
+  b = new_recorder ();
+  check (recorder_is_on (b) && stub_errors == 0, "the next one");
+  recorder_free (a);
+  recorder_free (b);
+  unlink (path);
+
+  /* One that is not there, to the first that writes it. */
+  a = new_recorder ();
+  b = recorder_new ("scan-record", path);
+  check (recorder_is_on (a) && recorder_is_on (b) && stub_errors == 0, "both");
+  reads (b, 1, 1);
+  reads (a, 2, 1);
+  recorder_step (a, second);
+  recorder_step (a, 4 * second);
+  recorder_step (b, 5 * second);
+  check (stub_errors == 0, "nothing is wrong yet");
+  recorder_step (b, 8 * second);
+  recorder_step (b, 12 * second);
+  check (!recorder_is_on (b) && stub_errors == 1 &&
+         strstr (stub_last_error, "another server records in") != NULL,
+         "the second gives up, and says so once");
+  recorder_free (b);
+  reads (a, 5, 1);
+  recorder_step (a, 12 * second);
+  recorder_free (a);
+  check (file_is (HEADER "1 run\n8192 4096 # 1\n20480 4096 # 1\n"), "the first's");
+
+  /* Who takes it away, or puts another one there, means it. */
+  a = new_recorder ();
+  reads (a, 1, 1);
+  recorder_step (a, second);
+  unlink (path);
+  recorder_step (a, 4 * second);
+  check (recorder_is_on (a) && stub_errors == 0 && access (path, F_OK) == 0,
+         "made again");
+  unlink (path);
+  put_file ("0 4096\n");
+  reads (a, 2, 1);
+  recorder_step (a, 8 * second);
+  check (!recorder_is_on (a) && stub_errors == 1, "another file");
+  recorder_free (a);
+  check (file_is ("0 4096\n"), "is left alone");
+  unlink (path);
+}
+
 static void
 test_exports (void)
 {
@@ -403,6 +489,7 @@ main (void)
   test_writes ();
   test_ends ();
   test_overflow ();
+  test_two ();
   test_exports ();
   test_thread ();
   test_memory ();

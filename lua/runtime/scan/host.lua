@@ -190,7 +190,11 @@ local function missing_of (driver)
     elseif math_type (to) ~= "integer" then
       to = whole (to, "disk:missing: to")
     end
-    if from < 0 then from = 0 end
+    -- The end of the disk is where a walk ends; nothing is before its beginning.
+    if from < 0 or to < 0 then
+      error (("disk:missing: %s %d is outside the disk (size %d)")
+               :format (from < 0 and "from" or "to", from < 0 and from or to, size), 2)
+    end
     if to > size then to = size end
     if from >= to then return nil end
     return missing (disk, from, to)
@@ -224,9 +228,9 @@ function M.disk (driver)
     -- a huge disk things are forgotten, so a range may be given that is there
     -- already, and never the other way round.
     -- @function disk:missing
-    -- @tparam integer from in bytes
-    -- @tparam[opt] integer to where to end, in bytes; the end of the disk if it is
-    -- left out or lies beyond
+    -- @tparam integer from in bytes, 0 or more
+    -- @tparam[opt] integer to where to end, in bytes, 0 or more; the end of the disk
+    -- if it is left out or lies beyond
     -- @treturn integer|nil offset in bytes, nil if there is none
     -- @treturn integer count of it, or of as much as was looked at
     missing = missing_of (driver),
