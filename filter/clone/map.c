@@ -28,6 +28,13 @@
  * the list are durable too, and must be found.  What does not pass this has
  * lost bits.  They can be fetched again if no client has ever written; else it
  * is refused.
+ *
+ * Pages that are newer than the last record are taken when the map is loaded.
+ * The first commit after that only makes a record of them, and writes the pages
+ * anew that were torn: it may end in a crash as well, which must find what the
+ * last record speaks of, and must not complete a page that was not counted.  A
+ * batch that could not be written is the next one again, as what it has left is
+ * not to be counted either.
  */
 
 #include <endian.h>
@@ -124,6 +131,9 @@ struct map {
   struct version *versions;     /* for each page */
   uint64_t digest;              /* of all of them */
   union page *batch;            /* BATCH_PAGES, and one more */
+  uint32_t listed[BATCH_PAGES]; /* the pages of the batch */
+  bool again;                   /* the next batch is of these, */
+  unsigned nr_again;            /* so many, which may be none */
 
   /* The record says "written"; also asked by other threads. */
   atomic_bool written_recorded;
@@ -369,36 +379,46 @@ make_record (union page *page, enum kind kind, uint64_t generation,
   seal (page, kind, generation, 0);
 }
 
-/* Take the next dirty pages, with their bits as they are now.  Returns how
- * many; *from is where to go on.
+/* Add a page to the batch, with its bits as they are now. */
+static void
+take_page (struct map *map, uint64_t p, unsigned n)
+{
+  union page *const page = &map->batch[n];
+  unsigned i;
+
+  atomic_fetch_and (&map->dirty[p], ~(unsigned) DIRTY);
+  for (i = 0; i < PAGE_WORDS; ++i)
+    page->bits.words[i] =
+      htole64 (atomic_load (&map->words[p * PAGE_WORDS + i]));
+  map->listed[n] = p;
+}
+
+/* Take the next dirty pages; or, before all others, those to be written again.
+ * Returns how many; *from is where to go on.
  */
 static unsigned
-take_batch (struct map *map, uint64_t *from, uint32_t *listed)
+take_batch (struct map *map, uint64_t *from)
 {
-  union page *page;
-  unsigned n = 0, i;
+  unsigned n;
   uint64_t p;
 
-  for (p = *from; p < map->nr_pages && n < BATCH_PAGES; ++p) {
-    if (atomic_load_explicit (&map->dirty[p], memory_order_acquire) == 0)
-      continue;
-    atomic_fetch_and (&map->dirty[p], ~(unsigned) DIRTY);
-    page = &map->batch[n];
-    for (i = 0; i < PAGE_WORDS; ++i)
-      page->bits.words[i] =
-        htole64 (atomic_load (&map->words[p * PAGE_WORDS + i]));
-    listed[n++] = p;
-  }
+  for (n = 0; n < map->nr_again; ++n)
+    take_page (map, map->listed[n], n);
+  if (map->again)
+    return n;
+  for (p = *from; p < map->nr_pages && n < BATCH_PAGES; ++p)
+    if (atomic_load_explicit (&map->dirty[p], memory_order_acquire) != 0)
+      take_page (map, p, n++);
   *from = p;
   return n;
 }
 
 /* Write one batch.  On failure all that was durable before still is. */
 static int
-write_batch (struct map *map, const uint32_t *listed, unsigned n, bool written,
-             bool *lost)
+write_batch (struct map *map, unsigned n, bool written, bool *lost)
 {
   union page *const record = &map->batch[BATCH_PAGES];
+  const uint32_t *const listed = map->listed;
   const uint64_t generation = ++map->generation;
   const struct version *v;
   uint64_t rest = map->digest;
@@ -464,13 +484,12 @@ int
 map_commit (struct map *map, int (*sync_data) (void *), void *opaque,
             bool *lost)
 {
-  uint32_t listed[BATCH_PAGES];
   uint64_t from = 0;
   unsigned n, i;
   bool written;
   int err;
 
-  while ((n = take_batch (map, &from, listed)) > 0) {
+  while ((n = take_batch (map, &from)) > 0 || map->again) {
     /* Bits that come from here on are not in the batch, and their data need
      * not be durable.  The flag is read after the bits: it is set before them.
      */
@@ -479,15 +498,16 @@ map_commit (struct map *map, int (*sync_data) (void *), void *opaque,
     if (err != 0)
       *lost = true;
     else
-      err = write_batch (map, listed, n, written, lost);
-    if (err != 0) {
-      for (i = 0; i < n; ++i)
-        atomic_fetch_or (&map->dirty[listed[i]], DIRTY);
+      err = write_batch (map, n, written, lost);
+    map->again = err != 0;
+    map->nr_again = map->again ? n : 0;
+    for (i = 0; i < map->nr_again; ++i)
+      atomic_fetch_or (&map->dirty[map->listed[i]], DIRTY);
+    if (err != 0)
       return err;
-    }
   }
   /* A write to what was present has changed no bit. */
-  return owes_written (map) ? write_batch (map, NULL, 0, true, lost) : 0;
+  return owes_written (map) ? write_batch (map, 0, true, lost) : 0;
 }
 
 /* -- create ---------------------------------------------------------------- */
@@ -728,6 +748,7 @@ load_page (struct map *map, uint64_t number, const struct records *records,
   union page slots[2];
   uint64_t generation, newest = 0, recorded = 0;
   int slot, best = -1;
+  bool torn = false;
   int err;
 
   err = disk_read (map->fd, slots, sizeof slots, (BITS + 2 * number) * PAGE);
@@ -736,8 +757,10 @@ load_page (struct map *map, uint64_t number, const struct records *records,
     return false;
   }
   for (slot = 0; slot < 2; ++slot) {
-    if (!is_sealed (&slots[slot], KIND_BITS, number))
+    if (!is_sealed (&slots[slot], KIND_BITS, number)) {
+      torn |= !is_zero (&slots[slot]);
       continue;
+    }
     generation = le64toh (slots[slot].head.generation);
     if (generation > newest) {
       newest = generation;
@@ -746,6 +769,8 @@ load_page (struct map *map, uint64_t number, const struct records *records,
     if (generation <= records->generation && generation > recorded)
       recorded = generation;
   }
+  if (torn && map->nr_again < BATCH_PAGES)
+    map->listed[map->nr_again++] = number;
   if (newest > records->known)
     findings->newer = true;
   if (!is_listed (&records->last, number))
@@ -841,6 +866,7 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
     }
     *repaired = true;
   }
+  map->again = findings.newer || *repaired || map->nr_again > 0;
   return map;
 
  error:

@@ -230,6 +230,10 @@ store_open (const char *path, const char *expect_name, bool *missing)
     nbdkit_error ("clone: strdup: %m");
     goto error;
   }
+  /* A server that was killed may have left what it had answered in memory only,
+   * and a client that flushes relies on that.
+   */
+  atomic_store (&store->data_dirty, true);
   if (repaired)
     nbdkit_error ("clone: warning: %s was damaged; what it had forgotten is "
                   "fetched again, and nothing else is lost, as no client had "

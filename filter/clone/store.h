@@ -32,7 +32,7 @@ struct store {
   struct claims claims;
   struct counters counters;
 
-  /* Something in the file is not durable yet; set before the bits are. */
+  /* Something in the file may not be durable yet; set before the bits are. */
   atomic_bool data_dirty;
   /* A sync has failed: what is durable is not known any more. */
   atomic_bool broken;

@@ -149,6 +149,19 @@ def test_a_map_is_durable_before_it_is_gone_on_with (disk, fail):
     assert len (errors) == 1 and "cannot be synced" in errors[0]
 
 
+def test_a_flush_covers_what_a_killed_server_wrote (disk, fail):
+    """A client that comes back and flushes relies on what it was answered before."""
+    with crashing (disk, LATER) as server:
+        h = server.connect ()
+        h.pread (BLOCK, 0)
+        h.flush ()
+        h.pwrite (b"w" * BLOCK, 0)
+    with fail ("sync", disk.name), clone (disk, LATER) as server:
+        h = server.connect ()
+        assert h.pread (BLOCK, 0) == b"w" * BLOCK
+        fails (errno.EIO, h.flush)
+
+
 # -- they are not what they should be --------------------------------------------------
 
 def test_a_map_without_its_beginning_is_not_made_anew (disk):

@@ -7,11 +7,13 @@
  */
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "check.h"
@@ -271,6 +273,58 @@ mix_page (unsigned char *page, const unsigned char *new_page)
       memcpy (page + sector * SECTOR, new_page + sector * SECTOR, SECTOR);
 }
 
+/* A commit that syncs more than once. */
+static unsigned char at_sync[FILE_BYTES];
+static bool synced;
+
+static int
+note_sync (void *opaque)
+{
+  synced = true;
+  get_image (*(int *) opaque, at_sync);
+  return 0;
+}
+
+/* The first commit after a crash ends in one, too.  Takes the map that was loaded
+ * in between, and gives back what is found next.
+ */
+static struct map *
+crash_again (int fd, struct map *map, unsigned *refused, unsigned *lost,
+             char *error)
+{
+  static unsigned char image[FILE_BYTES], after[FILE_BYTES];
+  struct map *old, *found;
+  bool repaired, early;
+  unsigned p;
+
+  get_image (fd, image);
+  old = load (fd, &repaired, error);
+  for (p = 0; p < PAGES; ++p)
+    if (p == 0 || random_below (2))
+      map_set (map, p * PAGE_BLOCKS + 100, p * PAGE_BLOCKS + 101
+               + random_below (1000));
+  synced = false;
+  map_commit (map, note_sync, &fd, &early);
+  map_free (map);
+  get_image (fd, after);
+  if (!synced)
+    get_image (fd, at_sync);
+  early = random_below (3) == 0;
+  if (!early) {                 /* what came before that sync is there */
+    mix_page (at_sync + SETTLED * PAGE, image + SETTLED * PAGE);
+    memcpy (image, at_sync, sizeof image);
+  }
+  for (p = 0; p < FILE_PAGES; ++p)
+    if (p != SETTLED)
+      mix_page (image + p * PAGE, (early ? at_sync : after) + p * PAGE);
+  put_image (fd, image);
+  found = load (fd, &repaired, error);
+  *refused += found == NULL || repaired;
+  *lost += found != NULL && !includes (found, old);
+  map_free (old);
+  return found;
+}
+
 static void
 test_crashes (bool write)
 {
@@ -333,6 +387,9 @@ test_crashes (bool write)
         refused += found == NULL || repaired;
         lost += found != NULL && !map_has (found, 5, 6);
       }
+      else if (crash % 3 == 1)
+        for (i = 0; found != NULL && i < 3; ++i)
+          found = crash_again (fd, found, &refused, &lost, first_error);
       map_free (found);
     }
     put_image (fd, after);
@@ -346,6 +403,95 @@ test_crashes (bool write)
   check (forgot == 0, "or forgets that there are writes (%u)", forgot);
   map_free (map);
   close (fd);
+}
+
+/* -- what can't be written ----------------------------------------------------- */
+
+#define MANY_PAGES 200
+#define MANY_BLOCKS ((uint64_t) MANY_PAGES * PAGE_BLOCKS)
+#define MANY_BYTES ((8 + 2 * MANY_PAGES) * PAGE)
+
+static void
+set_pages (struct map *map, unsigned first, unsigned end)
+{
+  for (; first < end; ++first)
+    map_set (map, (uint64_t) first * PAGE_BLOCKS,
+             (uint64_t) first * PAGE_BLOCKS + 1);
+}
+
+/* At each sync of the data: what a crash would leave now. */
+static unsigned unusable;
+
+static int
+look_at_sync (void *opaque)
+{
+  static unsigned char image[MANY_BYTES];
+  const int fd = *(int *) opaque, copy = new_file ();
+  char error[MAP_ERROR_MAX];
+  struct map *found;
+  bool repaired;
+
+  if (pread (fd, image, sizeof image, 0) != sizeof image ||
+      pwrite (copy, image, sizeof image, 0) != sizeof image)
+    abort ();
+  found = load (copy, &repaired, error);
+  unusable += found == NULL || repaired || !map_has (found, 0, 1);
+  map_free (found);
+  close (copy);
+  return 0;
+}
+
+/* A file can't be made longer, but it can be made so that it can't be written
+ * behind some place.
+ */
+static int
+commit_up_to (struct map *map, uint64_t page)
+{
+  const struct rlimit some = { (8 + 2 * page) * PAGE, RLIM_INFINITY };
+  const struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
+  int err;
+
+  setrlimit (RLIMIT_FSIZE, &some);
+  err = commit (map);
+  setrlimit (RLIMIT_FSIZE, &all);
+  return err;
+}
+
+/* Only some pages of a batch have been written; then there are others that would
+ * come first.
+ */
+static void
+test_failed_batch (void)
+{
+  const struct map_identity was = identity;
+  struct map *map, *found;
+  char error[MAP_ERROR_MAX];
+  int fd = new_file ();
+  bool repaired, lost = false;
+
+  signal (SIGXFSZ, SIG_IGN);
+  identity.size = MANY_BLOCKS * BLOCK;
+  map = create (fd);
+  map_note_write (map);
+  set_pages (map, 0, MANY_PAGES);
+  check (commit (map) == 0, "many pages");
+  map_set (map, 150 * PAGE_BLOCKS + 1, 150 * PAGE_BLOCKS + 2);
+  map_set (map, 160 * PAGE_BLOCKS + 1, 160 * PAGE_BLOCKS + 2);
+  check (commit_up_to (map, 155) != 0 && map_dirty (map),
+         "a page that can't be written");
+  for (unsigned p = 0; p < 100; ++p)
+    map_set (map, p * PAGE_BLOCKS + 1, p * PAGE_BLOCKS + 2);
+  check (map_commit (map, look_at_sync, &fd, &lost) == 0 && !map_dirty (map),
+         "is written later");
+  check (unusable == 0, "and no crash before makes a map unusable (%u)",
+         unusable);
+  found = load (fd, &repaired, error);
+  check (found != NULL && !repaired && includes (found, map) &&
+         map_present (found) == map_present (map), "it has all");
+  map_free (found);
+  map_free (map);
+  close (fd);
+  identity = was;
 }
 
 /* -- damage ---------------------------------------------------------------- */
@@ -431,6 +577,7 @@ main (void)
   test_late_bits ();
   test_crashes (false);
   test_crashes (true);
+  test_failed_batch ();
   test_damage (false);
   test_damage (true);
   test_memory ();
