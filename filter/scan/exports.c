@@ -64,16 +64,28 @@ add_vm_totals (struct vm_totals *sum, struct vm *vm)
   sum->lua_ns += totals.lua_ns;
 }
 
+/* Of all generations: those that have gone, and those still in use. */
+static struct vm_totals
+get_vm_totals (const struct export *export)
+{
+  const struct generation *generation;
+  struct vm_totals sum = export->past;
+
+  for (generation = export->generations; generation != NULL;
+       generation = generation->next)
+    add_vm_totals (&sum, generation->vm);
+  return sum;
+}
+
 /* One line for the debug log. */
 static void
 log_totals (const struct export *export)
 {
   struct stats_totals stats;
-  struct vm_totals vm = export->past;
+  const struct vm_totals vm = get_vm_totals (export);
   char name[ESCAPE_NAME_MAX];
 
   stats_get (export->stats, &stats);
-  add_vm_totals (&vm, export->generations->vm);
   nbdkit_debug ("scan: export %s: %" PRIu64 " prefetches, %" PRIu64
                 " bytes, %" PRIu64 " failed, %" PRIu64 " skipped; %" PRIu64
                 " decisions",
@@ -325,7 +337,7 @@ exports_get_totals (size_t *nr)
     for (export = exports; export && *nr < room; export = export->next) {
       t = &totals[(*nr)++];
       t->generation = use (export->generations);
-      t->vm = export->past;
+      t->vm = get_vm_totals (export);
     }
   }
   for (t = totals; t < totals + *nr; ++t) {
@@ -335,7 +347,6 @@ exports_get_totals (size_t *nr)
       t->error = vm_error (t->generation->vm);
     stats_get (export->stats, &t->stats);
     map_get (t->generation->map, &t->map);
-    add_vm_totals (&t->vm, t->generation->vm);
   }
   return totals;
 }
