@@ -2,8 +2,8 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* The one clock of this filter: monotonic nanoseconds, and a condition
- * variable that waits by it.
+/* The one clock of these filters: monotonic nanoseconds, and a condition
+ * variable that waits by it.  And how long a thread has been on a processor.
  */
 
 #ifndef SCAN_CLOCK_H
@@ -25,6 +25,16 @@ clock_now_ns (void)
   struct timespec ts;
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
+  return (uint64_t) ts.tv_sec * NS_PER_SECOND + ts.tv_nsec;
+}
+
+/* The time that the calling thread has been running for.  A system call. */
+static inline uint64_t
+clock_thread_ns (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_THREAD_CPUTIME_ID, &ts);
   return (uint64_t) ts.tv_sec * NS_PER_SECOND + ts.tv_nsec;
 }
 

@@ -92,18 +92,18 @@ vm_find_place (lua_State *co, lua_Debug *ar)
 void
 vm_look (struct vm *vm, lua_State *L)
 {
-  const uint64_t now = clock_now_ns ();
+  const uint64_t now = clock_now_ns (), used = clock_thread_ns ();
   lua_Debug ar;
 
   if (vm->killed != ALIVE)
     return;
   if (vm->started_ns == 0)
-    vm->started_ns = now;
+    vm->started_ns = used;
   if (vm->gone_ns == 0 && vm->driver != NULL &&
       vm->driver->gone (vm->driver->opaque))
     vm->gone_ns = now;
 
-  if (now - vm->started_ns > vm->allowed_ns)
+  if (used - vm->started_ns > vm->allowed_ns)
     vm->killed = TIMED_OUT;
   else if (vm->gone_ns != 0 && now - vm->gone_ns > GONE_GRACE_NS)
     vm->killed = CLIENT_GONE;

@@ -26,6 +26,8 @@ struct fake {
   struct vm_failure failure;
   struct vm_result results[2];
   bool closed, gone;
+  uint64_t nap_ns;              /* at the first look at whether the client is there */
+  unsigned looks;
 };
 
 static size_t
@@ -84,7 +86,11 @@ fake_closed (void *opaque)
 static bool
 fake_gone (void *opaque)
 {
-  return ((struct fake *) opaque)->gone;
+  struct fake *f = opaque;
+
+  if (f->looks++ == 0)
+    clock_sleep_until (clock_now_ns () + f->nap_ns);
+  return f->gone;
 }
 
 static struct fake fake = {
@@ -350,6 +356,42 @@ test_ends (void)
   vm_free (NULL);
 }
 
+/* A decision that gets no processor for longer than it may take is not stopped for
+ * that: machines are busy now and then.
+ */
+static void
+test_starved (void)
+{
+  static const char policy[] =
+    "return function ()\n"
+    "  for _ = 1, 1000000 do end\n"
+    "end\n";
+  struct vm_config starved = config;
+  const struct vm_answer answer = { .type = VM_NOTHING };
+  char error[LIBRARY_ERROR_MAX];
+  struct vm *vm;
+  struct vm_scan *scan;
+
+  strcpy (path, "/tmp/test-vm-XXXXXX");
+  write_policy (policy);
+  starved.policy = library_policy (path, error);
+  unlink (path);
+  library_set_policy (starved.policy);
+  starved.timeout_ns = 2 * NS_PER_SECOND;
+  vm = vm_new (&starved);
+  check (vm_load (vm) == 0, "a policy that counts loads");
+  scan = vm_scan_new (vm, &driver);
+  fake.nap_ns = 3 * NS_PER_SECOND;
+  fake.looks = 0;
+  check (vm_resume (scan, &answer).type == VM_FINISHED,
+         "time that others have the processor doesn't count %s",
+         vm_has_failed (vm) ? vm_error (vm) : "");
+  check (fake.looks > 1, "it was looked at in the meantime");
+  fake.nap_ns = 0;
+  vm_scan_free (scan);
+  vm_free (vm);
+}
+
 int
 main (void)
 {
@@ -369,6 +411,7 @@ main (void)
   test_ends ();
   step_through_allocations (STUB_ONE_FAILS, "one fails");
   step_through_allocations (STUB_ALL_FAIL_FROM, "all fail");
+  test_starved ();
   library_free ();
   /* realpath's memory is the C library's own. */
   check (stub_outstanding () <= before, "nothing is left");
