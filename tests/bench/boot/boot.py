@@ -102,7 +102,8 @@ def measure (stack, line, round_, args, accel, trace):
 def main ():
     args = parse_args ()
     if args.list:
-        for row in (*stacks.LINES, *stacks.stacks ()):
+        for row in (*choose (stacks.LINES, args.line),
+                    *choose (stacks.stacks (), args.stack)):
             print (row.name)
         return
     if args.page:
