@@ -118,6 +118,7 @@ parse_history (const char *text, uint8_t *history)
 {
   unsigned i;
 
+  text += *text == ' ';
   *history = 0;
   for (i = 0; text[i] == '0' || text[i] == '1'; ++i) {
     if (i == JOURNAL_RUNS_MAX)
@@ -166,7 +167,7 @@ parse_line (struct journal *j, char *line)
   line += strspn (line, " \t\r\n");
   if (*line != '\0' && line != comment)
     return false;
-  if (comment != NULL && !parse_history (comment + 2, &history))
+  if (comment != NULL && !parse_history (comment + 1, &history))
     history = 1;
   range.count = count;
   for (block = range.offset / JOURNAL_BLOCK;

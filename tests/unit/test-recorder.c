@@ -127,6 +127,10 @@ test_merge (void)
   run_of (0, -1);
   check (file_is (HEADER "2 runs\n0 4096 # 11\n4096 4096 # 01\n65536 4096 # 01\n"),
          "a plain list counts as a run");
+  put_file ("# nbdkit scan trace: 2 runs\n4096 4096 # 01\n8192 4096 #");
+  run_of (1, -1);
+  check (file_is (HEADER "3 runs\n4096 4096 # 101\n8192 4096 # 010\n"),
+         "a comment of nothing, at the end of the file, is no history");
   unlink (path);
 }
 
