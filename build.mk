@@ -176,7 +176,8 @@ $(B)/tests/unit-pace: $(call unit_objects,scan/pace)
 $(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
-$(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
+$(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal \
+	common/escape)
 $(B)/tests/unit-results: $(call unit_objects,scan/results)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/looker scan/workers scan/steps \

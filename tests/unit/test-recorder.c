@@ -431,9 +431,10 @@ test_exports (void)
   struct recorder *r = new_recorder ();
 
   check (recorder_claim (r, "a") && recorder_claim (r, "a"), "the first export");
-  check (!recorder_claim (r, "b") && !recorder_claim (r, "c") && stub_errors == 1 &&
-         strstr (stub_last_error, "records the export 'a', not 'b'") != NULL,
-         "no other, and a warning");
+  check (!recorder_claim (r, "b\n") && !recorder_claim (r, "c") &&
+         stub_errors == 1 &&
+         strstr (stub_last_error, "records the export 'a', not 'b\\n'") != NULL,
+         "no other, and a warning on one line");
   check (!recorder_is_on (NULL), "no recorder is never on");
   recorder_free (r);
   recorder_free (NULL);
