@@ -4,6 +4,7 @@
 
 /* See journal.h. */
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -132,14 +133,14 @@ parse_history (const char *text, uint8_t *history)
 static bool
 parse_number (char **text, uint64_t *number)
 {
-  char *end;
+  bool is_hex;
 
   *text += strspn (*text, " \t");
   if (**text < '0' || **text > '9')
     return false;
+  is_hex = (*text)[0] == '0' && tolower ((unsigned char) (*text)[1]) == 'x';
   errno = 0;
-  *number = strtoull (*text, &end, 0);
-  *text = end;
+  *number = strtoull (*text, text, is_hex ? 16 : 10);
   return errno == 0;
 }
 

@@ -127,6 +127,11 @@ test_merge (void)
   run_of (0, -1);
   check (file_is (HEADER "2 runs\n0 4096 # 11\n4096 4096 # 01\n65536 4096 # 01\n"),
          "a plain list counts as a run");
+  put_file ("010000 04096\n0X10 1\n");
+  run_of (9, -1);
+  check (file_is (HEADER "2 runs\n36864 4096 # 10\n8192 8192 # 01\n"
+                  "0 4096 # 01\n"),
+         "zeroes before a number do not make it octal");
   put_file ("# nbdkit scan trace: 2 runs\n4096 4096 # 01\n8192 4096 #");
   run_of (1, -1);
   check (file_is (HEADER "3 runs\n4096 4096 # 101\n8192 4096 # 010\n"),
