@@ -148,9 +148,11 @@ build/tests/%.so: tests/preload/%.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) -shared $< -ldl -o $@
 
-# Says what a map of the clone filter holds.
-build/tests/map-dump: tests/clone/map-dump.c build/filter/clone/map.o \
-                      build/filter/clone/crc32c.o build/filter/clone/disk.o
+# A map of the clone filter, without the filter.
+map_units := $(addprefix clone/,map map-file crc32c disk)
+
+# Says what one holds.
+build/tests/map-dump: tests/clone/map-dump.c $(map_units:%=build/filter/%.o)
 	$(call SAY,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(PLAIN_CFLAGS) $(NBDKIT_CFLAGS) $(INCLUDES) $^ -o $@
@@ -165,17 +167,17 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 	asprintf calloc free malloc pthread_create realloc strdup)
 
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
-$(B)/tests/unit-clone-bits: $(call unit_objects,clone/crc32c clone/disk)
-$(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
-	clone/crc32c clone/disk)
-$(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
+$(B)/tests/unit-clone-bits: $(call unit_objects,$(filter-out clone/map,$(map_units)))
+$(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims $(map_units))
+$(B)/tests/unit-clone-map: $(call unit_objects,$(map_units))
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-escape: $(call unit_objects,common/escape)
 $(B)/tests/unit-pace: $(call unit_objects,scan/pace)
 $(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
-$(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal)
+$(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal \
+	common/escape)
 $(B)/tests/unit-results: $(call unit_objects,scan/results)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/looker scan/workers scan/steps \
@@ -267,7 +269,7 @@ build/fuzz/fuzz-%: tests/fuzz/fuzz-%.c tests/fuzz/fuzz.c tests/fuzz/fuzz.h \
 	$(Q)$(CC) $(CFLAGS) $(PROJECT_CFLAGS) $(NBDKIT_CFLAGS) -fsanitize=fuzzer \
 	  $(INCLUDES) tests/fuzz/fuzz.c $< $(vm_objects) $(LUA_LIBS) -o $@
 
-fuzz_map_objects := $(patsubst %,$(B)/filter/clone/%.o,map crc32c disk)
+fuzz_map_objects := $(map_units:%=$(B)/filter/%.o)
 
 build/fuzz/fuzz-clone-map: tests/fuzz/fuzz-clone-map.c \
                            $(fuzz_map_objects)

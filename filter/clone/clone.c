@@ -10,7 +10,7 @@
  *
  *   exports.c      which clone belongs to which export; opened on first use
  *   store.c        the pair of files of one clone, and its commits
- *   map.c          which blocks are present, in memory and on disk
+ *   map.c          which blocks are present; map-file.c has that on disk
  *   claims.c       who is fetching, storing and writing which absent blocks
  *   fetch.c        reads and prefetches
  *   write.c        writes, zeroes and trims

@@ -40,8 +40,12 @@ is_plain (unsigned char c, bool first)
     (c >= '0' && c <= '9') || c == '-' || c == '_' || (c == '.' && !first);
 }
 
-char *
-exports_file_name (const char *export_name)
+/* The name of an export's file in clone-dir, without the folder; freed by the
+ * caller.  No two exports have the same, and none has a slash or begins with a
+ * dot.  NULL with errno set: ENAMETOOLONG or ENOMEM.
+ */
+static char *
+file_name (const char *export_name)
 {
   static const char digits[] = "0123456789ABCDEF";
   const size_t len = strlen (export_name);
@@ -88,7 +92,7 @@ find_path (const char *export_name, char **path)
       goto no_memory;
   }
   else if (options.dir != NULL) {
-    name = exports_file_name (export_name);
+    name = file_name (export_name);
     if (name == NULL && errno == ENAMETOOLONG) {
       nbdkit_error ("clone: the name of the export %s is too long for that of "
                     "a file in clone-dir",

@@ -68,10 +68,4 @@ extern struct export *exports_after (uint64_t number);
 /* At the end: commit and close all. */
 extern void exports_free (void);
 
-/* The name of an export's file in clone-dir, without the folder; freed by the
- * caller.  No two exports have the same, and none has a slash or begins with a
- * dot.  NULL with errno set: ENAMETOOLONG or ENOMEM.
- */
-extern char *exports_file_name (const char *export_name);
-
 #endif /* CLONE_EXPORTS_H */

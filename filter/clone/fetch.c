@@ -395,8 +395,10 @@ ask_for_holes (const struct request *req, uint64_t first, uint64_t end)
   struct store *const store = req->store;
   const uint64_t from = store_offset (store, first);
   const uint64_t to = store_offset (store, end);
+  /* What a count can say; the blocks of the largest prefetch are more. */
+  const uint64_t most = UINT32_MAX / store->block_size * store->block_size;
   struct nbdkit_extents *extents;
-  uint64_t ask;
+  uint32_t ask;
   size_t n;
   int err;
 
@@ -404,7 +406,7 @@ ask_for_holes (const struct request *req, uint64_t first, uint64_t end)
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&store->asked_lock);
 
     ask = from >= store->asked_from && to <= store->asked_to ? 0
-      : min64 (max64 (to - from, ASK_BYTES), store->size - from);
+      : min64 (min64 (max64 (to - from, ASK_BYTES), most), store->size - from);
   }
   if (ask == 0)
     return;

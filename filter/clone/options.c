@@ -13,7 +13,7 @@
 #include <nbdkit-filter.h>
 
 #include "clock.h"
-#include "map.h"
+#include "map-file.h"
 #include "options.h"
 #include "values.h"
 

@@ -17,6 +17,7 @@
 #include "cleanup.h"
 #include "disk.h"
 #include "escape.h"
+#include "map-file.h"
 #include "options.h"
 #include "store.h"
 

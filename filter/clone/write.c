@@ -164,7 +164,7 @@ write_through (const struct request *req, const struct change *ch, int *err)
                                    / unit * unit));
   claims_end (&store->claims, &claim);
   if (e != 0) {
-    *err = e == EOPNOTSUPP ? ENOTSUP : e;
+    *err = e;
     r = -1;
   }
   return r;

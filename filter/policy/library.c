@@ -47,8 +47,8 @@ static struct file *files;
  */
 static char *policy_dir;
 
-static const struct text *
-find_builtin (const char *path)
+const struct text *
+library_builtin (const char *path)
 {
   const struct text *text;
 
@@ -56,12 +56,6 @@ find_builtin (const char *path)
     if (strcmp (text->name, path) == 0)
       return text;
   return NULL;
-}
-
-const struct text *
-library_builtin (const char *path)
-{
-  return find_builtin (path);
 }
 
 /* Open a file for reading.  What is read while the server serves must be a
@@ -97,6 +91,7 @@ read_all (const char *path, bool only_regular, char **data, size_t *length)
   FILE *fp = open_file (path, only_regular);
   size_t size = 0, r;
   char *p, *new_p;
+  int err;
 
   if (fp == NULL)
     return -1;
@@ -126,10 +121,10 @@ read_all (const char *path, bool only_regular, char **data, size_t *length)
   return 0;
 
  err:
-  r = errno;
+  err = errno;
   free (p);
   fclose (fp);
-  errno = r;
+  errno = err;
   return -1;
 }
 
@@ -226,7 +221,7 @@ builtin_policy (const char *name)
     return NULL;
   n = snprintf (path, sizeof path, "policies/%.*s.lua",
                 (int) stem_length (name), name);
-  return n > 0 && (size_t) n < sizeof path ? find_builtin (path) : NULL;
+  return n > 0 && (size_t) n < sizeof path ? library_builtin (path) : NULL;
 }
 
 static const struct text *
@@ -302,7 +297,7 @@ library_runtime (const char *name)
   if (!module_path (name, relative, sizeof relative))
     return NULL;
   snprintf (path, sizeof path, RUNTIME_MODULES "%s", relative);
-  return find_builtin (path);
+  return library_builtin (path);
 }
 
 bool
@@ -325,7 +320,7 @@ library_module (const char *name, char error[LIBRARY_ERROR_MAX])
     return NULL;
   }
   snprintf (path, sizeof path, LIBRARY_MODULES "%s", relative);
-  text = find_builtin (path);
+  text = library_builtin (path);
   if (text != NULL)
     return text;
   if (library_runtime (name) != NULL) {

@@ -265,7 +265,27 @@ driver_now (lua_State *L)
   return 1;
 }
 
-/* Push the driver's table.  Raises errors. */
+/* Set a field of the table at the top to a function whose upvalue is the box. */
+static void
+set_function (lua_State *L, int box, const char *name, lua_CFunction function)
+{
+  lua_pushvalue (L, box);
+  lua_pushcclosure (L, function, 1);
+  lua_setfield (L, -2, name);
+}
+
+/* The same of a function that returns an iterator, which are its upvalues. */
+static void
+set_list (lua_State *L, int box, const char *name, lua_CFunction function,
+          lua_CFunction iterator)
+{
+  lua_pushvalue (L, box);
+  lua_pushvalue (L, box);
+  lua_pushcclosure (L, iterator, 1);
+  lua_pushcclosure (L, function, 2);
+  lua_setfield (L, -2, name);
+}
+
 void
 vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
 {
@@ -286,35 +306,12 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
   lua_pushcclosure (L, next_read, 1 + MET_HIT + 1); /* driver box next_read */
   lua_pushcclosure (L, driver_reads, 2);
   lua_setfield (L, -2, "reads");
-
-  lua_pushvalue (L, box);
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, next_failure, 1);
-  lua_pushcclosure (L, driver_failures, 2);
-  lua_setfield (L, -2, "failures");
-
-  lua_pushvalue (L, box);
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, next_result, 1);
-  lua_pushcclosure (L, driver_results, 2);
-  lua_setfield (L, -2, "results");
-
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, driver_missing, 1);
-  lua_setfield (L, -2, "missing");
-
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, driver_reads_in_flight, 1);
-  lua_setfield (L, -2, "reads_in_flight");
-
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, driver_idle, 1);
-  lua_setfield (L, -2, "idle");
-
-  lua_pushvalue (L, box);
-  lua_pushcclosure (L, driver_closed, 1);
-  lua_setfield (L, -2, "closed");
-
+  set_list (L, box, "failures", driver_failures, next_failure);
+  set_list (L, box, "results", driver_results, next_result);
+  set_function (L, box, "missing", driver_missing);
+  set_function (L, box, "reads_in_flight", driver_reads_in_flight);
+  set_function (L, box, "idle", driver_idle);
+  set_function (L, box, "closed", driver_closed);
   lua_pushcfunction (L, driver_now);
   lua_setfield (L, -2, "now");
 

@@ -4,6 +4,7 @@
 
 /* See journal.h. */
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -118,6 +119,7 @@ parse_history (const char *text, uint8_t *history)
 {
   unsigned i;
 
+  text += *text == ' ';
   *history = 0;
   for (i = 0; text[i] == '0' || text[i] == '1'; ++i) {
     if (i == JOURNAL_RUNS_MAX)
@@ -131,14 +133,14 @@ parse_history (const char *text, uint8_t *history)
 static bool
 parse_number (char **text, uint64_t *number)
 {
-  char *end;
+  bool is_hex;
 
   *text += strspn (*text, " \t");
   if (**text < '0' || **text > '9')
     return false;
+  is_hex = (*text)[0] == '0' && tolower ((unsigned char) (*text)[1]) == 'x';
   errno = 0;
-  *number = strtoull (*text, &end, 0);
-  *text = end;
+  *number = strtoull (*text, text, is_hex ? 16 : 10);
   return errno == 0;
 }
 
@@ -166,7 +168,7 @@ parse_line (struct journal *j, char *line)
   line += strspn (line, " \t\r\n");
   if (*line != '\0' && line != comment)
     return false;
-  if (comment != NULL && !parse_history (comment + 2, &history))
+  if (comment != NULL && !parse_history (comment + 1, &history))
     history = 1;
   range.count = count;
   for (block = range.offset / JOURNAL_BLOCK;

@@ -236,7 +236,7 @@ set_progress (const char *key, const char *value)
 static int
 set_stats (const char *key, const char *value)
 {
-  free ((char *) options.stats_file);
+  free (options.stats_file);
   options.stats_file = value_parse_path (key, value);
   return options.stats_file == NULL ? -1 : 0;
 }
@@ -480,6 +480,6 @@ void
 options_free (void)
 {
   free (options.args);
-  free ((char *) options.stats_file);
-  free ((char *) options.record_file);
+  free (options.stats_file);
+  free (options.record_file);
 }

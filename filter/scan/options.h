@@ -29,8 +29,8 @@ struct options {
   uint64_t policy_memory;       /* bytes */
   uint64_t policy_timeout_ns;
   bool progress;
-  const char *stats_file;       /* absolute, or NULL */
-  const char *record_file;      /* absolute, or NULL */
+  char *stats_file;             /* absolute, or NULL */
+  char *record_file;            /* absolute, or NULL */
   const char *record_key;       /* the parameter that named it */
 
   /* What was seen of the layers below; 0 or false if nothing was.  nbdkit doesn't

@@ -15,6 +15,7 @@
 #include <nbdkit-filter.h>
 
 #include "cleanup.h"
+#include "escape.h"
 #include "journal.h"
 #include "recorder.h"
 
@@ -267,6 +268,7 @@ recorder_free (struct recorder *r)
 bool
 recorder_claim (struct recorder *r, const char *export_name)
 {
+  char ours[ESCAPE_NAME_MAX], other[ESCAPE_NAME_MAX];
   char *copy = strdup (export_name);
   bool is_ours, first_other;
 
@@ -286,8 +288,10 @@ recorder_claim (struct recorder *r, const char *export_name)
   free (copy);
   /* The name does not change any more. */
   if (first_other)
-    nbdkit_error ("scan: warning: %s=%s records the export '%s', not '%s'",
-                  r->key, r->path, r->export_name, export_name);
+    nbdkit_error ("scan: warning: %s=%s records the export %s, not %s",
+                  r->key, r->path,
+                  escape (ESCAPE_NAME, r->export_name, ours, sizeof ours),
+                  escape (ESCAPE_NAME, export_name, other, sizeof other));
   return is_ours;
 }
 

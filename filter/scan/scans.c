@@ -36,8 +36,6 @@ static bool closed;
 static void
 free_scan (struct scan *scan)
 {
-  if (scan == NULL)
-    return;
   scanner_free (scan->scanner);
   exports_put (scan->generation);
   free (scan->export_name);

@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "clone/map.h"
+#include "clone/map-file.h"
 
 /* What the server gives to a filter. */
 void nbdkit_error (const char *fs, ...);

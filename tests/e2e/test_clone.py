@@ -446,6 +446,15 @@ def test_holes_are_present_without_being_read ():
         assert len (reads (server)) == 1
 
 
+def test_the_largest_prefetch_asks_for_no_more_extents_than_can_be ():
+    """Its edges make it 4G, which is one more than a count can say."""
+    with clone ("size=8G", f"data={6 * K * M}+{M}", args=["clone-reserve=0"]) as server:
+        h = server.connect ()
+        h.cache (2 ** 32 - 1, 1)
+        assert sum (count for _, count in reads (server)) <= 64 * K
+        assert h.pread (K, 6 * K * M) == pattern (6 * K * M, K)
+
+
 def test_extents_of_both ():
     HOLE = nbd.STATE_HOLE | nbd.STATE_ZERO
     with clone ("size=4M", f"data={M}+{M}", "log=extents") as server:

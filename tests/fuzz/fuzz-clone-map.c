@@ -23,7 +23,7 @@
 #include <nbdkit-filter.h>
 
 #include "clone/crc32c.h"
-#include "clone/map.h"
+#include "clone/map-file.h"
 
 #define PAGE 4096
 #define SECTOR 512

@@ -273,6 +273,12 @@ describe ("metadata's parsers survive", function ()
     end
   end)
 
+  it ("a GPT without entries", function ()
+    local text = poke (("\0"):rep (4096), 450, "\xee")
+    text = poke (poke (text, 510, "\x55\xaa"), 512, "EFI PART")
+    parse (poke (text, 512 + 72, ("<I8I4I4"):pack (2, 0, 128)))
+  end)
+
   it ("disks of any size", function ()
     for _, size in ipairs { 1, 511, 512, 513, 1023, 1024, 2047, 2048, 4097 } do
       parse (("\x55\xaa"):rep (size):sub (1, size))

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 
 #include "check.h"
+#include "clone/map-file.h"
 #include "stubs.h"
 
 /* map_set counts the bits it has set, so here it calls us in between. */

@@ -17,7 +17,7 @@
 #include <sys/stat.h>
 
 #include "check.h"
-#include "clone/map.h"
+#include "clone/map-file.h"
 #include "stubs.h"
 
 #define PAGE 4096

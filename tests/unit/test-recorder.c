@@ -127,6 +127,15 @@ test_merge (void)
   run_of (0, -1);
   check (file_is (HEADER "2 runs\n0 4096 # 11\n4096 4096 # 01\n65536 4096 # 01\n"),
          "a plain list counts as a run");
+  put_file ("010000 04096\n0X10 1\n");
+  run_of (9, -1);
+  check (file_is (HEADER "2 runs\n36864 4096 # 10\n8192 8192 # 01\n"
+                  "0 4096 # 01\n"),
+         "zeroes before a number do not make it octal");
+  put_file ("# nbdkit scan trace: 2 runs\n4096 4096 # 01\n8192 4096 #");
+  run_of (1, -1);
+  check (file_is (HEADER "3 runs\n4096 4096 # 101\n8192 4096 # 010\n"),
+         "a comment of nothing, at the end of the file, is no history");
   unlink (path);
 }
 
@@ -427,9 +436,10 @@ test_exports (void)
   struct recorder *r = new_recorder ();
 
   check (recorder_claim (r, "a") && recorder_claim (r, "a"), "the first export");
-  check (!recorder_claim (r, "b") && !recorder_claim (r, "c") && stub_errors == 1 &&
-         strstr (stub_last_error, "records the export 'a', not 'b'") != NULL,
-         "no other, and a warning");
+  check (!recorder_claim (r, "b\n") && !recorder_claim (r, "c") &&
+         stub_errors == 1 &&
+         strstr (stub_last_error, "records the export 'a', not 'b\\n'") != NULL,
+         "no other, and a warning on one line");
   check (!recorder_is_on (NULL), "no recorder is never on");
   recorder_free (r);
   recorder_free (NULL);

@@ -4,7 +4,7 @@
 --- Reads a map of the clone filter: which blocks of a disk are present.
 --
 -- The format, and what a commit writes in which order, is told in
--- filter/clone/map.c.  What is found here is what the filter finds when it starts
+-- filter/clone/map-file.c.  What is found here is what the filter finds when it starts
 -- with this file: of each page the newest version that is whole, and whether
 -- anything has been lost.  The file is only read, so it may be that of a server that
 -- runs.

@@ -65,7 +65,7 @@ local function gpt (disk, list, sector)
   local table_at, number, length = unpack ("<I8I4I4", header, 73)
   -- As numbers below 2^63: anything else is garbage.
   if table_at < 2 or table_at > (disk.size - 1) // sector
-     or number > ENTRIES_MOST or length < 128 or length > 4096 then
+     or number < 1 or number > ENTRIES_MOST or length < 128 or length > 4096 then
     return true
   end
   local entries = disk:pread (table_at * sector, math.min (number * length, 1 << 20))

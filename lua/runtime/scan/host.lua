@@ -55,46 +55,32 @@ M.PREAD_MAX_BYTES = 1024 * 1024
 
 local Disk = {}
 
--- An offset inside a disk of this size, as an integer; or nil and what is wrong.
--- `2^20` is a float in Lua and a natural thing to write, so whole floats are taken.
-local function to_offset (size, offset)
-  local n = type (offset) == "number" and tointeger (offset)
-  if not n then
-    return nil, "offset should be a whole number of bytes, got " .. tostring (offset)
-  end
-  if n < 0 or n >= size then
-    return nil, "offset " .. n .. " is outside the disk (size " .. size .. ")"
-  end
-  return n
+-- A whole number of bytes, as an integer; or nil and what is wrong.  `2^20` is a float
+-- in Lua and a natural thing to write, so whole floats are taken.
+local function to_whole (n, what)
+  local integer = type (n) == "number" and tointeger (n)
+  if integer then return integer end
+  return nil, what .. " should be a whole number of bytes, got " .. tostring (n)
 end
 
--- A whole number of bytes, which may be anywhere.
-local function whole (n, what)
-  local integer = type (n) == "number" and tointeger (n)
-  if not integer then
-    error (what .. " should be a whole number of bytes, got " .. tostring (n), 3)
+-- The same, inside a disk of this size.
+local function to_offset (size, offset)
+  local n, wrong = to_whole (offset, "offset")
+  if n and (n < 0 or n >= size) then
+    return nil, "offset " .. n .. " is outside the disk (size " .. size .. ")"
   end
-  return integer
+  return n, wrong
 end
 
 local function to_count (count)
-  local n = type (count) == "number" and tointeger (count)
-  if not n then
-    return nil, "count should be a whole number of bytes, got " .. tostring (count)
-  end
-  if n < 1 then return nil, "count should be at least 1, got " .. n end
-  return n
+  local n, wrong = to_whole (count, "count")
+  if n and n < 1 then return nil, "count should be at least 1, got " .. n end
+  return n, wrong
 end
 
-local function check_offset (disk, offset, what, level)
-  local n, wrong = to_offset (disk.size, offset)
-  if not n then error (what .. ": " .. wrong, level or 3) end
-  return n
-end
-
-local function check_count (count, what, level)
-  local n, wrong = to_count (count)
-  if not n then error (what .. ": " .. wrong, level or 3) end
+-- What one of these gave, or its message as an error at this level.
+local function check (level, where, n, wrong)
+  if not n then error (where .. ": " .. wrong, level) end
   return n
 end
 
@@ -156,7 +142,7 @@ end
 -- @treturn boolean|nil true, only if asked briefly: so far there was a hole, and
 -- perhaps it goes on
 function Disk:next_data (offset, briefly)
-  offset = check_offset (self, offset, "disk:next_data")
+  offset = check (3, "disk:next_data", to_offset (self.size, offset))
   while true do
     local data, more = yield ("next_data", offset)
     if briefly or not more then return data, more end
@@ -170,8 +156,8 @@ end
 -- the disk
 -- @treturn string|nil the bytes, or nil and an errno name
 function Disk:pread (offset, count)
-  offset = check_offset (self, offset, "disk:pread")
-  count = check_count (count, "disk:pread")
+  offset = check (3, "disk:pread", to_offset (self.size, offset))
+  count = check (3, "disk:pread", to_count (count))
   if count > M.PREAD_MAX_BYTES then
     error ("disk:pread: count should be at most " .. M.PREAD_MAX_BYTES
            .. ", got " .. count, 2)
@@ -184,11 +170,13 @@ end
 local function missing_of (driver)
   local missing, size = driver.missing, driver.size
   return function (disk, from, to)
-    if math_type (from) ~= "integer" then from = whole (from, "disk:missing: from") end
+    if math_type (from) ~= "integer" then
+      from = check (3, "disk:missing", to_whole (from, "from"))
+    end
     if to == nil then
       to = size
     elseif math_type (to) ~= "integer" then
-      to = whole (to, "disk:missing: to")
+      to = check (3, "disk:missing", to_whole (to, "to"))
     end
     -- The end of the disk is where a walk ends; nothing is before its beginning.
     if from < 0 or to < 0 then
@@ -290,10 +278,11 @@ local function from_table (policy)
       local offset, count = next_range (scan)
       if offset == nil then break end
       if math_type (offset) ~= "integer" or offset < 0 or offset >= disk.size then
-        offset = check_offset (disk, offset, place_of (next_range) .. ": next", 0)
+        offset = check (0, place_of (next_range) .. ": next",
+                        to_offset (disk.size, offset))
       end
       if count ~= nil and (math_type (count) ~= "integer" or count < 1) then
-        count = check_count (count, place_of (next_range) .. ": next", 0)
+        count = check (0, place_of (next_range) .. ": next", to_count (count))
       end
       disk:prefetch (offset, count)
     end
