@@ -27,6 +27,7 @@
 #include "exports.h"
 #include "fetch.h"
 #include "options.h"
+#include "plugin.h"
 #include "stats-file.h"
 #include "write.h"
 
@@ -159,7 +160,7 @@ ask_source (nbdkit_next *next, struct source *source, int readonly)
   r = next->can_extents (next);
   if (r == -1)
     return -1;
-  source->can_extents = r;
+  source->can_extents = r == 1 && !plugin_extents_crash ();
   if (!options.through || readonly)
     return 0;
 

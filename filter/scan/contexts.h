@@ -25,11 +25,6 @@ extern void contexts_note (const char *key);
  */
 extern void contexts_init (void);
 
-/* The plugin's name, as in nbdkit-NAME-plugin.so; empty if it isn't known.  Valid
- * after contexts_init, until the filter is unloaded.  Any thread.
- */
-extern const char *contexts_plugin_name (void);
-
 /* NULL if a scan may open the layer below as this export, or why not: the
  * subject and verb of a message, valid until the filter is unloaded.  Any
  * thread.

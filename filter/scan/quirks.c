@@ -6,24 +6,13 @@
 
 #include <string.h>
 
-#include "contexts.h"
 #include "options.h"
+#include "plugin.h"
 #include "quirks.h"
-
-static bool
-is_over_split (void)
-{
-  return strcmp (contexts_plugin_name (), "split") == 0;
-}
 
 bool
 quirks_cache_hangs (void)
 {
-  return is_over_split () && !options.cache_below;
-}
-
-bool
-quirks_extents_crash (void)
-{
-  return is_over_split ();
+  return strcmp (plugin_name (), "split") == 0 && !options.cache_below &&
+    !options.clone_below;
 }

@@ -3,7 +3,7 @@
  */
 
 /* Defects of layers below that would hold up the server, and that must be known,
- * not guessed.
+ * not guessed.  One that the clone filter has to know of, too, is in plugin.h.
  *
  * Any thread may call these functions.
  */
@@ -17,16 +17,9 @@
  * whoever asks (seen with nbdkit 1.32.5), and a server with a scan in there can't
  * be ended.  tests/upstream/split-cache-hang tells whether that is mended.
  *
- * The cache filter reads, and does not pass .cache on; it is between us and the
- * plugin if a parameter of its has passed by.
+ * The cache and clone filters read, and do not pass .cache on; one is between us
+ * and the plugin if a parameter of its has passed by.
  */
 extern bool quirks_cache_hangs (void);
-
-/* True if the server would die of .extents: the split plugin's, of a range that
- * doesn't reach to the end of a file (seen with nbdkit 1.32.5).  The cow filter asks
- * for such ranges, whatever it was asked.  tests/upstream/split-extents-crash tells
- * whether that is mended.
- */
-extern bool quirks_extents_crash (void);
 
 #endif /* SCAN_QUIRKS_H */

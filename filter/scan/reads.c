@@ -24,25 +24,32 @@ struct entry {
   uint64_t offset;
   uint32_t count;
   uint8_t met;                  /* for map_met_again */
+  atomic_uchar lap;             /* lap_of its place, once it has been filled in */
 };
 
-static uint64_t
-entry_end (const struct entry *entry)
-{
-  return entry->offset + entry->count;
-}
+/* Places in the ring; the READS_MAXth entry is the newest, which may change. */
+#define RING_MAX (READS_MAX - 1)
 
 struct reads {
   struct reads_head head;       /* first: see reads_are_wanted; atomic */
 
-  /* Leaf lock, for a few instructions. */
+  /* The queue.  Who adds takes the place at the end, fills in the entry, and sets
+   * its lap; who takes stops where that is not done, for the next time.  Neither
+   * waits for the other.
+   */
+  struct entry ring[READS_MAX];
+  atomic_uint first, end;       /* places of the oldest, and after the youngest */
+
+  /* Leaf lock, for a few instructions, when the ring is full, and to wait. */
   pthread_mutex_t lock;
   pthread_cond_t cond;          /* something happened; with lock */
 
-  /* Protected by lock; len and full_end may be looked at without it. */
-  struct entry queue[READS_MAX];
-  atomic_size_t len;
-  _Atomic uint64_t full_end;    /* of the newest, when the queue was last full */
+  /* When the ring is full.  Protected by lock; newest_end may be looked at without
+   * it.
+   */
+  struct entry newest;
+  unsigned after;               /* what is before this place is older */
+  _Atomic uint64_t newest_end;  /* 0: there is none */
 
   atomic_uint lost;             /* that were left out, or made way */
 
@@ -108,26 +115,49 @@ note_event (struct reads *reads)
     wake (reads);
 }
 
-/* Add a read to the queue. */
-static void __attribute__ ((noinline))
-add (struct reads *reads, struct entry entry)
+/* What an entry's lap is if it is the one at this place, and not the one that was
+ * there before it.
+ */
+static uint8_t
+lap_of (unsigned place)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
-  size_t len = atomic_load_explicit (&reads->len, memory_order_relaxed);
+  return place / READS_MAX + 1;
+}
 
-  if (len < READS_MAX) {
-    reads->queue[len++] = entry;
-    atomic_store_explicit (&reads->len, len, memory_order_relaxed);
-  }
-  else {
+/* Take the next place in the ring.  Returns false if it is full. */
+static bool
+take_place (struct reads *reads, unsigned *place)
+{
+  *place = atomic_load_explicit (&reads->end, memory_order_relaxed);
+  do {
+    /* Signed, as what was loaded may be long past. */
+    if ((int) (*place - atomic_load_explicit (&reads->first,
+                                              memory_order_acquire)) >= RING_MAX)
+      return false;
+  } while (!atomic_compare_exchange_weak_explicit (&reads->end, place, *place + 1,
+                                                   memory_order_relaxed,
+                                                   memory_order_relaxed));
+  return true;
+}
+
+/* Add a read where there was no room for more: it becomes the newest if it ends
+ * further.  (There may be room again; then younger ones are given before it.)
+ */
+static void __attribute__ ((noinline))
+add_to_full (struct reads *reads, struct entry entry)
+{
+  const uint64_t end = entry.offset + entry.count;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
+  const uint64_t newest_end = atomic_load_explicit (&reads->newest_end,
+                                                    memory_order_relaxed);
+
+  if (newest_end != 0)
     atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
-    if (entry_end (&reads->queue[READS_MAX-1]) < entry_end (&entry))
-      reads->queue[READS_MAX-1] = entry;
+  if (end > newest_end) {
+    reads->newest = entry;
+    reads->after = atomic_load_explicit (&reads->end, memory_order_relaxed);
+    atomic_store_explicit (&reads->newest_end, end, memory_order_relaxed);
   }
-  if (len == READS_MAX)
-    atomic_store_explicit (&reads->full_end,
-                           entry_end (&reads->queue[READS_MAX-1]),
-                           memory_order_relaxed);
 }
 
 uint8_t
@@ -135,16 +165,25 @@ reads_begin (struct reads *reads, struct map *map,
              uint64_t offset, uint32_t count)
 {
   const uint8_t met = map_meet (map, offset, count);
+  struct entry *entry;
+  unsigned place;
 
   atomic_fetch_add (&reads->in_flight, 1);
 
+  if (take_place (reads, &place)) {
+    entry = &reads->ring[place % READS_MAX];
+    entry->offset = offset;
+    entry->count = count;
+    entry->met = met;
+    atomic_store_explicit (&entry->lap, lap_of (place), memory_order_release);
+  }
   /* A full queue has no use for a read that ends before its newest: it is as if
    * it had come a moment earlier or later than what changes that meanwhile.
    */
-  if (atomic_load_explicit (&reads->len, memory_order_relaxed) < READS_MAX ||
-      atomic_load_explicit (&reads->full_end, memory_order_relaxed) <
-      offset + count)
-    add (reads, (struct entry) { offset, count, met });
+  else if (atomic_load_explicit (&reads->newest_end, memory_order_relaxed) <
+           offset + count)
+    add_to_full (reads, (struct entry) {
+                   .offset = offset, .count = count, .met = met });
   else
     atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
   note_event (reads);
@@ -166,43 +205,51 @@ reads_stop (struct reads *reads)
   atomic_store (&reads->head.stopped, true);
 }
 
-/* The lock must be held. */
-static size_t
-copy_queue (struct reads *reads, struct met_read *out)
+static struct met_read
+read_of (const struct entry *entry)
 {
-  const size_t len = atomic_load_explicit (&reads->len, memory_order_relaxed);
-  const struct entry *entry;
-  size_t i;
-
-  for (i = 0; i < len; ++i) {
-    entry = &reads->queue[i];
-    *out++ = (struct met_read) {
-      { entry->offset, entry->count }, map_met_again (entry->met)
-    };
-  }
-  return len;
+  return (struct met_read) {
+    { entry->offset, entry->count }, map_met_again (entry->met)
+  };
 }
 
-/* The common case.  A read that is being queued right now is seen next time, as
- * if it had come a moment later.
+/* Take the newest of a full ring, if there is one and all that is older has been
+ * taken, up to this place.  Returns how many.
  */
-static bool
-is_empty (struct reads *reads)
+static size_t
+take_newest (struct reads *reads, unsigned place, struct met_read *out)
 {
-  return atomic_load_explicit (&reads->len, memory_order_relaxed) == 0;
+  /* One that comes right now is seen next time, as if it had come a moment
+   * later.
+   */
+  if (atomic_load_explicit (&reads->newest_end, memory_order_relaxed) == 0)
+    return 0;
+
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
+
+  if ((int) (place - reads->after) < 0)
+    return 0;
+  *out = read_of (&reads->newest);
+  atomic_store_explicit (&reads->newest_end, 0, memory_order_relaxed);
+  return 1;
 }
 
 size_t
 reads_take (struct reads *reads, struct met_read *out)
 {
-  if (is_empty (reads))
-    return 0;
+  const unsigned first = atomic_load_explicit (&reads->first,
+                                               memory_order_relaxed);
+  unsigned place = first;
+  struct entry *entry;
 
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
-  const size_t n = copy_queue (reads, out);
-
-  atomic_store_explicit (&reads->len, 0, memory_order_relaxed);
-  return n;
+  for (;; ++place) {
+    entry = &reads->ring[place % READS_MAX];
+    if (atomic_load_explicit (&entry->lap, memory_order_acquire) != lap_of (place))
+      break;
+    out[place - first] = read_of (entry);
+  }
+  atomic_store_explicit (&reads->first, place, memory_order_release);
+  return place - first + take_newest (reads, place, out + (place - first));
 }
 
 unsigned
@@ -265,6 +312,7 @@ reads_idle_ns (struct reads *reads)
 bool
 reads_are_many (struct reads *reads)
 {
-  return atomic_load_explicit (&reads->len, memory_order_relaxed) >=
+  return (int) (atomic_load_explicit (&reads->end, memory_order_relaxed) -
+                atomic_load_explicit (&reads->first, memory_order_relaxed)) >=
     READS_MAX / 2;
 }

@@ -4,10 +4,11 @@
 
 /* The client's reads, on their way from the read path to the policy.
  *
- * The read path adds to a queue of fixed size; the scan takes all of it at
- * once.  When the queue is full, the newest entry keeps whichever read ends
- * further, so that the furthest end is never lost.  Nothing here allocates
- * after reads_new, fails, or waits for anyone but reads_wait.
+ * The read path adds to a queue of fixed size, with no lock as long as there is
+ * room; the scan takes all of it at once.  When the queue is full, the newest entry
+ * keeps whichever read ends further, so that the furthest end is never lost.
+ * Nothing here allocates after reads_new, fails, or waits for anyone but
+ * reads_wait.
  *
  * Any thread may call reads_are_wanted, reads_begin, reads_end, reads_wake,
  * reads_in_flight and reads_idle_ns.

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "clock.h"
+#include "plugin.h"
 #include "quirks.h"
 #include "source.h"
 
@@ -47,7 +48,7 @@ source_ask (nbdkit_next *next, struct source_info *info)
   r = next->can_extents (next);
   if (r == -1)
     return -1;
-  info->can_extents = r == 1 && !quirks_extents_crash ();
+  info->can_extents = r == 1 && !plugin_extents_crash ();
   return 0;
 }
 
@@ -56,8 +57,8 @@ source_warn_no_cache (void)
 {
   if (quirks_cache_hangs ())
     nbdkit_error ("scan: warning: the .cache of the split plugin never comes "
-                  "back, not scanning; use --filter=cow cow-on-read=true with "
-                  "scan-method=read");
+                  "back, not scanning; add --filter=clone after this filter, "
+                  "with clone-file=FILE");
   else
     nbdkit_error ("scan: warning: underlying plugin does not support "
                   "NBD_CMD_CACHE, not scanning; try adding --filter=clone "

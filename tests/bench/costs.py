@@ -52,8 +52,9 @@ class Report:
 
 def instructions (report):
     report.say ("## Instructions for each client read", "",
-                "By callgrind, in the whole server, over no filter.  During: while a "
-                "prefetch is held; after: when the scan has finished.", "")
+                "By callgrind, in the whole server, over no filter.  During a scan: while "
+                "a prefetch is held, and there is room for reads that its policy has not "
+                "asked for, or none; after: when the scan has finished.", "")
 
     def rows ():
         none = measure.instructions_per_read ([], during=False)
@@ -61,9 +62,9 @@ def instructions (report):
                 ("stock scan", [STOCK], []),
                 ("ours", [measure.SCAN], []),
                 ("ours, with scan-stats", [measure.SCAN], ["scan-stats=stats"])):
-            yield (name, *(f"{measure.instructions_per_read (filters, args, d) - none:.0f}"
-                           for d in (True, False)))
-    report.table (["filter", "during a scan", "after it"], rows ())
+            yield (name, *(f"{measure.instructions_per_read (filters, args, **m) - none:.0f}"
+                           for m in measure.MOMENTS.values ()))
+    report.table (["filter", "during a scan", "queue full", "after it"], rows ())
 
 
 def decisions (report):

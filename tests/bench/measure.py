@@ -147,9 +147,20 @@ def callgrind_total (path):
         return int (re.search (r"^(?:summary|totals): (\d+)", f.read (), re.M)[1])
 
 
-def instructions (filters, args, reads, during):
-    """All instructions of a server in which a client does so many reads: during a
-    scan, which is held at its first prefetch, or after it."""
+# When a client's read may come, as instructions_per_read wants it: during a scan with
+# room in the queue of what its policy has not asked for, and with none; and after it.
+MOMENTS = {"queued": {}, "queue full": {"before": 300}, "after": {"during": False}}
+
+
+def callgrind (s, *command):
+    """Tell the callgrind that a server runs under to do something."""
+    subprocess.run (["callgrind_control", *command, str (s.process.pid)], check=True,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def instructions_per_read (filters, args=(), before=10, reads=200, during=True):
+    """What one of so many reads of a client takes in the server, after some before
+    them: during a scan, which is held at its first prefetch, or after it."""
     with server (filters, [*args, *(["hold=cache"] if during else [])],
                  options=["--threads=1"],
                  wrapper=["valgrind", "--tool=callgrind", "--quiet",
@@ -157,9 +168,12 @@ def instructions (filters, args, reads, during):
         h = s.connect ()
         if not during:
             wait_for_end_of_scan (s)
+        read (h, before)
+        callgrind (s, "--zero")
         read (h, reads)
+        callgrind (s, "--dump=reads")
         s.stop ()
-        return callgrind_total (os.path.join (s.dir, "out"))
+        return callgrind_total (os.path.join (s.dir, "out.1")) / reads
 
 
 def instructions_of_decisions (policy, decisions, args):
@@ -177,11 +191,3 @@ def instructions_per_decision (policy, args=()):
     few, many = 1000, 5000
     return (instructions_of_decisions (policy, many, args)
             - instructions_of_decisions (policy, few, args)) / (many - few)
-
-
-def instructions_per_read (filters, args=(), during=True):
-    """What one more read of a client takes in the server; what starting and
-    stopping takes cancels out."""
-    few, many = 1000, 5000
-    return (instructions (filters, args, many, during)
-            - instructions (filters, args, few, during)) / (many - few)

@@ -21,9 +21,7 @@ ROUND = measure.DISK_BYTES // measure.READ_BYTES
 
 
 def instructions_per_hit (filters, args=()):
-    few, many = 2 * ROUND, 4 * ROUND
-    return (measure.instructions (filters, args, many, True)
-            - measure.instructions (filters, args, few, True)) / (many - few)
+    return measure.instructions_per_read (filters, args, before=2 * ROUND, reads=ROUND)
 
 
 def test_a_hit_takes_fewer_instructions_than_in_cow ():

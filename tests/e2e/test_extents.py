@@ -202,3 +202,18 @@ def test_reads_do_not_wait_for_a_policy_that_preads (tmp_path):
         server.wait_line (FINISHED)             # of the second one's scan
         assert second.pread (1000, 1000) == pattern (1000, 1000)
         server.release (policys)
+
+
+def test_a_reader_in_a_vast_hole_is_followed_at_once ():
+    """What lies ahead of it is asked about, and not where the hole ends: that would be a
+    thousand calls here."""
+    with nbdkit ([SCAN, "cow"], gate ("size=4T", "data=0+1", "log=extents"),
+                 ["scan-policy=readahead", "cow-block-size=1M"],
+                 [*VERBOSE, "-D", "scan.decisions=1"]) as server:
+        h = server.connect ()
+        at = 1 << 40
+        for i in range (8):
+            h.pread (4096, at + i * 4096)
+        server.wait_line ("scan: policy: wait",
+                          server.wait_line ("next_data offset=0x1")[1])
+        assert len (server.calls ("extents")) <= 64

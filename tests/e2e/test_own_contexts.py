@@ -9,9 +9,10 @@ The gate plugin aborts the server if two requests are at one handle.
 
 import threading
 
+import nbd
 import pytest
 
-from harness import CHECK_WITH, SCAN, gate, nbdkit, pattern
+from harness import CHECK_WITH, CLONE, SCAN, gate, nbdkit, pattern
 
 FINISHED = "scan: finished scanning the plugin"
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
@@ -152,7 +153,33 @@ def test_the_split_plugin_is_not_asked_to_cache (tmp_path):
         h = server.connect ()
         assert h.pread (3, 5) == b"xxx"
         assert len (server.errors ()) == 1
-        assert "scan-method=read" in server.errors ()[0]
+        assert "clone-file=FILE" in server.errors ()[0]
+
+
+def test_the_split_plugin_below_the_clone_filter (tmp_path):
+    """That reads, whoever prefetches, and asks for no extents: the server would die."""
+    part = tmp_path / "part"
+    part.write_bytes (b"x" * (1 << 20))
+    with nbdkit ([SCAN, CLONE], ["split", str (part), str (part)],
+                 [f"clone-file={tmp_path}/disk", "scan-size=64K"],
+                 VERBOSE) as server:
+        h = server.connect (prepare=lambda h: h.add_meta_context (nbd.CONTEXT_BASE_ALLOCATION))
+        server.wait_line (FINISHED)
+        h.cache (4096, 4096)
+        h.block_status (4096, 0, lambda *_: 0)
+        assert h.pread (3, 5) == b"xxx"
+        assert our_errors (server) == []
+    assert (tmp_path / "disk").read_bytes () == part.read_bytes () * 2
+
+
+def test_a_client_that_prefetches_over_clone_and_split (tmp_path):
+    part = tmp_path / "part"
+    part.write_bytes (b"x" * (1 << 20))
+    with nbdkit ([CLONE], ["split", str (part), str (part)]) as server:
+        h = server.connect (prepare=lambda h: h.add_meta_context (nbd.CONTEXT_BASE_ALLOCATION))
+        h.block_status (4096, 0, lambda *_: 0)
+        h.cache (4096, 0)
+        assert h.pread (3, 5) == b"xxx"
 
 
 def test_threads_that_cannot_open_the_source ():

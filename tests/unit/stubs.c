@@ -15,6 +15,7 @@
 #include <pthread.h>
 
 #include "debug.h"
+#include "plugin.h"
 #include "quirks.h"
 #include "stubs.h"
 
@@ -362,7 +363,7 @@ quirks_cache_hangs (void)
 }
 
 bool
-quirks_extents_crash (void)
+plugin_extents_crash (void)
 {
   return false;
 }

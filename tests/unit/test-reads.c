@@ -2,7 +2,7 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* reads: the queue is bounded and never loses the furthest end, whatever two
+/* reads: the queue is bounded and never loses the furthest end, whatever several
  * threads do at once; waiting and waking; idle times.
  */
 
@@ -161,6 +161,75 @@ test_two_threads (void)
   reads_free (reads);
 }
 
+/* Clients that read at once: each in order, from a place of its own. */
+#define CLIENTS 4
+#define CLIENT_READS 50000
+
+struct client {
+  struct reads *reads;
+  unsigned number;
+};
+
+static void *
+one_of_many (void *vp)
+{
+  struct client *c = vp;
+  uint64_t i;
+
+  for (i = 0; i < CLIENT_READS; ++i) {
+    note (c->reads, (uint64_t) c->number * CLIENT_READS + i, c->number + 1);
+    reads_end (c->reads);
+  }
+  return NULL;
+}
+
+/* What there is no room for is counted; all else arrives once, whole, and in the
+ * order in which each client has read.  But for the newest of a full queue.
+ */
+static void
+test_many_threads (void)
+{
+  struct reads *reads = reads_new ();
+  struct client clients[CLIENTS];
+  pthread_t threads[CLIENTS];
+  uint64_t next[CLIENTS] = { 0 };
+  uint64_t taken = 0, lost = 0, at;
+  unsigned i, of, torn = 0, back = 0;
+  size_t n, j;
+
+  for (i = 0; i < CLIENTS; ++i) {
+    clients[i] = (struct client) { reads, i };
+    if (pthread_create (&threads[i], NULL, one_of_many, &clients[i]) != 0)
+      abort ();
+  }
+  do {
+    n = reads_take (reads, batch);
+    lost += reads_take_lost (reads);
+    taken += n;
+    for (j = 0; j < n; ++j) {
+      of = batch[j].range.offset / CLIENT_READS;
+      at = batch[j].range.offset % CLIENT_READS;
+      if (of >= CLIENTS || batch[j].range.count != of + 1) {
+        torn++;
+        continue;
+      }
+      /* A place in the ring may have been had again since this was put aside. */
+      back += at < next[of] && j < n - 1;
+      if (at >= next[of])
+        next[of] = at + 1;
+    }
+  } while (taken + lost < CLIENTS * CLIENT_READS);
+  for (i = 0; i < CLIENTS; ++i)
+    pthread_join (threads[i], NULL);
+  n = reads_take (reads, batch);
+  lost += reads_take_lost (reads);
+  check (torn == 0, "each is whole");
+  check (back == 0, "in order");
+  check (n == 0 && taken + lost == CLIENTS * CLIENT_READS,
+         "none is missing, none arrives twice");
+  reads_free (reads);
+}
+
 static atomic_uint passes;
 
 static void *
@@ -234,6 +303,7 @@ main (void)
   test_stop ();
   test_idle ();
   test_two_threads ();
+  test_many_threads ();
   test_wake ();
   map_free (map);
   return done ();

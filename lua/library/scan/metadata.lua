@@ -18,6 +18,7 @@
 -- @module scan.metadata
 
 local ext4 = require "scan.ext4"
+local holes = require "scan.holes"
 local partitions = require "scan.partitions"
 local xfs = require "scan.xfs"
 
@@ -137,9 +138,8 @@ function Metadata:next ()
   if self.left > 0 then return nil end
   while true do
     if self.offer then
-      local offset, count = disk:missing (self.offer, self.stop)
-      local data = offset and disk:next_data (offset)
-      if data and data < offset + count then return data, offset + count - data end
+      local offset, count = holes.missing_data (disk, self.offer, self.stop)
+      if offset then return offset, count end
       self.offer = nil
     end
     if self.awaits and self.offered or coroutine.status (self.body) == "dead" then

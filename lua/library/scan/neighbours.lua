@@ -10,6 +10,8 @@
 --
 -- @module scan.neighbours
 
+local holes = require "scan.holes"
+
 local M = {}
 
 local Neighbours = {}
@@ -32,7 +34,7 @@ end
 function Neighbours:note (offset, _, met)
   local disk, hints = self.disk, self.hints
   local is_hole = met == "miss" and offset < disk.size
-    and disk:next_data (offset) ~= offset
+    and holes.is_hole (disk, offset)
   local reads = self.hole_reads + (is_hole and 1 or -1)
   self.hole_reads = math.max (0, math.min (reads, 2 * HOLE_READS))
 
@@ -47,15 +49,10 @@ function Neighbours:took (offset, count)
   self.hints[#self.hints].at = offset + count
 end
 
--- What is missing of a hint's range from its place on, no holes.
+-- What is missing of a hint's range from its place on, as far as it is wanted.
 local function missing_from (self, hint, stop)
-  local disk = self.disk
-  local offset, count = disk:missing (hint.at, stop)
-  if not offset then return nil end
-  local data = disk:next_data (offset)
-  if data == offset or self.hole_reads >= HOLE_READS then return offset, count end
-  if not data or data >= stop then return nil end
-  return disk:missing (data, stop)
+  if self.hole_reads >= HOLE_READS then return self.disk:missing (hint.at, stop) end
+  return holes.missing_data (self.disk, hint.at, stop)
 end
 
 --- The next range near a read.

@@ -16,6 +16,8 @@
 --
 -- @module scan.streams
 
+local holes = require "scan.holes"
+
 local M = {}
 
 local Streams = {}
@@ -124,13 +126,8 @@ end
 
 -- What there is to fetch between two places, the first part of it.
 local function data_in (streams, stream, from, to)
-  local disk = streams.disk
-  local offset, count = disk:missing (from, to)
-  if not offset or stream.reads_holes then return offset, count end
-  local data = disk:next_data (offset)
-  if data == offset then return offset, count end
-  if not data or data >= to then return nil end
-  return disk:missing (data, to)
+  if stream.reads_holes then return streams.disk:missing (from, to) end
+  return holes.missing_data (streams.disk, from, to)
 end
 
 -- Ahead of a stream that goes up.

@@ -14,6 +14,8 @@
 --
 -- @module scan.strides
 
+local holes = require "scan.holes"
+
 local M = {}
 
 local Strides = {}
@@ -108,7 +110,7 @@ end
 local function is_wanted (strides, walk, offset)
   local disk = strides.disk
   local missing = disk:missing (offset, offset + walk.count)
-  return missing and (walk.reads_holes or disk:next_data (missing) == missing)
+  return missing and (walk.reads_holes or not holes.is_hole (disk, missing))
 end
 
 --- What was offered is being fetched; a walk's `asked` says so.
