@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 
@@ -104,6 +105,36 @@ def test_what_is_fetched_is_committed_now_and_then (disk):
             r"commits_total\S+ [1-9]", open (f"{disk}.st").read ()), "a commit")
     with clone (disk) as server:
         assert server.connect ().pread (M, 0) == pattern (0, M)
+        assert reads (server) == []
+
+
+def test_a_server_that_waits_for_its_clients_to_go_commits (disk):
+    """After SIGTERM, too: SIGKILL comes in the end, and finds nothing left to do."""
+    stats = disk.with_name ("stats")
+
+    def knows ():
+        with open (f"/proc/{server.pid}/status") as f:
+            pending = int (re.search (r"^ShdPnd:\s*(\w+)", f.read (), re.M)[1], 16)
+        return not pending & 1 << (signal.SIGTERM - 1)
+
+    with crashing (disk, "clone-commit=0.1", f"clone-stats={stats}") as server:
+        server.send ("hold read 1")
+        h, other = server.connect (), server.connect ()
+        h.aio_pread (nbd.Buffer (BLOCK), 0)
+        call = server.next_call ("read")
+        other.aio_pread (nbd.Buffer (BLOCK), M // 2)
+        server.next_call ("read")               # is waited for
+        server.terminate ()
+        server.poll (knows, "the signal to be taken")
+        server.release (call)
+        h.poll (-1)
+        for _ in range (2):             # the first may have begun before that
+            before = os.stat (stats).st_mtime_ns if stats.exists () else 0
+            server.poll (lambda before=before: stats.exists ()
+                         and os.stat (stats).st_mtime_ns > before, "a commit")
+        crash (server)
+    with clone (disk) as server:
+        assert server.connect ().pread (BLOCK, 0) == pattern (0, BLOCK)
         assert reads (server) == []
 
 
