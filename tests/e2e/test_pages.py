@@ -49,6 +49,7 @@ ELSEWHERE = [
      "a synopsis; tests/spec/command_spec.lua"),
     ("docs/nbdkit-scan-policy.pod", "for offset", "Lua"),
     ("docs/nbdkit-scan-policy.pod", "debugfs|filefrag", "test_lists_of_regions"),
+    ("docs/troubleshooting.md", "export|nbdkit .* eval ", "test_sources.py"),
     ("docs/tutorial.md", r"\$ ", "tests/spec/tutorial_spec.lua"),
     ("docs/tutorial.md", "nbdfuse", "needs FUSE and a mount"),
     ("docs/restore.md", "nbdkit|qemu|scan-policy map", "test_restore"),
