@@ -271,6 +271,8 @@ describe ("scan.sandbox", function ()
       assert.matches ("should be a string, got number", failure ("require (1)"))
       native.find_module = function (name) return "require '" .. name .. "'", "@m" end
       assert.matches ("'m' requires itself", failure ("require 'm'"))
+      native.find_module = function () return "error 'no good'", "@m" end
+      assert.matches ("m:1: no good", failure ("pcall (require, 'n')  require 'n'"))
       native.find_module = function () return "x = = 1", "@bad.lua" end
       assert.matches ("^bad.lua:1: ", failure ("require 'bad'"))
     end)

@@ -255,6 +255,8 @@ local function requirer (env, native)
     end
     local value
     loading[name] = true
+    -- Also if it fails, and is asked for again.
+    local _ <close> = setmetatable ({}, { __close = function () loading[name] = nil end })
     if ours then
       value = require (name)
     else
@@ -262,7 +264,6 @@ local function requirer (env, native)
       if not chunk then error (message, 0) end
       value = chunk (name)
     end
-    loading[name] = nil
     if value == nil then value = true end
     loaded[name] = value
     return value
