@@ -8,7 +8,7 @@
 #   make SANITIZER=X     build with address, undefined or thread sanitizer
 #   make PREFIX=/usr     where `make install` puts things (also DESTDIR)
 
-all: filter            ## build build/nbdkit-scan-filter.so
+all: filter            ## build both filters, into build/
 
 include build.mk
 

@@ -21,8 +21,6 @@ endif
 endif
 
 # One directory a variant, so that their objects never mix.
-empty :=
-space := $(empty) $(empty)
 comma := ,
 ifeq ($(SANITIZER),)
 B := build
@@ -86,8 +84,7 @@ INCLUDES := -Ifilter $(addprefix -Ifilter/,common scan policy report clone)
 
 # -- the filter ----------------------------------------------------------------
 
-filters := $(B)/nbdkit-scan-filter.so \
-	$(if $(clone_sources),$(B)/nbdkit-clone-filter.so)
+filters := $(B)/nbdkit-scan-filter.so $(B)/nbdkit-clone-filter.so
 
 filter: $(filters)
 

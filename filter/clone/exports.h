@@ -7,7 +7,6 @@
 #ifndef CLONE_EXPORTS_H
 #define CLONE_EXPORTS_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 #include <pthread.h>

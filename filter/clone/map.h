@@ -14,7 +14,6 @@
 #define CLONE_MAP_H
 
 #include <stdbool.h>
-#include <stddef.h>
 #include <stdint.h>
 
 struct map;

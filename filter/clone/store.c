@@ -120,26 +120,27 @@ is_unborn (struct store *store)
   bool is_hole = true;
   int r = 1;
 
+  if (store->map_fd != -1)
+    r = map_file_is_unborn (store->map_fd);
+  if (r == -1)
+    nbdkit_error ("clone: %s: %m", store->map_path);
+  if (r != 1)
+    return r;
   if (fstat (store->fd, &st) == -1) {
     nbdkit_error ("clone: %s: %m", store->path);
     return -1;
   }
-  if (store->map_fd != -1)
-    r = map_file_is_unborn (store->map_fd);
   /* Not by its blocks: a small file may have none. */
   if (st.st_size > 0 &&
       disk_extent (store->fd, 0, st.st_size, &is_hole) < (uint64_t) st.st_size)
     is_hole = false;
-  if (r == -1)
-    nbdkit_error ("clone: %s: %m", store->map_path);
-  else if (r == 1 && !is_hole) {
-    nbdkit_error ("clone: %s is there and holds data, but %s, which says what "
-                  "of it is a clone, is %s; name another file, or move this "
-                  "one away", store->path, store->map_path,
-                  store->map_fd == -1 ? "missing" : "empty");
-    return -1;
-  }
-  return r;
+  if (is_hole)
+    return 1;
+  nbdkit_error ("clone: %s is there and holds data, but %s, which says what "
+                "of it is a clone, is %s; name another file, or move this "
+                "one away", store->path, store->map_path,
+                store->map_fd == -1 ? "missing" : "empty");
+  return -1;
 }
 
 static int

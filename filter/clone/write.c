@@ -5,7 +5,6 @@
 /* See write.h. */
 
 #include <errno.h>
-#include <string.h>
 
 #include "disk.h"
 #include "options.h"

@@ -6,8 +6,8 @@
  * variable that waits by it.  And how long a thread has been on a processor.
  */
 
-#ifndef SCAN_CLOCK_H
-#define SCAN_CLOCK_H
+#ifndef CLOCK_H
+#define CLOCK_H
 
 #include <errno.h>
 #include <pthread.h>
@@ -78,4 +78,4 @@ clock_sleep_until (uint64_t until_ns)
     ;
 }
 
-#endif /* SCAN_CLOCK_H */
+#endif /* CLOCK_H */

@@ -9,8 +9,8 @@
  * Any thread may call these functions.  None allocates or reports an error.
  */
 
-#ifndef SCAN_ESCAPE_H
-#define SCAN_ESCAPE_H
+#ifndef ESCAPE_H
+#define ESCAPE_H
 
 #include <stddef.h>
 #include <stdio.h>
@@ -47,4 +47,4 @@ extern const char *escape (enum escape_style style, const char *text,
 extern void escape_to_file (enum escape_style style, const char *text,
                             FILE *fp);
 
-#endif /* SCAN_ESCAPE_H */
+#endif /* ESCAPE_H */

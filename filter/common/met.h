@@ -4,8 +4,8 @@
 
 /* What a client's read met: how far prefetching had come when it began. */
 
-#ifndef SCAN_MET_H
-#define SCAN_MET_H
+#ifndef MET_H
+#define MET_H
 
 #include "range.h"
 
@@ -20,4 +20,4 @@ struct met_read {
   enum met met;
 };
 
-#endif /* SCAN_MET_H */
+#endif /* MET_H */

@@ -4,8 +4,8 @@
 
 /* A range of bytes of a disk: what was read, prefetched or failed. */
 
-#ifndef SCAN_RANGE_H
-#define SCAN_RANGE_H
+#ifndef RANGE_H
+#define RANGE_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -27,4 +27,4 @@ range_overlaps (struct range a, struct range b)
   return a.offset < range_end (b) && b.offset < range_end (a);
 }
 
-#endif /* SCAN_RANGE_H */
+#endif /* RANGE_H */

@@ -5,7 +5,6 @@
 /* What is said when a policy fails; see vm-internal.h. */
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "vm-internal.h"

@@ -6,7 +6,6 @@
  * none of these as they are.
  */
 
-#include <stdlib.h>
 #include <string.h>
 
 #include <nbdkit-filter.h>

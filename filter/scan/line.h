@@ -10,7 +10,6 @@
 #define SCAN_LINE_H
 
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "pace.h"

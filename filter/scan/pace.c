@@ -130,12 +130,17 @@ try_larger (struct pace *p)
   set_level (p, PACE_LARGER, p->low_level * 2);
 }
 
-/* Are there so few pieces that larger ones may bring more? */
-static bool
-may_be_larger (const struct pace *p)
+/* More does not bring more: hold the window, unless there are so few pieces that
+ * larger ones may.
+ */
+static void
+end_more (struct pace *p)
 {
-  return !p->is_larger && p->low_piece * 2 <= p->largest &&
-    p->window < 2 * PACE_DEPTH * smallest_piece (p);
+  if (!p->is_larger && p->low_piece * 2 <= p->largest &&
+      p->window < 2 * PACE_DEPTH * smallest_piece (p))
+    try_larger (p);
+  else
+    hold_first (p, p->window);
 }
 
 static double
@@ -213,10 +218,7 @@ decide (struct pace *p, struct pace_means m)
     p->window = p->low_is_first ? p->piece : window_of (p);
     if (p->low_is_first)
       p->low.in_flight = p->piece;
-    if (may_be_larger (p))
-      try_larger (p);
-    else
-      hold_first (p, p->window);
+    end_more (p);
     break;
 
   case PACE_LARGER:
@@ -259,10 +261,7 @@ give_up_level (struct pace *p)
     p->window = p->last_ours;
     p->low_level = p->last;
     p->bandwidth = rate_of (p->low);
-    if (may_be_larger (p))
-      try_larger (p);
-    else
-      hold_first (p, p->window);
+    end_more (p);
     break;
   case PACE_LARGER:
     end_larger (p);

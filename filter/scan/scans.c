@@ -96,10 +96,12 @@ add (struct scan *scan)
 struct scan *
 scans_start (struct scanner_config *config, struct generation *generation)
 {
-  struct scan *scan = calloc (1, sizeof *scan);
-  char *name = strdup (config->export_name);
+  struct scan *scan;
+  char *name;
 
   free_ended ();
+  scan = calloc (1, sizeof *scan);
+  name = strdup (config->export_name);
   if (scan == NULL || name == NULL) {
     nbdkit_error ("scan: warning: could not start a scan: %m, not scanning");
     exports_put (generation);

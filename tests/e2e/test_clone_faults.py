@@ -65,6 +65,15 @@ def test_a_read_of_the_file_that_fails (disk, fail):
         assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
 
 
+def test_why_a_map_can_t_be_read (disk, fail):
+    """Not what became of the last thing that was asked of the disk."""
+    with clone (disk) as server:
+        server.connect ()
+    with fail ("pread", map_of (disk).name):
+        errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert errors == [f"clone: {map_of (disk)}: Input/output error"]
+
+
 def test_what_can_t_be_stored_is_not_present (disk, fail):
     with clone (disk, LATER) as server:
         h = server.connect ()

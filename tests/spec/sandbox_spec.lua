@@ -47,6 +47,7 @@ describe ("scan.sandbox", function ()
                       setmetatable = true, xpcall = true, _G = true, scan = true,
                       ["scan.open"] = true, ["scan.policy"] = true,
                       ["scan.warn"] = true, ["scan.words"] = true, ["string.find"] = true,
+                      ["string.rep"] = true,
                       ["table.insert"] = true, ["table.remove"] = true,
                       ["table.move"] = true, ["table.concat"] = true,
                       ["table.unpack"] = true, ["table.sort"] = true,
@@ -87,6 +88,14 @@ describe ("scan.sandbox", function ()
     assert.is_nil (run ("return string.find ('aaa', 'a+')"))
     assert.equal (3, (run ("return string.find ('a.b.', '.', 3, false) and 3")))
     assert.is_nil ((run ("return string.find ('aab', 'a*b', 1, false)")))
+  end)
+
+  it ("repeats nothing at once", function ()
+    assert.equal ("", run ("return string.rep ('', math.maxinteger)"))
+    assert.equal ("", run ("return string.rep ('', math.maxinteger, '')"))
+    assert.equal (",,", run ("return string.rep ('', 3, ',')"))
+    assert.equal ("aa", run ("return string.rep ('a', 2)"))
+    assert.matches ("number expected", failure ("string.rep ('')"))
   end)
 
   it ("warns once", function ()
@@ -271,6 +280,8 @@ describe ("scan.sandbox", function ()
       assert.matches ("should be a string, got number", failure ("require (1)"))
       native.find_module = function (name) return "require '" .. name .. "'", "@m" end
       assert.matches ("'m' requires itself", failure ("require 'm'"))
+      native.find_module = function () return "error 'no good'", "@m" end
+      assert.matches ("m:1: no good", failure ("pcall (require, 'n')  require 'n'"))
       native.find_module = function () return "x = = 1", "@bad.lua" end
       assert.matches ("^bad.lua:1: ", failure ("require 'bad'"))
     end)

@@ -81,9 +81,13 @@ local function try_larger (p)
   set_level (p, "larger", p.low_level * 2)
 end
 
-local function may_be_larger (p)
-  return not p.is_larger and p.low_piece * 2 <= p.largest
-    and p.window < 2 * M.DEPTH * smallest_piece (p)
+local function end_more (p)
+  if not p.is_larger and p.low_piece * 2 <= p.largest
+     and p.window < 2 * M.DEPTH * smallest_piece (p) then
+    try_larger (p)
+  else
+    hold_first (p, p.window)
+  end
 end
 
 local function rate_of (means) return means.in_flight / means.trip end
@@ -131,7 +135,7 @@ function DECIDE.more (p, m)
   if p.phase == "probe" then return hold (p, window_of (p)) end
   p.window = p.low_is_first and p.piece or window_of (p)
   if p.low_is_first then p.low.in_flight = p.piece end
-  if may_be_larger (p) then try_larger (p) else hold_first (p, p.window) end
+  end_more (p)
 end
 
 DECIDE.probe = DECIDE.more
@@ -158,7 +162,7 @@ function GIVE_UP.first () end
 function GIVE_UP.more (p)
   p.window, p.low_level = p.last_ours, p.last
   p.bandwidth = rate_of (p.low)
-  if may_be_larger (p) then try_larger (p) else hold_first (p, p.window) end
+  end_more (p)
 end
 
 GIVE_UP.larger = end_larger

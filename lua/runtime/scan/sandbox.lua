@@ -50,8 +50,8 @@ M.LIBRARIES = {
   },
   os = { "clock", "date", "difftime", "time" },
   string = {
-    "byte", "char", "format", "len", "lower", "pack", "packsize", "rep",
-    "reverse", "sub", "unpack", "upper",
+    "byte", "char", "format", "len", "lower", "pack", "packsize", "reverse",
+    "sub", "unpack", "upper",
   },
   table = { "pack" },
   utf8 = { "char", "charpattern", "codepoint", "codes", "len", "offset" },
@@ -149,12 +149,18 @@ local function guarded_table (env)
   end
 end
 
--- Plain searching only: see above for what patterns can do.
+-- Plain searching only: see above for what patterns can do.  And an empty string is
+-- not repeated, as each time would be a step inside C.
 local function guarded_string (env)
-  local find = string.find
+  local find, rep = string.find, string.rep
 
   function env.find (s, text, init)
     return find (s, text, init, true)
+  end
+
+  function env.rep (s, n, separator)
+    if s == "" and (separator == nil or separator == "") and n then n = 0 end
+    return rep (s, n, separator)
   end
 end
 
@@ -255,6 +261,8 @@ local function requirer (env, native)
     end
     local value
     loading[name] = true
+    -- Also if it fails, and is asked for again.
+    local _ <close> = setmetatable ({}, { __close = function () loading[name] = nil end })
     if ours then
       value = require (name)
     else
@@ -262,7 +270,6 @@ local function requirer (env, native)
       if not chunk then error (message, 0) end
       value = chunk (name)
     end
-    loading[name] = nil
     if value == nil then value = true end
     loaded[name] = value
     return value
