@@ -387,8 +387,11 @@ put_in_place (const struct journal *j, const char *name)
   }
   if (renameat2 (AT_FDCWD, name, AT_FDCWD, j->path, RENAME_NOREPLACE) == 0)
     return 0;
-  /* Some file systems know of no flags. */
-  return errno == EINVAL || errno == ENOSYS ? rename (name, j->path) : -1;
+  /* Some file systems know of no flags; and a link may lead nowhere. */
+  if (errno != EINVAL && errno != ENOSYS &&
+      !(errno == EEXIST && access (j->path, F_OK) == -1))
+    return -1;
+  return rename (name, j->path);
 }
 
 int

@@ -191,9 +191,11 @@ leave_role (struct scanner *s, bool in_hand)
   if (!in_hand)
     return 0;
   s->in_flight++;
-  /* Keep one thread at hand for the next decision. */
+  /* Keep one thread at hand for the next decision; but if one can't open its source,
+   * another could not.
+   */
   if (s->nr_idle == 0 && s->nr_workers < s->max_workers &&
-      scan_phase (s) == SCAN_GOES_ON)
+      s->outage.workers == 0 && scan_phase (s) == SCAN_GOES_ON)
     return worker_start (s);
   return 0;
 }

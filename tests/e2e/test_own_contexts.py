@@ -208,6 +208,29 @@ def test_a_thread_that_can_open_the_source_later ():
         assert len (our_errors (server)) == 1
 
 
+def scan_threads (server):
+    names = []
+    for task in server.threads ():
+        with open (f"/proc/{server.pid}/task/{task}/comm") as f:
+            names.append (f.read ().strip ())
+    return names.count ("nbdkit-scan")
+
+
+def test_a_source_that_takes_no_more_connections ():
+    """It is not asked by each of the others."""
+    with nbdkit ([SCAN], gate ("size=64K", MODEL, "hold=cache", "fail=open:4-99"),
+                 [f"scan-size={BLOCK}", "scan-threads=8"], VERBOSE) as server:
+        server.connect ()
+        held = [server.next_call ("cache") for _ in range (2)]
+        server.wait_line ("scan: warning: could not open the layer below")
+        for _ in range (10):
+            server.release (held.pop (0))
+            held.append (server.next_call ("cache"))
+        assert len ({call.connection for call in held}) == 2
+        # Those two, and one that tries again.
+        assert scan_threads (server) == 3
+
+
 def test_no_thread_can_open_the_source ():
     with nbdkit ([SCAN], gate ("size=64K", MODEL, "fail=open:2-99"),
                  [f"scan-size={BLOCK}", "scan-threads=8"], VERBOSE) as server:

@@ -52,6 +52,28 @@ describe ("adaptive", function ()
     assert.same ({ 64 * MiB, 5 }, result.prefetches[33])
   end)
 
+  it ("does what it does at the end of the largest disk", function ()
+    local size = math.maxinteger
+    local first = size - size % MiB - 64 * MiB
+    local events = {}
+    local function read (offset, count)
+      count = math.min (count, size - offset)
+      events[#events + 1] = { at = #events * 0.01, seconds = 0.005,
+                              read = { offset, count } }
+    end
+    read (size - 4096, 4096)                            -- alone
+    for i = 0, 8 do read (first + i * 7 * MiB, 32 * MiB) end            -- in steps
+    for i = 0, 63 do read (first + i * MiB, MiB) end    -- as a stream
+    events[#events + 1] = { at = 10, close = true }
+    local result = run { size = size, events = events, threads = 8,
+                         prefetch_seconds = 0.001, holes = { { 0, first } } }
+    local last = 0
+    for _, prefetch in ipairs (result.prefetches) do
+      last = math.max (last, prefetch[1] + prefetch[2])
+    end
+    assert.is_true (size - last <= 4096)        -- what was read alone
+  end)
+
   -- Lone reads in blocks of their own, those in `holes` and others in turn.
   local function reads_around (holes_of_each_4)
     local hole = 32 * MiB

@@ -428,6 +428,15 @@ test_two (void)
   recorder_free (a);
   check (file_is ("0 4096\n"), "is left alone");
   unlink (path);
+
+  /* A link that leads nowhere is nobody's. */
+  check (symlink ("nowhere/trace", path) == 0, "a link");
+  a = new_recorder ();
+  reads (a, 1, 1);
+  recorder_step (a, second);
+  recorder_free (a);
+  check (stub_errors == 0 && file_is (HEADER "1 run\n4096 4096 # 1\n"), "replaced");
+  unlink (path);
 }
 
 static void

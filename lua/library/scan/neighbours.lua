@@ -68,7 +68,9 @@ function Neighbours:next ()
     hint.at = hint.at or here
     local offset, count
     if not hint.is_below then
-      offset, count = missing_from (self, hint, first + NEAR_BYTES)
+      -- In this way it can't overflow on the largest disks.
+      local near = math.min (NEAR_BYTES, self.disk.size - first)
+      offset, count = missing_from (self, hint, first + near)
       if not offset then hint.at, hint.is_below = first, true end
     end
     if hint.is_below then offset, count = missing_from (self, hint, here) end

@@ -134,7 +134,7 @@ end
 local function next_up (streams, stream, window, piece)
   local size = streams.disk.size
   local stop = stream.offset + stream.count
-  local limit = math.min (stop + window, size)
+  local limit = stop + math.min (window, size - stop)
   local left = limit - stream.ready
   if left <= 0 or left < window // 4 and stream.ready > stop and limit < size then
     return nil

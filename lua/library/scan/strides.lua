@@ -107,9 +107,9 @@ function Strides:note (offset, count, met)
   return continues
 end
 
-local function is_wanted (strides, walk, offset)
+local function is_wanted (strides, walk, offset, after)
   local disk = strides.disk
-  local missing = disk:missing (offset, offset + walk.count)
+  local missing = disk:missing (offset, after)
   return missing and (walk.reads_holes or not holes.is_hole (disk, missing))
 end
 
@@ -129,8 +129,8 @@ function Strides:next ()
     if step >= disk.size - offset or -step > offset then break end
     offset = offset + step
     if not walk.asked or (offset - walk.asked) * step > 0 then
-      if is_wanted (self, walk, offset) then
-        local after = math.min (offset + walk.count, disk.size)
+      local after = offset + math.min (walk.count, disk.size - offset)
+      if is_wanted (self, walk, offset, after) then
         if from and (offset > stop or after < from) then break end
         from, stop = math.min (from or offset, offset), math.max (stop or after, after)
         if stop - from >= disk.block then
