@@ -168,6 +168,7 @@ $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
 $(B)/tests/unit-clone-bits: $(call unit_objects,clone/crc32c clone/disk)
 $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims clone/map \
 	clone/crc32c clone/disk)
+$(B)/tests/unit-clone-exports: $(call unit_objects,clone/exports common/escape)
 $(B)/tests/unit-clone-map: $(call unit_objects,clone/map clone/crc32c clone/disk)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-escape: $(call unit_objects,common/escape)
