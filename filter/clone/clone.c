@@ -101,7 +101,9 @@ clone_unload (void)
 
 /* -- connections ----------------------------------------------------------- */
 
-/* A complete clone needs no source, so the layer below is not even opened. */
+/* A complete clone needs no source, so the layer below is not even opened; but
+ * one of nothing is not for ever, as the source may not have been there yet.
+ */
 static void *
 clone_open (nbdkit_next_open *next, nbdkit_context *context,
             int readonly, const char *exportname, int is_tls)
@@ -117,7 +119,8 @@ clone_open (nbdkit_next_open *next, nbdkit_context *context,
   if (h->export == NULL || exports_open_store (h->export) == -1)
     goto error;
   store = exports_store (h->export);
-  if (store != NULL && map_complete (store->map) && !options.through) {
+  if (store != NULL && store->size > 0 && map_complete (store->map) &&
+      !options.through) {
     h->store = store;
     return h;
   }

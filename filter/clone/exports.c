@@ -245,7 +245,8 @@ let_go (struct export *export)
     {
       ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
-      if (export->users > 1) {  /* somebody has come for it */
+      /* Somebody has come for it, and may have left again. */
+      if (export->users > 1 || !is_lasting (export)) {
         export->users--;
         return;
       }

@@ -93,21 +93,20 @@ source_open (nbdkit_backend *backend, const char *export_name,
   next = nbdkit_next_context_open (backend, 1, export_name, 1);
   if (next == NULL)
     return NULL;
-  if (next->prepare (next) == -1)
-    goto err_close;
-  if (source_ask (next, &info) == -1)
-    goto err_finalize;
+  /* What is farther down may have been prepared before one failed. */
+  if (next->prepare (next) == -1 ||
+      source_ask (next, &info) == -1)
+    goto error;
   source = source_of (next, &info, method);
   if (source == NULL) {
     nbdkit_error ("scan: %m");
-    goto err_finalize;
+    goto error;
   }
   source->own = true;
   return source;
 
- err_finalize:
+ error:
   next->finalize (next);
- err_close:
   nbdkit_next_context_close (next);
   return NULL;
 }

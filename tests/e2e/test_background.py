@@ -13,7 +13,7 @@ import time
 import nbd
 import pytest
 
-from harness import CHECK_WITH, SCAN, gate, nbdkit, pattern
+from harness import CHECK_WITH, CLONE, SCAN, gate, nbdkit, pattern
 
 FINISHED = "scan: finished scanning the plugin"
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
@@ -197,6 +197,17 @@ def test_a_source_that_cannot_be_opened (threads):
         assert sorted (c.offset for c in server.calls ("cache")) == \
             list (range (0, 65536, BLOCK))
         assert len (our_errors (server)) == 1
+
+
+def test_a_layer_that_can_t_be_prepared (tmp_path):
+    """Those below it have been, and have to learn that it was in vain: multi-conn
+    would end the server."""
+    args = [f"clone-file={tmp_path}/disk"]
+    with nbdkit ([CLONE], gate ("size=1M"), args) as server:
+        server.connect ()
+    with nbdkit ([SCAN, CLONE, "multi-conn"], gate ("size=2M"),
+                 ["scan-background=true", *args]) as server:
+        server.wait_line ("could not open the layer below")
 
 
 @pytest.mark.parametrize ("model", ["parallel", "serialize_requests"])

@@ -287,6 +287,16 @@ def test_a_source_of_another_size_is_refused (disk):
         server.wait_line ("the source is 2097152 bytes now, and was 1048576")
 
 
+def test_a_source_that_was_empty (disk):
+    """Its clone is complete, but that is no reason to serve nothing for ever."""
+    with clone (disk, plugin=["size=0"]) as server:
+        assert server.connect ().get_size () == 0
+    with clone (disk) as server:
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        server.wait_line ("the source is 1048576 bytes now, and was 0")
+
+
 def test_clone_id (disk):
     with clone (disk, "clone-id=monday") as server:
         server.connect ()

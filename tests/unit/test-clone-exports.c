@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* exports: whose clone is closed, and when. */
+
+#include <semaphore.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "clone/exports.h"
+#include "clone/options.h"
+
+struct options options;
+
+/* -- stores that hold nothing ---------------------------------------------- */
+
+static struct store *watched;
+static sem_t looked_at;         /* the watched one has been */
+static unsigned closed, closed_dirty;
+
+struct store *
+store_open (const char *path, const char *expect_name, bool *missing)
+{
+  *missing = false;
+  return calloc (1, sizeof (struct store));
+}
+
+struct store *
+store_create (const char *path, const char *export_name, uint64_t size)
+{
+  return NULL;
+}
+
+void
+store_close (struct store *store)
+{
+  closed += store != NULL;
+  closed_dirty += store != NULL && store->data_dirty;
+  free (store);
+}
+
+int
+store_commit (struct store *store)
+{
+  store->data_dirty = false;
+  return 0;
+}
+
+bool
+store_dirty (const struct store *store)
+{
+  if (store == watched)
+    sem_post (&looked_at);
+  return store->data_dirty;
+}
+
+bool
+map_written (const struct map *map)
+{
+  return false;
+}
+
+/* -------------------------------------------------------------------------- */
+
+static struct export *
+use (unsigned n)
+{
+  char name[8];
+  struct export *export;
+
+  snprintf (name, sizeof name, "%u", n);
+  export = exports_get (name);
+  if (export == NULL || exports_open_store (export) == -1)
+    abort ();
+  return export;
+}
+
+static void *
+put (void *export)
+{
+  exports_put (export);
+  return NULL;
+}
+
+/* The oldest is about to be closed, as it is one too many, when a client comes
+ * for it, writes and goes.
+ */
+static void
+test_one_that_is_used_meanwhile (void)
+{
+  struct export *first, *last;
+  pthread_t thread;
+  unsigned n;
+
+  sem_init (&looked_at, 0, 0);
+  first = use (0);
+  exports_put (first);
+  for (n = 1; n < EXPORTS_IDLE_MAX; ++n)
+    exports_put (use (n));
+  last = use (n);
+
+  watched = first->store;
+  pthread_mutex_lock (&first->lock);
+  if (pthread_create (&thread, NULL, put, last) != 0)
+    abort ();
+  sem_wait (&looked_at);
+  /* Now it has been chosen, or is while this waits for the list. */
+  if (exports_get ("0") != first)
+    abort ();
+  first->store->data_dirty = true;
+  exports_put (first);
+  pthread_mutex_unlock (&first->lock);
+  pthread_join (thread, NULL);
+  check (closed == 0 && first->store == watched, "it stays open");
+  check (closed_dirty == 0, "with what has been written");
+
+  exports_free ();
+  check (closed == EXPORTS_IDLE_MAX + 1 && closed_dirty == 0,
+         "at the end all are closed, after a commit");
+}
+
+int
+main (void)
+{
+  options.dir = (char *) "/nowhere";
+  test_one_that_is_used_meanwhile ();
+  return done ();
+}
