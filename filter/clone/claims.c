@@ -9,6 +9,7 @@
 #include "claims.h"
 #include "cleanup.h"
 
+/* On the stack of who waits; protected by the lock. */
 struct waiter {
   pthread_cond_t cond;
   bool done;

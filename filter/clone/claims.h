@@ -43,8 +43,11 @@ struct claim {
 };
 
 struct claims {
-  pthread_mutex_t lock;
   struct map *map;              /* immutable */
+
+  pthread_mutex_t lock;
+
+  /* Protected by the lock. */
   struct claim *list;
   uint64_t last_number;
 };

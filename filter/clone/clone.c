@@ -31,7 +31,7 @@
 #include "stats-file.h"
 #include "write.h"
 
-
+/* Written before the server serves. */
 static unsigned times_loaded;
 
 /* Per connection. */

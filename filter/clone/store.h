@@ -28,6 +28,7 @@ struct store {
   uint32_t block_size;          /* bytes */
   char *export_name;
 
+  /* Any thread, by themselves. */
   struct map *map;
   struct claims claims;
   struct counters counters;

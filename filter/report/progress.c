@@ -38,6 +38,7 @@ struct sum {
   struct stats_totals stats;
 };
 
+/* Of who calls, one thread at a time. */
 static struct {
   int steps;                    /* lines printed so far */
   uint64_t shown;               /* bytes done, when one was last printed */

@@ -26,20 +26,22 @@
 #define EXPORTS_IDLE_MAX 16
 
 struct generation {
+  /* Immutable. */
   struct export *export;
   struct vm *vm;
   struct map *map;              /* knows the size */
 
-  /* Private to exports.c. */
+  /* Private to exports.c, protected by its lock. */
   struct generation *next;      /* an older one */
   unsigned users;
 };
 
 struct export {
+  /* Immutable. */
   char *name;
   struct stats *stats;
 
-  /* Private to exports.c. */
+  /* Private to exports.c, protected by its lock. */
   struct export *next;
   struct generation *generations; /* the newest one first; never NULL */
   unsigned users;               /* of all its generations */
