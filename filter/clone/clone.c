@@ -13,6 +13,7 @@
  *   map.c          which blocks are present; map-file.c has that on disk
  *   claims.c       who is fetching, storing and writing which absent blocks
  *   fetch.c        reads and prefetches
+ *   extents.c      where holes are: asked of the plugin, and told to clients
  *   write.c        writes, zeroes and trims
  *   committer.c    the thread that commits in the background
  */
@@ -23,8 +24,8 @@
 #include <nbdkit-filter.h>
 
 #include "committer.h"
-#include "disk.h"
 #include "exports.h"
+#include "extents.h"
 #include "fetch.h"
 #include "options.h"
 #include "plugin.h"
@@ -372,97 +373,15 @@ clone_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
   return write_flush (&req, err);
 }
 
-/* Of what is present: where the clone's file has data. */
-static int
-add_present (const struct store *store, uint64_t offset, uint64_t end,
-             bool one, struct nbdkit_extents *extents)
-{
-  uint64_t stop;
-  bool is_hole;
-
-  for (; offset < end; offset = stop) {
-    stop = disk_extent (store->fd, offset, end, &is_hole);
-    if (nbdkit_add_extent (extents, offset, stop - offset,
-                           is_hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO
-                           : 0) == -1)
-      return -1;
-    if (one)
-      break;
-  }
-  return 0;
-}
-
-/* Of what is absent: what the source says.  *to is how far that goes. */
-static int
-add_absent (const struct request *req, uint64_t offset, uint64_t *to,
-            struct nbdkit_extents *extents, int *err)
-{
-  struct nbdkit_extents *below;
-  struct nbdkit_extent e;
-  uint64_t at = offset;
-  size_t i, n;
-  int r = -1;
-
-  if (!req->source->can_extents)
-    return nbdkit_add_extent (extents, offset, *to - offset, 0);
-  below = nbdkit_extents_new (offset, *to);
-  if (below == NULL)
-    return -1;
-  if (fetch_extents (req, *to - offset, offset, below, err) == -1)
-    goto out;
-  n = nbdkit_extents_count (below);
-  for (i = 0; i < n && at < *to; ++i) {
-    e = nbdkit_get_extent (below, i);
-    if (e.offset + e.length > *to)
-      e.length = *to - e.offset;
-    if (nbdkit_add_extent (extents, e.offset, e.length, e.type) == -1)
-      goto out;
-    at = e.offset + e.length;
-  }
-  *to = at;
-  r = 0;
-
- out:
-  nbdkit_extents_free (below);
-  return r;
-}
-
 static int
 clone_extents (nbdkit_next *next, void *handle, uint32_t count_,
                uint64_t offset, uint32_t flags,
                struct nbdkit_extents *extents, int *err)
 {
   const struct request req = request_of (next, handle);
-  const struct store *const store = req.store;
-  const bool one = flags & NBDKIT_FLAG_REQ_ONE;
-  const uint64_t end = offset + count_;
-  const uint64_t end_block = store_block_after (store, end);
-  uint64_t block, stop, to;
 
-  *err = 0;
-  for (; offset < end; offset = to) {
-    block = store_block (store, offset);
-    stop = map_find (store->map, block, end_block, false);
-    if (stop > block) {
-      to = store_offset (store, stop) < end ? store_offset (store, stop) : end;
-      if (add_present (store, offset, to, one, extents) == -1)
-        goto error;
-    }
-    else {
-      stop = map_find (store->map, block, end_block, true);
-      to = store_offset (store, stop) < end ? store_offset (store, stop) : end;
-      if (add_absent (&req, offset, &to, extents, err) == -1)
-        goto error;
-    }
-    if (one || to == offset)
-      break;
-  }
-  return 0;
-
- error:
-  if (*err == 0)
-    *err = errno != 0 ? errno : EIO;
-  return -1;
+  return extents_tell (&req, count_, offset, flags & NBDKIT_FLAG_REQ_ONE,
+                       extents, err);
 }
 
 static struct nbdkit_filter filter = {

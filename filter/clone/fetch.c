@@ -18,6 +18,7 @@
 #include "cleanup.h"
 #include "debug.h"
 #include "disk.h"
+#include "extents.h"
 #include "fetch.h"
 #include "options.h"
 
@@ -48,18 +49,6 @@ struct walk {
   bool fetched;
   int keep_err;                 /* why something was not kept, or 0 */
 };
-
-static uint64_t
-min64 (uint64_t a, uint64_t b)
-{
-  return a < b ? a : b;
-}
-
-static uint64_t
-max64 (uint64_t a, uint64_t b)
-{
-  return a > b ? a : b;
-}
 
 /* Give the client what the file has of these blocks. */
 static int
@@ -340,92 +329,6 @@ fetch_block (const struct request *req, uint64_t block, int *err)
   return 0;
 }
 
-/* -- holes ----------------------------------------------------------------- */
-
-/* How far ahead to ask for extents: a scan asks once for many pieces. */
-#define ASK_BYTES (UINT64_C (64) << 20)
-
-static void
-learn (struct store *store, const struct claim *asked,
-       const struct nbdkit_extents *extents, uint64_t offset, uint64_t bytes)
-{
-  const size_t n = nbdkit_extents_count (extents);
-  struct nbdkit_extent e;
-  uint64_t from, to;
-  size_t i;
-
-  for (i = 0; i < n; ++i) {
-    e = nbdkit_get_extent (extents, i);
-    if ((e.type & NBDKIT_EXTENT_ZERO) == 0)
-      continue;
-    from = max64 (e.offset, offset);
-    to = min64 (e.offset + e.length, offset + bytes);
-    if (from < to)
-      store_keep_hole (store, asked, from, to - from);
-  }
-}
-
-int
-fetch_extents (const struct request *req, uint32_t count_, uint64_t offset,
-               struct nbdkit_extents *extents, int *err)
-{
-  struct store *const store = req->store;
-  const uint32_t unit = req->source->minimum;
-  /* Widened to what the plugin wants; what is too much the server cuts off. */
-  const uint64_t lo = offset / unit * unit;
-  const uint64_t most = lo + UINT32_MAX / unit * unit;
-  const uint64_t hi = min64 ((offset + count_ + unit - 1) / unit * unit,
-                             min64 (store->size, most));
-  struct claim claim;
-  int r;
-
-  claims_begin_ask (&store->claims, &claim, store_block (store, offset),
-                    store_block_after (store, offset + count_));
-  r = req->next->extents (req->next, hi - lo, lo, 0, extents, err);
-  if (r == 0)
-    learn (store, &claim, extents, offset, count_);
-  claims_end (&store->claims, &claim);
-  return r;
-}
-
-/* Before a range is fetched: what of it is a hole needs no fetch. */
-static void
-ask_for_holes (const struct request *req, uint64_t first, uint64_t end)
-{
-  struct store *const store = req->store;
-  const uint64_t from = store_offset (store, first);
-  const uint64_t to = store_offset (store, end);
-  /* What a count can say; the blocks of the largest prefetch are more. */
-  const uint64_t most = UINT32_MAX / store->block_size * store->block_size;
-  struct nbdkit_extents *extents;
-  uint32_t ask;
-  size_t n;
-  int err;
-
-  {
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&store->asked_lock);
-
-    ask = from >= store->asked_from && to <= store->asked_to ? 0
-      : min64 (min64 (max64 (to - from, ASK_BYTES), most), store->size - from);
-  }
-  if (ask == 0)
-    return;
-
-  extents = nbdkit_extents_new (from, from + ask);
-  if (extents == NULL)
-    return;
-  /* A failure only means that holes are fetched like data. */
-  if (fetch_extents (req, ask, from, extents, &err) == 0 &&
-      (n = nbdkit_extents_count (extents)) > 0) {
-    const struct nbdkit_extent last = nbdkit_get_extent (extents, n - 1);
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&store->asked_lock);
-
-    store->asked_from = from;
-    store->asked_to = min64 (last.offset + last.length, store->size);
-  }
-  nbdkit_extents_free (extents);
-}
-
 int
 fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
              int *err)
@@ -441,6 +344,6 @@ fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
   if (first == end || !store_has_room (store, count_))
     return 0;
   if (req->source->can_extents)
-    ask_for_holes (req, first, end);
+    extents_learn (req, first, end);
   return result (walk_blocks (&w, first, end), err);
 }

@@ -50,11 +50,4 @@ extern int fetch_cache (const struct request *req, uint32_t count,
 /* Make one block present, as a part of it is about to be written. */
 extern int fetch_block (const struct request *req, uint64_t block, int *err);
 
-/* Ask the source for its extents, and take in what it says: its holes are
- * present from now on.
- */
-extern int fetch_extents (const struct request *req, uint32_t count,
-                          uint64_t offset, struct nbdkit_extents *extents,
-                          int *err);
-
 #endif /* CLONE_FETCH_H */

@@ -102,6 +102,18 @@ extern int store_keep_hole (struct store *store, const struct claim *read,
 /* -- bytes and blocks ------------------------------------------------------ */
 
 static inline uint64_t
+min64 (uint64_t a, uint64_t b)
+{
+  return a < b ? a : b;
+}
+
+static inline uint64_t
+max64 (uint64_t a, uint64_t b)
+{
+  return a > b ? a : b;
+}
+
+static inline uint64_t
 store_block (const struct store *store, uint64_t offset)
 {
   return offset / store->block_size;

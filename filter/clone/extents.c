@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* See extents.h. */
+
+#include <errno.h>
+
+#include "cleanup.h"
+#include "disk.h"
+#include "extents.h"
+
+/* How far ahead to ask for extents: a scan asks once for many pieces. */
+#define ASK_BYTES (UINT64_C (64) << 20)
+
+/* Its holes are present from now on. */
+static void
+learn (struct store *store, const struct claim *asked,
+       const struct nbdkit_extents *extents, uint64_t offset, uint64_t bytes)
+{
+  const size_t n = nbdkit_extents_count (extents);
+  struct nbdkit_extent e;
+  uint64_t from, to;
+  size_t i;
+
+  for (i = 0; i < n; ++i) {
+    e = nbdkit_get_extent (extents, i);
+    if ((e.type & NBDKIT_EXTENT_ZERO) == 0)
+      continue;
+    from = max64 (e.offset, offset);
+    to = min64 (e.offset + e.length, offset + bytes);
+    if (from < to)
+      store_keep_hole (store, asked, from, to - from);
+  }
+}
+
+/* Ask the source for its extents, and take in what it says. */
+static int
+ask_source (const struct request *req, uint32_t count_, uint64_t offset,
+            struct nbdkit_extents *extents, int *err)
+{
+  struct store *const store = req->store;
+  const uint32_t unit = req->source->minimum;
+  /* Widened to what the plugin wants; what is too much the server cuts off. */
+  const uint64_t lo = offset / unit * unit;
+  const uint64_t most = lo + UINT32_MAX / unit * unit;
+  const uint64_t hi = min64 ((offset + count_ + unit - 1) / unit * unit,
+                             min64 (store->size, most));
+  struct claim claim;
+  int r;
+
+  claims_begin_ask (&store->claims, &claim, store_block (store, offset),
+                    store_block_after (store, offset + count_));
+  r = req->next->extents (req->next, hi - lo, lo, 0, extents, err);
+  if (r == 0)
+    learn (store, &claim, extents, offset, count_);
+  claims_end (&store->claims, &claim);
+  return r;
+}
+
+void
+extents_learn (const struct request *req, uint64_t first, uint64_t end)
+{
+  struct store *const store = req->store;
+  const uint64_t from = store_offset (store, first);
+  const uint64_t to = store_offset (store, end);
+  /* What a count can say; the blocks of the largest prefetch are more. */
+  const uint64_t most = UINT32_MAX / store->block_size * store->block_size;
+  struct nbdkit_extents *extents;
+  uint32_t ask;
+  size_t n;
+  int err;
+
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&store->asked_lock);
+
+    ask = from >= store->asked_from && to <= store->asked_to ? 0
+      : min64 (min64 (max64 (to - from, ASK_BYTES), most), store->size - from);
+  }
+  if (ask == 0)
+    return;
+
+  extents = nbdkit_extents_new (from, from + ask);
+  if (extents == NULL)
+    return;
+  /* A failure only means that holes are fetched like data. */
+  if (ask_source (req, ask, from, extents, &err) == 0 &&
+      (n = nbdkit_extents_count (extents)) > 0) {
+    const struct nbdkit_extent last = nbdkit_get_extent (extents, n - 1);
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&store->asked_lock);
+
+    store->asked_from = from;
+    store->asked_to = min64 (last.offset + last.length, store->size);
+  }
+  nbdkit_extents_free (extents);
+}
+
+/* -- what clients are told ------------------------------------------------- */
+
+/* Of what is present: where the clone's file has data. */
+static int
+add_present (const struct store *store, uint64_t offset, uint64_t end,
+             bool one, struct nbdkit_extents *extents)
+{
+  uint64_t stop;
+  bool is_hole;
+
+  for (; offset < end; offset = stop) {
+    stop = disk_extent (store->fd, offset, end, &is_hole);
+    if (nbdkit_add_extent (extents, offset, stop - offset,
+                           is_hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO
+                           : 0) == -1)
+      return -1;
+    if (one)
+      break;
+  }
+  return 0;
+}
+
+/* Of what is absent: what the source says.  *to is how far that goes. */
+static int
+add_absent (const struct request *req, uint64_t offset, uint64_t *to,
+            struct nbdkit_extents *extents, int *err)
+{
+  struct nbdkit_extents *below;
+  struct nbdkit_extent e;
+  uint64_t at = offset;
+  size_t i, n;
+  int r = -1;
+
+  if (!req->source->can_extents)
+    return nbdkit_add_extent (extents, offset, *to - offset, 0);
+  below = nbdkit_extents_new (offset, *to);
+  if (below == NULL)
+    return -1;
+  if (ask_source (req, *to - offset, offset, below, err) == -1)
+    goto out;
+  n = nbdkit_extents_count (below);
+  for (i = 0; i < n && at < *to; ++i) {
+    e = nbdkit_get_extent (below, i);
+    if (e.offset + e.length > *to)
+      e.length = *to - e.offset;
+    if (nbdkit_add_extent (extents, e.offset, e.length, e.type) == -1)
+      goto out;
+    at = e.offset + e.length;
+  }
+  *to = at;
+  r = 0;
+
+ out:
+  nbdkit_extents_free (below);
+  return r;
+}
+
+int
+extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
+              bool one, struct nbdkit_extents *extents, int *err)
+{
+  const struct store *const store = req->store;
+  const uint64_t end = offset + count_;
+  const uint64_t end_block = store_block_after (store, end);
+  uint64_t block, stop, to;
+
+  *err = 0;
+  for (; offset < end; offset = to) {
+    block = store_block (store, offset);
+    stop = map_find (store->map, block, end_block, false);
+    if (stop > block) {
+      to = store_offset (store, stop) < end ? store_offset (store, stop) : end;
+      if (add_present (store, offset, to, one, extents) == -1)
+        goto error;
+    }
+    else {
+      stop = map_find (store->map, block, end_block, true);
+      to = store_offset (store, stop) < end ? store_offset (store, stop) : end;
+      if (add_absent (req, offset, &to, extents, err) == -1)
+        goto error;
+    }
+    if (one || to == offset)
+      break;
+  }
+  return 0;
+
+ error:
+  if (*err == 0)
+    *err = errno != 0 ? errno : EIO;
+  return -1;
+}
