@@ -49,7 +49,7 @@ open_source (struct worker *w)
 void
 opening_count (struct scanner *s)
 {
-  const bool all_wait = s->outage.workers > 0 &&
+  const bool all_wait = scan_phase (s) == SCAN_GOES_ON && s->outage.workers > 0 &&
     s->outage.workers == s->nr_workers - s->nr_ended;
 
   if (all_wait == s->outage.is_told)

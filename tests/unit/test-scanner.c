@@ -262,6 +262,29 @@ test_outage (void)
   tear_down (&t);
 }
 
+/* Whichever of its threads is the last to end. */
+static void
+test_stop_in_an_outage (void)
+{
+  struct setting t = set_up (2, true);
+  unsigned n, wrong = 0;
+  struct scanner *s;
+
+  t.config.background = true;
+  stub_layer.err = EIO;
+  for (n = 0; n < 300; ++n) {
+    stub_fail_contexts (2);
+    s = scanner_start (&t.config);
+    while (state (&t) == STATS_RUNNING)
+      sched_yield ();
+    wrong += state (&t) != STATS_FAILED;
+    scanner_free (s);
+    wrong += state (&t) != STATS_WAITING;
+  }
+  check (wrong == 0, "outage: all threads wait and are stopped: %u wrong", wrong);
+  tear_down (&t);
+}
+
 static void
 test_failures (void)
 {
@@ -300,6 +323,7 @@ main (void)
   test_no_threads ();
   test_no_contexts ();
   test_outage ();
+  test_stop_in_an_outage ();
   test_failures ();
   scanner_free (NULL);
   library_free ();
