@@ -20,6 +20,8 @@ bench-costs: run-bench-costs ## measure what it costs: instructions, memory
 
 bench-boot: run-bench-boot ## boot a guest over slow lines (hours; BOOT=--help)
 
+bench-truth: run-bench-truth ## compare the simulator with that (TRUTH=--help)
+
 check: run-check       ## run all tests (4 minutes)
 
 check-unit: run-check-unit ## run the C unit tests only
@@ -58,6 +60,6 @@ clean:                 ## remove everything that was built
 help:                  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
-.PHONY: all filter demo bench bench-costs bench-boot check check-unit check-lua \
-	check-asan check-tsan check-valgrind check-matrix check-restore check-upstream \
+.PHONY: all filter demo bench bench-costs bench-boot bench-truth check check-unit \
+	check-lua check-asan check-tsan check-valgrind check-matrix check-restore check-upstream \
 	fuzz soak lint install deb rpm uninstall clean help

@@ -389,6 +389,11 @@ run-bench-boot:
 	$(Q)$(MAKE) filter
 	$(Q)tests/bench/boot/boot.py $(BOOT)
 
+run-bench-truth:
+	$(Q)packaging/need bench
+	$(Q)$(MAKE) filter $(bench_programs)
+	$(Q)tests/bench/truth.py $(TRUTH)
+
 run-bench-costs: filter $(bench_programs) $(test_objects)
 	$(Q)tests/bench/costs.py $(if $(FULL),--full)
 

@@ -13,6 +13,10 @@
  *   mode=mixed        as sequential, and after every fourth read a write of 64K
  *                     somewhere in the first half of the disk
  *   mode=trace        the reads of file=FILE, lines of "offset count"
+ *   mode=replay       those of lines of "offset count think after": each begins
+ *                     think microseconds after the end of the read of the line
+ *                     number `after`, or after the start if that is 0 (and all
+ *                     of them are from 1 byte to 32M)
  *   count=BYTES       of a read (262144)
  *   reads=N           most reads of a connection (all of the disk or file)
  *   think=MS          pause after each read (0)
@@ -25,6 +29,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -40,11 +45,15 @@
 #define WRITE_BYTES 65536
 #define READS_A_WRITE 4
 
-enum mode { SEQUENTIAL, RANDOM, MIXED, TRACE };
+enum mode { SEQUENTIAL, RANDOM, MIXED, TRACE, REPLAY };
 
 struct range {
   uint64_t offset;
   uint32_t count;
+
+  /* For replay. */
+  uint64_t think_ns;
+  size_t after;                 /* number of a read, from 1 on, or 0 */
 };
 
 static struct {
@@ -114,7 +123,7 @@ next_random (struct connection *c)
 static size_t
 reads_to_do (const struct connection *c)
 {
-  const size_t all = config.mode == TRACE ? config.trace_length
+  const size_t all = config.mode >= TRACE ? config.trace_length
     : (c->size + config.count - 1) / config.count;
 
   return config.reads < all || config.mode == RANDOM ? config.reads : all;
@@ -124,7 +133,7 @@ static struct range
 nth_range (struct connection *c, size_t n)
 {
   const uint64_t blocks = c->size / config.count;
-  struct range range = { 0, config.count };
+  struct range range = { .count = config.count };
 
   switch (config.mode) {
   case SEQUENTIAL:
@@ -136,6 +145,7 @@ nth_range (struct connection *c, size_t n)
     range.offset = next_random (c) % blocks * config.count;
     break;
   case TRACE:
+  case REPLAY:
     range = config.trace[n];
     if (range.offset >= c->size || range.count > c->size - range.offset)
       range.offset = range.count > c->size ? 0
@@ -143,6 +153,133 @@ nth_range (struct connection *c, size_t n)
     break;
   }
   return range;
+}
+
+/* -- reads that depend on one another -------------------------------------- */
+
+/* A read that has not ended. */
+struct pending {
+  struct replay *replay;
+  size_t number;                /* from 1 on */
+  uint64_t start_ns;            /* of the read, or when it is to start */
+  struct pending *next;         /* in the list of those to start, or that wait */
+  struct pending *waiters;      /* for this one, in the order of their numbers */
+};
+
+struct replay {
+  struct connection *c;
+  struct pending *to_start;     /* the first to start first */
+  size_t left;
+};
+
+static void
+start_after (struct replay *replay, struct pending *p, uint64_t ns)
+{
+  struct pending **place = &replay->to_start;
+
+  p->start_ns = ns + config.trace[p->number - 1].think_ns;
+  while (*place != NULL && (*place)->start_ns <= p->start_ns)
+    place = &(*place)->next;
+  p->next = *place;
+  *place = p;
+}
+
+/* libnbd calls this when a read has ended. */
+static int
+read_ended (void *vp, int *error)
+{
+  struct pending *p = vp, *waiter, *next;
+  struct replay *replay = p->replay;
+  const uint64_t now = now_ns ();
+
+  if (*error != 0) {
+    errno = *error;
+    fail ("read");
+  }
+  replay->c->latency_ns[p->number - 1] = now - p->start_ns;
+  replay->left--;
+  for (waiter = p->waiters; waiter != NULL; waiter = next) {
+    next = waiter->next;
+    start_after (replay, waiter, now);
+  }
+  return 1;                     /* nobody asks what became of it */
+}
+
+static void
+start_read (struct replay *replay, struct pending *p)
+{
+  struct connection *c = replay->c;
+  const struct range range = nth_range (c, p->number - 1);
+
+  p->start_ns = now_ns ();
+  c->bytes += range.count;
+  /* All go to one buffer, for nobody looks at it. */
+  if (nbd_aio_pread (c->nbd, c->buf, range.count, range.offset,
+                     (nbd_completion_callback) {
+                       .callback = read_ended, .user_data = p,
+                     }, 0) == -1)
+    fail ("read");
+}
+
+/* Wait for the server, or until some time; 0: for as long as it takes.  Thinking
+ * takes less than a millisecond, which is the least that nbd_poll knows.
+ */
+static void
+wait_for_server (struct connection *c, uint64_t until_ns)
+{
+  const unsigned direction = nbd_aio_get_direction (c->nbd);
+  struct pollfd fd = { .fd = nbd_aio_get_fd (c->nbd) };
+  const uint64_t now = now_ns ();
+  const uint64_t ns = until_ns > now ? until_ns - now : 0;
+  const struct timespec ts = { ns / 1000000000, ns % 1000000000 };
+
+  if (direction & LIBNBD_AIO_DIRECTION_READ)
+    fd.events |= POLLIN;
+  if (direction & LIBNBD_AIO_DIRECTION_WRITE)
+    fd.events |= POLLOUT;
+  if (ppoll (&fd, 1, until_ns != 0 ? &ts : NULL, NULL) == -1)
+    fail ("ppoll");
+  if ((fd.revents & (POLLIN | POLLHUP | POLLERR)) != 0 &&
+      nbd_aio_notify_read (c->nbd) == -1)
+    fail ("read");
+  if ((fd.revents & POLLOUT) != 0 &&
+      (nbd_aio_get_direction (c->nbd) & LIBNBD_AIO_DIRECTION_WRITE) != 0 &&
+      nbd_aio_notify_write (c->nbd) == -1)
+    fail ("read");
+}
+
+static void
+run_replay (struct connection *c, size_t n)
+{
+  struct replay replay = { .c = c, .left = n };
+  struct pending *all = calloc (n + 1, sizeof *all), *p, *before;
+  const uint64_t start = now_ns ();
+
+  if (all == NULL)
+    fail ("calloc");
+  for (p = all + n; p > all; --p) {
+    p->replay = &replay;
+    p->number = p - all;
+    before = all + config.trace[p->number - 1].after;
+    if (before != all) {
+      p->next = before->waiters;
+      before->waiters = p;
+    }
+  }
+  for (p = all + 1; p <= all + n; ++p)
+    if (config.trace[p->number - 1].after == 0)
+      start_after (&replay, p, start);
+
+  while (replay.left > 0) {
+    while ((p = replay.to_start) != NULL && p->start_ns <= now_ns ()) {
+      replay.to_start = p->next;
+      start_read (&replay, p);
+    }
+    if (replay.left > 0)
+      wait_for_server (c, p != NULL ? p->start_ns : 0);
+  }
+  c->nr_reads = n;
+  free (all);
 }
 
 static void *
@@ -157,6 +294,10 @@ run_connection (void *vp)
   c->buf = malloc (READ_MAX);
   if (c->latency_ns == NULL || c->buf == NULL)
     fail ("malloc");
+  if (config.mode == REPLAY) {
+    run_replay (c, n);
+    return NULL;
+  }
   for (i = 0; i < sizeof out; ++i)
     out[i] = next_random (c);
 
@@ -185,12 +326,24 @@ read_trace (const char *name)
 {
   FILE *fp = fopen (name, "r");
   struct range range;
+  uint64_t think_us;
+  char line[128];
+  int n;
 
   if (fp == NULL)
     fail (name);
-  while (fscanf (fp, "%" SCNu64 " %" SCNu32, &range.offset, &range.count) == 2) {
-    if (range.count == 0 || range.count > READ_MAX)
+  while (fgets (line, sizeof line, fp) != NULL) {
+    n = sscanf (line, "%" SCNu64 " %" SCNu32 " %" SCNu64 " %zu", &range.offset,
+                &range.count, &think_us, &range.after);
+    if (n < 4)
+      think_us = range.after = 0;
+    range.think_ns = think_us * 1000;
+    if (n < 2 || range.count == 0 || range.count > READ_MAX)
       continue;
+    if (range.after > config.trace_length) {
+      fprintf (stderr, "client: %s: a read waits for a later one\n", name);
+      exit (EXIT_FAILURE);
+    }
     config.trace = realloc (config.trace,
                             (config.trace_length + 1) * sizeof range);
     if (config.trace == NULL)
@@ -205,7 +358,7 @@ set (const char *arg)
 {
   static const char *const modes[] = {
     [SEQUENTIAL] = "sequential", [RANDOM] = "random", [MIXED] = "mixed",
-    [TRACE] = "trace",
+    [TRACE] = "trace", [REPLAY] = "replay",
   };
   const char *value = strchr (arg, '=');
   const size_t length = value ? (size_t) (value++ - arg) : 0;
@@ -306,8 +459,9 @@ main (int argc, char *argv[])
   config.uri = argv[1];
   for (a = 2; a < argc; ++a)
     set (argv[a]);
-  if (config.mode == TRACE && config.trace == NULL) {
-    fprintf (stderr, "client: mode=trace needs file=FILE with reads in it\n");
+  if ((config.mode == TRACE || config.mode == REPLAY) && config.trace == NULL) {
+    fprintf (stderr, "client: mode=trace and mode=replay need file=FILE with "
+             "reads in it\n");
     exit (EXIT_FAILURE);
   }
   if (config.mode == RANDOM && config.reads == SIZE_MAX) {

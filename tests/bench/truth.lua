@@ -3,37 +3,63 @@
 
 -- The simulator's half of tests/bench/truth.py.
 --
---     lua5.4 tests/bench/truth.lua POLICY LATENCY_MS MBIT THREADS WORKLOAD
+--     lua5.4 tests/bench/truth.lua WORKLOAD [READS]
 --
--- Prints how long it takes in the simulator, and what the client reads, as lines of
--- "seconds N", "size N", "data OFFSET COUNT" and "read OFFSET COUNT THINK AFTER".
--- POLICY may be none.  Run from the top of the source.
+-- prints what the client does, as lines of "size N", "data OFFSET COUNT" and "read
+-- OFFSET COUNT THINK_US AFTER".  Of a workload of tests/bench/grid.lua, or one of the
+-- below, these are the first READS reads.
+--
+--     lua5.4 tests/bench/truth.lua WORKLOAD READS POLICY LATENCY_MS MBIT THREADS
+--
+-- prints how many seconds they take in the simulator.  READS may be 0, for all, and
+-- POLICY none.  Run from the top of the source.
 
 local grid = dofile ("tests/bench/grid.lua")
 local simulator = require "scan.simulator"
 
-local policy, latency, mbit, threads, name = table.unpack (arg)
+local name, most, policy, latency, mbit, threads = table.unpack (arg)
+
+-- As many requests at once as nbdcopy has.
+grid.workloads["64 in flight"] = {
+  reads = grid.workloads["sequential 256K"].reads, size = 64 << 20, depth = 64,
+}
+
 local workload = grid.workloads[name]
 if not workload then
-  local names = {}
-  for i, each in ipairs (grid.workloads) do names[i] = each.name end
-  io.stderr:write (("truth: workload '%s' is none of: %s\n")
-                     :format (name, table.concat (names, ", ")))
+  io.stderr:write (("truth: there is no workload '%s'\n"):format (name))
   os.exit (1)
 end
 
--- As nbdkit's rate filter with burstiness=0.05.
-local bandwidth = tonumber (mbit) * 125000
-local result = simulator.run {
-  policy = policy ~= "none" and policy or nil, traces = { workload.reads },
-  closed_loop = workload.closed_loop, size = workload.size, holes = workload.holes,
-  depth = workload.depth, layer = "clone", threads = tonumber (threads),
-  source = { latency_seconds = tonumber (latency) / 1000, bandwidth = bandwidth,
-             burst_bytes = bandwidth * 0.05, slots = 64 },
-}
-if result.error then error (result.error, 0) end
+-- One kind of client on both sides: a read begins its think time after the end of the
+-- one that it depends on, in whole microseconds.
+local reads, trace = {}, {}
+most = math.tointeger (tonumber (most)) or 0
+for i, read in ipairs (workload.reads) do
+  if i > most and most > 0 then break end
+  reads[i] = {
+    offset = read.offset, count = read.count,
+    think = math.floor ((read.think or read.idle or 0) * 1e6 + 0.5) / 1e6,
+    after = read.after or math.max (0, i - (workload.depth or 1)),
+  }
+  trace[i] = ("%d %d\n"):format (read.offset, read.count)
+end
 
-print (("seconds %.3f"):format (result.seconds))
+if policy then
+  -- As nbdkit's rate filter with burstiness=0.05.
+  local bandwidth = tonumber (mbit) * 125000
+  local result = simulator.run {
+    policy = policy ~= "none" and policy or nil, traces = { reads },
+    files = { trace = table.concat (trace) }, closed_loop = true,
+    size = workload.size, holes = workload.holes, layer = "clone",
+    threads = tonumber (threads),
+    source = { latency_seconds = tonumber (latency) / 1000, bandwidth = bandwidth,
+               burst_bytes = bandwidth * 0.05, slots = 64 },
+  }
+  if result.error then error (result.error, 0) end
+  print (("%.3f"):format (result.seconds))
+  return
+end
+
 print (("size %d"):format (workload.size))
 local at = 0
 for _, hole in ipairs (workload.holes or {}) do
@@ -41,8 +67,7 @@ for _, hole in ipairs (workload.holes or {}) do
   at = hole[1] + hole[2]
 end
 if at < workload.size then print (("data %d %d"):format (at, workload.size - at)) end
-for i, read in ipairs (workload.reads) do
-  local after = read.after or math.max (0, i - (workload.depth or 1))
-  print (("read %d %d %.6f %d"):format (read.offset, read.count,
-                                        read.think or read.idle or 0, after))
+for _, read in ipairs (reads) do
+  print (("read %d %d %.0f %d"):format (read.offset, read.count, read.think * 1e6,
+                                        read.after))
 end

@@ -2,180 +2,289 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
-"""Does the simulator tell the truth?  Runs some cells in it and over the real filter,
-above the clone filter, and prints both times and their ratio.
+"""Does the simulator tell the truth?
 
-    make filter
-    tests/bench/truth.py [--workload NAME] [--policy NAME] [--line MS,MBIT] [--threads N]
+    make bench-truth [TRUTH="--help"]
 
-Each may be given more than once.  The client is the same one: a read begins its think
-time after the end of the read that it depends on.
+Runs some cells over the real filter, above the clone filter, and in the simulator, and
+compares the times.  Each real run is a line of build/truth/results.jsonl; a run that is
+there already is not made again.
 """
 
 import argparse
-import heapq
-import itertools
+import collections
+import fnmatch
+import hashlib
+import json
 import os
+import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
-import nbd
-
 TOP = os.path.dirname (os.path.dirname (os.path.dirname (os.path.abspath (__file__))))
 SCAN = os.environ.get ("SCAN_FILTER", os.path.join (TOP, "build/nbdkit-scan-filter.so"))
 CLONE = os.path.join (os.path.dirname (SCAN), "nbdkit-clone-filter.so")
+CLIENT = os.path.join (TOP, "build/bench/client")
+RESULTS = os.path.join (TOP, "build/truth/results.jsonl")
+PAGE = os.path.join (TOP, "docs/performance.md")
+BEGIN, END = "<!-- bench-truth: begin -->", "<!-- bench-truth: end -->"
 
-WORKLOADS = ["sequential 256K", "random 4K", "boot-debian12"]
-POLICIES = ["none", "adaptive"]
-LINES = ["20,400", "80,100"]
 SERVER_THREADS = 64
 BURSTINESS = 0.05               # truth.lua says the same
 START_SECS = 30
 MIB = 1 << 20
 
+# More than this apart, and the simulator is wrong.
+AGREE = 0.15
 
-def line (text):
-    """For argparse: '20,400' as its two words."""
-    words = text.split (",")
-    if len (words) != 2 or not all (w.isdigit () and int (w) > 0 for w in words):
-        raise argparse.ArgumentTypeError (
-            f"'{text}' is not MS,MBIT, two whole numbers above 0")
-    return words
+# reads: the first so many of the workload's, 0 for all; such that a run takes seconds.
+Cell = collections.namedtuple ("Cell", "workload reads latency_ms mbit policy threads")
+
+CELLS = [
+    Cell ("sequential 4K", 300, 20, 400, "none", 1),
+    Cell ("sequential 4K", 0, 80, 100, "default", 1),
+    Cell ("sequential 4K", 0, 80, 100, "adaptive", 16),
+    Cell ("sequential 64K", 100, 50, 1000, "none", 1),
+    Cell ("sequential 64K", 0, 20, 400, "data", 16),
+    Cell ("sequential 256K", 0, 20, 400, "none", 1),
+    Cell ("sequential 256K", 64, 80, 100, "none", 1),
+    Cell ("sequential 256K", 0, 80, 100, "default", 1),
+    Cell ("sequential 256K", 0, 20, 400, "adaptive", 16),
+    Cell ("sequential 1024K", 64, 20, 400, "adaptive", 16),
+    Cell ("sequential 256K, 1 s before", 0, 80, 100, "replay", 16),
+    Cell ("random 4K", 300, 20, 400, "none", 1),
+    Cell ("random 4K", 0, 80, 100, "adaptive", 16),
+    Cell ("16K at every 384K", 0, 80, 100, "stride", 16),
+    Cell ("4 streams", 0, 80, 100, "adaptive", 16),
+    Cell ("64 in flight", 0, 5, 1000, "none", 1),
+    Cell ("64 in flight", 0, 20, 400, "data", 16),
+    Cell ("64 in flight", 0, 80, 100, "adaptive", 16),
+    Cell ("boot-debian12", 0, 20, 400, "adaptive", 16),
+    Cell ("boot-debian12", 0, 80, 100, "replay", 16),
+]
+
+
+def client_of (cell):
+    reads = f", {cell.reads} reads" if cell.reads else ""
+    return cell.workload + reads
+
+
+def line_of (cell):
+    return f"{cell.latency_ms} ms, {cell.mbit} Mbit/s"
+
+
+def policy_of (cell):
+    return cell.policy + (f", {cell.threads} threads" if cell.threads > 1 else "")
+
+
+def name_of (cell):
+    return "; ".join ([client_of (cell), line_of (cell), policy_of (cell)])
 
 
 def parse_args ():
     parser = argparse.ArgumentParser (
-        description="The simulator against the real filter.")
-    parser.add_argument ("--workload", action="append",
-                         help="one of tests/bench/grid.lua's; without it: "
-                         + ", ".join (WORKLOADS))
-    parser.add_argument ("--policy", action="append",
-                         help="none for no prefetch; without it: " + ", ".join (POLICIES))
-    parser.add_argument ("--line", action="append", type=line, metavar="MS,MBIT",
-                         help="without it: " + " and ".join (LINES))
-    parser.add_argument ("--threads", type=int, default=16, help="scan-threads (16)")
+        description="The simulator against the real filter.",
+        epilog="Patterns are shell patterns over the names that --list prints.")
+    parser.add_argument ("--list", action="store_true",
+                         help="print what there is, and end")
+    parser.add_argument ("--cell", action="append", metavar="PATTERN")
+    parser.add_argument ("--rounds", type=int, default=1)
+    parser.add_argument ("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument ("--page", action="store_true",
+                         help="measure nothing; write what was measured into "
+                         "docs/performance.md")
     return parser.parse_args ()
 
 
-def simulate (policy, latency, mbit, threads, workload):
-    """Returns its seconds, the disk's size, its data and the reads."""
+def choose (patterns):
+    names = [name_of (cell) for cell in CELLS]
+    for p in patterns or []:
+        if not fnmatch.filter (names, p):
+            sys.exit (f"truth: '{p}' is none of these:\n  " + "\n  ".join (names))
+    return [cell for cell, name in zip (CELLS, names)
+            if not patterns or any (fnmatch.fnmatchcase (name, p) for p in patterns)]
+
+
+def ask (cell, *more):
+    """What the simulator's half says of a cell."""
     result = subprocess.run (
-        ["lua5.4", "tests/bench/truth.lua", policy, latency, mbit, str (threads),
-         workload], cwd=TOP, stdout=subprocess.PIPE, text=True)
+        ["lua5.4", "tests/bench/truth.lua", cell.workload, str (cell.reads),
+         *map (str, more)], cwd=TOP, stdout=subprocess.PIPE, text=True)
     if result.returncode != 0:
         sys.exit (1)
-    seconds, size, data, reads = None, None, [], []
-    for text in result.stdout.splitlines ():
-        what, *words = text.split ()
-        if what == "seconds":
-            seconds = float (words[0])
-        elif what == "size":
-            size = int (words[0])
-        elif what == "data":
-            data.append ((int (words[0]), int (words[1])))
-        else:
-            reads.append ((int (words[0]), int (words[1]), float (words[2]),
-                           int (words[3])))
-    return seconds, size, data, reads
+    return result.stdout
 
 
-def make_disk (path, size, data):
+def simulate (cell):
+    """Returns seconds."""
+    return float (ask (cell, cell.policy, cell.latency_ms, cell.mbit, cell.threads))
+
+
+def version_of (reads):
+    """Of what is measured: results of another one count no more."""
+    digest = hashlib.sha256 (reads.encode ())
+    for path in SCAN, CLONE, CLIENT:
+        with open (path, "rb") as f:
+            digest.update (f.read ())
+    return digest.hexdigest ()[:16]
+
+
+def load ():
+    """Earlier results, as seconds by cell's name and version; a line may be cut short."""
+    results = collections.defaultdict (list)
+    if os.path.exists (RESULTS):
+        with open (RESULTS) as f:
+            for line in f:
+                try:
+                    result = json.loads (line)
+                except json.JSONDecodeError:
+                    continue
+                results[result["cell"], result["version"]].append (result["seconds"])
+    return results
+
+
+def write_disk (path, lines):
     chunk = os.urandom (MIB)
     with open (path, "wb") as f:
-        f.truncate (size)
-        for offset, count in data:
-            f.seek (offset)
-            while count > 0:
-                count -= f.write (chunk[:min (count, MIB)])
+        for what, *numbers in lines:
+            if what == "size":
+                f.truncate (int (numbers[0]))
+            elif what == "data":
+                offset, count = map (int, numbers)
+                f.seek (offset)
+                while count > 0:
+                    count -= f.write (chunk[:min (count, MIB)])
 
 
-def replay (uri, reads):
-    """Do the reads; returns the seconds until the last has ended."""
-    h = nbd.NBD ()
-    h.connect_uri (uri)
-    waiting, ready, turn = {}, [], itertools.count ()
-    left, in_flight = len (reads), 0
-    start = time.monotonic ()
-    for number, (_, _, think, after) in enumerate (reads, 1):
-        if after == 0:
-            heapq.heappush (ready, (start + think, number))
-        else:
-            waiting.setdefault (after, []).append (number)
-
-    cookies = {}
-    while left > 0:
-        now = time.monotonic ()
-        while ready and ready[0][0] <= now:
-            number = heapq.heappop (ready)[1]
-            offset, count = reads[number - 1][:2]
-            buf = nbd.Buffer (count)
-            cookies[h.aio_pread (buf, offset)] = number
-        ms = -1
-        if ready:
-            ms = max (0, int ((ready[0][0] - time.monotonic ()) * 1000))
-        if cookies:
-            h.poll (ms)
-        elif ms > 0:
-            time.sleep (ms / 1000)
-        for cookie in list (cookies):
-            if h.aio_command_completed (cookie):
-                number = cookies.pop (cookie)
-                left -= 1
-                now = time.monotonic ()
-                for other in waiting.pop (number, []):
-                    heapq.heappush (ready, (now + reads[other - 1][2], other))
-    seconds = time.monotonic () - start
-    h.shutdown ()
-    return seconds
+def fail (what, log):
+    log.seek (0)
+    sys.exit (f"truth: {what}:\n{log.read ()}")
 
 
-def run (policy, latency, mbit, threads, disk, reads):
+def run (cell, reads):
     """Over the real filters; returns seconds."""
-    with tempfile.TemporaryDirectory (prefix="scan-truth-") as place:
-        socket = os.path.join (place, "sock")
-        pid_file = os.path.join (place, "pid")
-        scan = [] if policy == "none" else ["--filter=" + SCAN]
+    lines = [line.split () for line in reads.splitlines ()]
+    with tempfile.TemporaryDirectory (prefix="scan-truth-", dir="/var/tmp") as place:
+        disk, socket, pid_file, file = (os.path.join (place, name) for name in
+                                        ("disk", "sock", "pid", "reads"))
+        write_disk (disk, lines)
+        with open (file, "w") as f:
+            f.writelines (" ".join (words[1:]) + "\n" for words in lines
+                          if words[0] == "read")
+        with open (file + ".trace", "w") as f:
+            f.writelines (f"{words[1]} {words[2]}\n" for words in lines
+                          if words[0] == "read")
+        scan = [] if cell.policy == "none" else ["--filter=" + SCAN]
         command = ["nbdkit", "-f", "-r", "-U", socket, "-P", pid_file,
                    f"--threads={SERVER_THREADS}", *scan, "--filter=" + CLONE,
                    "--filter=rate", "--filter=delay", "file", disk,
-                   f"rate={mbit}000000", f"burstiness={BURSTINESS}",
-                   f"rdelay={latency}ms", f"clone-file={place}/clone"]
+                   f"rate={cell.mbit}M", f"burstiness={BURSTINESS}",
+                   f"rdelay={cell.latency_ms}ms", f"clone-file={place}/clone"]
         if scan:
-            command += [f"scan-policy={policy}", f"scan-threads={threads}"]
-        server = subprocess.Popen (command, stdin=subprocess.DEVNULL)
-        try:
-            until = time.monotonic () + START_SECS
-            while not os.path.exists (pid_file):
-                if server.poll () is not None or time.monotonic () > until:
-                    sys.exit ("truth: nbdkit does not start")
-                time.sleep (0.01)
-            return replay (f"nbd+unix:///?socket={socket}", reads)
-        finally:
-            server.terminate ()
-            server.wait ()
+            command += [f"scan-policy={cell.policy}", f"scan-threads={cell.threads}"]
+        if cell.policy == "replay":
+            command += [f"scan-file-trace={file}.trace"]
+        with open (os.path.join (place, "log"), "w+") as log:
+            server = subprocess.Popen (command, stdin=subprocess.DEVNULL, stderr=log)
+            try:
+                until = time.monotonic () + START_SECS
+                while not os.path.exists (pid_file):
+                    if server.poll () is not None or time.monotonic () > until:
+                        fail ("nbdkit does not start", log)
+                    time.sleep (0.01)
+                client = subprocess.run (
+                    [CLIENT, f"nbd+unix:///?socket={socket}", "mode=replay",
+                     f"file={file}"], stdout=subprocess.PIPE)
+                if client.returncode != 0:
+                    fail ("the client failed", log)
+                return json.loads (client.stdout)["seconds"]
+            finally:
+                server.terminate ()
+                server.wait ()
+
+
+def measure (cells, rounds):
+    results = load ()
+    for round_ in range (rounds):
+        for cell in cells:
+            name, reads = name_of (cell), ask (cell)
+            version = version_of (reads)
+            if len (results[name, version]) > round_:
+                continue
+            print (f"{name:64} ", end="", flush=True)
+            seconds = run (cell, reads)
+            print (f"{seconds:6.2f} s", flush=True)
+            results[name, version].append (seconds)
+            with open (RESULTS, "a") as f:
+                # Not behind a line that was cut.
+                f.write ("\n" + json.dumps ({"cell": name, "version": version,
+                                             "seconds": seconds}))
+
+
+def gather (cells):
+    """Cell, simulated seconds and real ones, of each that was measured."""
+    results = load ()
+    rows = [(cell, results[name_of (cell), version_of (ask (cell))]) for cell in cells]
+    return [(cell, simulate (cell), real) for cell, real in rows if real]
+
+
+def table (rows):
+    """As Markdown, and how many agree."""
+    out = ["| client | line | policy | simulated | least | median | runs "
+           "| least / simulated | median / simulated |", "|---" * 9 + "|"]
+    agree = [0, 0]
+    for cell, simulated, real in rows:
+        seconds = min (real), statistics.median (real)
+        shown = []
+        for i, ratio in enumerate (s / simulated for s in seconds):
+            # As it is shown, so that nobody wonders.
+            agrees = 1 - AGREE <= round (ratio, 2) <= 1 + AGREE
+            agree[i] += agrees
+            shown.append (f"{ratio:.2f}" if agrees else f"**{ratio:.2f}**")
+        out.append ("| " + " | ".join (
+            [client_of (cell), line_of (cell), policy_of (cell), f"{simulated:.2f} s",
+             *(f"{s:.2f} s" for s in seconds), str (len (real)), *shown]) + " |")
+    return "\n".join ([*out, "", f"Of {len (rows)} cells, {agree[0]} agree to "
+                       f"{AGREE * 100:.0f} % by the least time, and {agree[1]} by the "
+                       "median. The others are **bold**."])
+
+
+def write_page ():
+    with open (PAGE) as f:
+        old = f.read ()
+    if BEGIN not in old:
+        sys.exit (f"truth: {PAGE} has no {BEGIN}")
+    rows = gather (CELLS)
+    if not rows:
+        sys.exit ("truth: nothing has been measured yet")
+    text = f"{BEGIN}\n{table (rows)}\n{END}"
+    with open (PAGE, "w") as f:
+        f.write (re.sub (f"{re.escape (BEGIN)}.*{re.escape (END)}",
+                         lambda _: text, old, flags=re.S))
+    print (f"truth: wrote the table of {PAGE}")
 
 
 def main ():
     args = parse_args ()
-    if not os.path.exists (CLONE):
-        sys.exit (f"truth: {CLONE} is not there: make filter")
-    print ("| workload | line | policy | simulated | real | real / simulated |\n"
-           "|---|---|---|---|---|---|")
-    for workload in args.workload or WORKLOADS:
-        with tempfile.TemporaryDirectory (prefix="scan-truth-") as place:
-            disk = os.path.join (place, "disk")
-            for latency, mbit in args.line or [line (text) for text in LINES]:
-                for policy in args.policy or POLICIES:
-                    simulated, size, data, reads = simulate (
-                        policy, latency, mbit, args.threads, workload)
-                    if not os.path.exists (disk):
-                        make_disk (disk, size, data)
-                    real = run (policy, latency, mbit, args.threads, disk, reads)
-                    print (f"| {workload} | {latency} ms, {mbit} Mbit/s | {policy} | "
-                           f"{simulated:.2f} s | {real:.2f} s | "
-                           f"{real / simulated:.2f} |", flush=True)
+    cells = choose (args.cell)
+    if args.list:
+        print ("\n".join (map (name_of, cells)))
+        return
+    for path in SCAN, CLONE, CLIENT:
+        if not os.path.exists (path):
+            sys.exit (f"truth: {path} is not there: make bench-truth")
+    if args.page:
+        write_page ()
+        return
+    os.makedirs (os.path.dirname (RESULTS), exist_ok=True)
+    if args.fresh and os.path.exists (RESULTS):
+        os.remove (RESULTS)
+    measure (cells, args.rounds)
+    print ()
+    print (table (gather (cells)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 local simulator = require "scan.simulator"
 local testing = require "scan.testing"
 
-local HIT = simulator.HIT_SECONDS
+local HIT, REQUEST = simulator.HIT_SECONDS, simulator.REQUEST_SECONDS
 
 -- A source where a request of 100 bytes takes 1 s and then 1 s for its bytes.
 local function simulate (policy, trace, more)
@@ -210,6 +210,82 @@ describe ("scan.simulator", function ()
     }
     for _, range in ipairs (result.prefetches) do bytes = bytes + range[2] end
     assert.is_true (bytes > 0 and bytes < 1 << 22)
+  end)
+
+  -- Over the clone layer, from a source of 1 s a request and 1 s for each MiB.
+  local KiB, MiB = 1024, 1024 * 1024
+
+  local function over_clone (policy, trace, more)
+    local options = {
+      layer = "clone", pace = false, size = 64 * MiB, block = 2 * MiB,
+      source = { latency_seconds = 1, bandwidth = MiB, slots = 4 },
+    }
+    for name, value in pairs (more or {}) do options[name] = value end
+    return simulate (policy, trace, options)
+  end
+
+  local function copy (bytes) return bytes * simulator.COPY_SECONDS end
+
+  it ("keeps whole blocks in the clone layer, of what was read, too", function ()
+    local result = over_clone (nil, { { 100, 10 }, { 4000, 90 }, { 4000, 100 } })
+    assert.same ({ 1, 0, 2 }, { result.hits, result.late, result.misses })
+    assert.equal (2 * 4096, result.demand_bytes)
+  end)
+
+  it ("takes time for the clone layer's copies", function ()
+    near (1.25 + copy (256 * KiB) + REQUEST + copy (256 * KiB) -- and once more
+          + REQUEST + copy (256 * KiB),
+          over_clone (nil, { { 0, 256 * KiB }, { 0, 256 * KiB } }).seconds)
+  end)
+
+  it ("lets no read of the clone layer wait for a prefetch that is much larger",
+      function ()
+    local small = over_clone (prefetch (0), { { 0, 4 * KiB, 0.5 } },
+                              { block = 256 * KiB })
+    assert.same ({ 1, 0 }, { small.late, small.demand_bytes })
+    local large = over_clone (prefetch (0), { { 0, 4 * KiB, 0.5 } })
+    assert.same ({ 1, 4 * KiB }, { large.misses, large.demand_bytes })
+    local as_large = over_clone (prefetch (0), { { 0, 2 * MiB, 0.5 } })
+    assert.same ({ 1, 0 }, { as_large.late, as_large.demand_bytes })
+  end)
+
+  it ("has the clone layer ask for one part after the other", function ()
+    -- Behind what was read, and before it.
+    local trace = { { MiB, MiB // 2 }, { 0, 2 * MiB } }
+    near (1.5 + copy (MiB // 2) + REQUEST + copy (MiB // 2)
+          + 2 + copy (MiB) + 1.5 + copy (MiB // 2) + REQUEST + copy (2 * MiB),
+          over_clone (nil, trace).seconds)
+    assert.equal (2 * MiB, over_clone (nil, trace).demand_bytes)
+  end)
+
+  it ("has the clone layer learn of holes when it prefetches", function ()
+    local holes = { { MiB, MiB } }
+    local result = over_clone (prefetch (0), { { MiB, 4 * KiB, 10 } },
+                               { holes = holes, block = 4 * KiB })
+    assert.equal (1, result.hits)
+    assert.equal (1, over_clone (nil, { { MiB, 4 * KiB, 10 } },
+                                 { holes = holes }).misses)
+    -- What is a hole is not fetched.
+    assert.equal (0, over_clone (prefetch (MiB), { { 0, 4 * KiB, 10 } },
+                                 { holes = holes, block = MiB }).prefetched_bytes)
+  end)
+
+  it ("has a token bucket, from which small requests are served first", function ()
+    local bucket = { latency_seconds = 1, bandwidth = 100, slots = 2,
+                     burst_bytes = 100 }
+    local function seconds (trace)
+      return simulate (nil, trace, { source = bucket }).seconds
+    end
+    near (1, seconds { { 0, 100 } })
+    near (1 + 1, seconds { { 0, 100 }, { 100, 100 } })
+    -- It never holds more than that, so who sleeps for more loses the rest.
+    near (4 + 3 + 2 + 1 + 1, seconds { { 0, 500 } })
+    -- The prefetch takes the 100 that are there and sleeps for the other 50; of what
+    -- has come after 0.25 s a read takes 10, which the prefetch then lacks.
+    local result = simulate (prefetch (0), { { 500, 10, 0.25 } },
+                             { block = 150, source = bucket, record = true })
+    near (0.25 + 1, result.seconds)
+    near (0.5 + 0.1 + 1, result.timeline[1].done)
   end)
 
   it ("has clients that wait for their answers, as they were recorded", function ()

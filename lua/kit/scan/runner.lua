@@ -98,6 +98,8 @@ end
 --- A client read begins.  The policy sees it from now on.
 -- @tparam integer offset in bytes
 -- @tparam integer count in bytes
+-- @treturn string "hit", "late" or "miss", by what is known to have been read or
+-- prefetched
 function Runner:begin_read (offset, count)
   local reads = self.reads
   local met = self.known:begin_read (offset, count)
@@ -108,6 +110,7 @@ function Runner:begin_read (offset, count)
   end
   self.reading = self.reading + 1
   self.woken = true
+  return met
 end
 
 --- A client read is over.

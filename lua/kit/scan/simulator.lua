@@ -7,9 +7,14 @@
 --
 -- - *The source* does a number of requests at once (slots), the others queue in
 --   the order they came.  A request takes the latency, then its bytes go over
---   one link of a given bandwidth, one request after the other.
+--   one link of a given bandwidth, one request after the other; or, with
+--   burst_bytes, past the token bucket of nbdkit's rate filter, where a small
+--   request overtakes a large one.
 -- - *The cache* in front of it keeps all that was prefetched and, if asked, what
---   was read.  A read of bytes that are being prefetched waits for them.
+--   was read.  A read of bytes that are being prefetched waits for them.  With
+--   `layer = "clone"` it is the clone filter, which keeps whole blocks, lets no
+--   read wait for a much larger prefetch, fetches the parts of a request one
+--   after the other, learns of holes, and takes time to copy.
 -- - *A client* reads what is in its trace, one read after the other (or several
 --   at once), with the trace's think times between them.  When it has read all,
 --   it goes.
@@ -18,9 +23,10 @@
 -- wait for bytes that somebody else had already asked for, a *miss* if bytes
 -- had to be asked for on its behalf.
 --
--- Not modelled: the cache's own blocks and locks, a full cache, the network
--- between the client and the server, prefetches and reads that fail.  Every run
--- of the same simulation is the same.
+-- Not modelled: a full cache, processors that others want, the network between
+-- the client and the server, prefetches and reads that fail.  Every run of the
+-- same simulation is the same.  How near it comes to the real filters is measured:
+-- tests/bench/truth.py.
 --
 -- @module scan.simulator
 
@@ -36,8 +42,25 @@ local M = {}
 --- What a request that needs nothing from the source takes, in seconds.
 M.HIT_SECONDS = 20e-6
 
---- What the clone layer takes to copy a byte into its file, or out of it.
+--- What any request takes over the clone layer besides: a read of 4K from nbdkit over
+-- a Unix socket, as tests/bench/client.c does it, is 30 to 60 us.
+M.REQUEST_SECONDS = 50e-6
+
+--- What the clone layer takes to copy a byte into its file, or out of it to the
+-- client: a read of 256K that is there takes 0.12 to 0.19 ms more than one of 4K.
 M.COPY_SECONDS = 1 / 2e9
+
+-- The clone layer's blocks, the most that it asks for at once, and what it rather
+-- reads again than ask twice: filter/clone/options.c and fetch.c.
+local CLONE_BLOCK_BYTES = 4096
+local CLONE_FETCH_BYTES = 2 * 1024 * 1024
+local CLONE_GAP_BYTES = 64 * 1024
+
+-- A read there waits for another's fetch of up to this much, or of its own size.
+local CLONE_JOIN_BYTES = 256 * 1024
+
+-- So far ahead a prefetch asks it where holes are.
+local CLONE_ASK_BYTES = 64 * 1024 * 1024
 
 --- The source if nothing is said about it: 10 ms, 100 MB/s, 16 at a time (as
 -- many as nbdkit has threads for a connection).
@@ -52,23 +75,51 @@ local STOCK = { default = true, ahead = true, clock = true, forever = true }
 
 -- -- the source and the cache -----------------------------------------------
 
-local function start_requests (sim)
+local start_requests
+
+local function end_request (sim, request, seconds)
+  sim.events:add (seconds, function ()
+    sim.busy = sim.busy - 1
+    request.done ()
+    start_requests (sim)
+  end)
+end
+
+-- As bucket.c of nbdkit's rate filter: who finds too little takes that, sleeps for as
+-- long as the rest takes to come, and looks again.
+local function pass_bucket (sim, request, bytes)
+  local source, bucket = sim.source, sim.bucket
+  local came = (sim.now - bucket.seconds) * source.bandwidth
+  local level = math.min (bucket.level + came, source.burst_bytes)
+  bucket.seconds, bucket.level = sim.now, math.max (0, level - bytes)
+  -- But for rounding, all of it.
+  if level + 1 >= bytes then
+    return end_request (sim, request, sim.now + source.latency_seconds)
+  end
+  sim.events:add (sim.now + (bytes - level) / source.bandwidth, function ()
+    pass_bucket (sim, request, bytes - level)
+  end)
+end
+
+local function pass_link (sim, request)
+  local source = sim.source
+  local arrived = sim.now + source.latency_seconds
+  sim.link_free = math.max (arrived, sim.link_free) + request.bytes / source.bandwidth
+  end_request (sim, request, sim.link_free)
+end
+
+start_requests = function (sim)
   local source = sim.source
   while sim.busy < source.slots and sim.queue[sim.queue_first] do
     local request = sim.queue[sim.queue_first]
     sim.queue[sim.queue_first] = nil
     sim.queue_first = sim.queue_first + 1
     sim.busy = sim.busy + 1
-    -- The link is a token bucket: after a pause it may be ahead of its rate.
-    local arrived = sim.now + source.latency_seconds
-    local from = math.max (arrived - source.burst_bytes / source.bandwidth,
-                           sim.link_free)
-    sim.link_free = from + request.bytes / source.bandwidth
-    sim.events:add (math.max (arrived, sim.link_free), function ()
-      sim.busy = sim.busy - 1
-      request.done ()
-      start_requests (sim)
-    end)
+    if source.burst_bytes > 0 then
+      pass_bucket (sim, request, request.bytes)
+    else
+      pass_link (sim, request)
+    end
   end
 end
 
@@ -92,9 +143,55 @@ local function fetch_gap (sim, gap, keep, done)
     for _, waiter in ipairs (fetch.waiters) do waiter () end
   end
   ask_source (sim, bytes, function ()
-    if sim.copy_seconds == 0 then return kept () end
-    sim.events:add (sim.now + bytes * sim.copy_seconds, kept)
+    if not sim.is_clone then return kept () end
+    sim.events:add (sim.now + bytes * M.COPY_SECONDS, kept)
   end)
+end
+
+-- The clone layer asks for one part after the other.
+local function fetch_in_turn (sim, gaps, i, part_done)
+  local gap = gaps[i]
+  if not gap then return end
+  local function fetched ()
+    part_done ()
+    fetch_in_turn (sim, gaps, i + 1, part_done)
+  end
+  -- Others may have fetched it meanwhile.
+  if #sim.cache:missing (gap.first, gap.after) == 0 then return fetched () end
+  fetch_gap (sim, gap, true, fetched)
+end
+
+-- The requests that the clone layer makes of what is missing.
+local function clone_requests (gaps)
+  local requests = {}
+  for _, gap in ipairs (gaps) do
+    local last = requests[#requests]
+    if last and gap.first - last.after <= CLONE_GAP_BYTES
+       and gap.after - last.first <= CLONE_FETCH_BYTES then
+      last.after = gap.after
+    else
+      for first = gap.first, gap.after - 1, CLONE_FETCH_BYTES do
+        requests[#requests + 1] = {
+          first = first, after = math.min (gap.after, first + CLONE_FETCH_BYTES)
+        }
+      end
+    end
+  end
+  return requests
+end
+
+-- Before a prefetch: holes take no fetch, nor does what is read of them later.
+local function ask_for_holes (sim, first, after)
+  if first >= sim.asked_first and after <= sim.asked_after
+     or #sim.cache:missing (first, after) == 0 then
+    return
+  end
+  sim.asked_first, sim.asked_after = first, math.max (after, first + CLONE_ASK_BYTES)
+  for _, hole in ipairs (sim.holes) do
+    local from = math.max (hole[1], first)
+    local to = math.min (hole[1] + hole[2], sim.asked_after)
+    if from < to then sim.cache:add (from, to) end
+  end
 end
 
 -- What of the gaps is not in a fetch.
@@ -116,28 +213,47 @@ local function subtract (gaps, fetch)
   return left, overlap
 end
 
--- Get a range from wherever it is.  Returns what had to be asked of the source,
--- and "hit", "late" or "miss".
-local function get (sim, offset, count, keep, done)
-  local gaps = sim.cache:missing (offset, offset + count)
+-- Get a range from wherever it is, for a prefetch or a read.  Returns what had to be
+-- asked of the source, and "hit", "late" or "miss".
+local function get (sim, offset, count, is_prefetch, done)
+  local first, after, join_bytes = offset, offset + count, math.huge
+  if sim.is_clone then
+    first = first // CLONE_BLOCK_BYTES * CLONE_BLOCK_BYTES
+    after = math.min (-(-after // CLONE_BLOCK_BYTES) * CLONE_BLOCK_BYTES, sim.size)
+    if is_prefetch then
+      ask_for_holes (sim, first, after)
+    else
+      join_bytes = math.max (CLONE_JOIN_BYTES, after - first)
+    end
+    local seconds = M.REQUEST_SECONDS + (is_prefetch and 0 or count * M.COPY_SECONDS)
+    local answered = done
+    done = function () sim.events:add (sim.now + seconds, answered) end
+  end
+  local gaps = sim.cache:missing (first, after)
   local parts = 0
   local function part_done ()
     parts = parts - 1
     if parts == 0 then done () end
   end
   for _, fetch in ipairs (sim.in_flight) do
-    local overlap
-    gaps, overlap = subtract (gaps, fetch)
-    if overlap then
-      parts = parts + 1
+    local left, overlap = subtract (gaps, fetch)
+    if overlap and fetch.after - fetch.first <= join_bytes then
+      gaps, parts = left, parts + 1
       table.insert (fetch.waiters, part_done)
     end
   end
   local kind = #gaps > 0 and "miss" or parts > 0 and "late" or "hit"
-  parts = parts + #gaps
-  for _, gap in ipairs (gaps) do fetch_gap (sim, gap, keep, part_done) end
   if kind == "hit" then
-    sim.events:add (sim.now + M.HIT_SECONDS + count * sim.copy_seconds, done)
+    if sim.is_clone then done () else sim.events:add (sim.now + M.HIT_SECONDS, done) end
+  elseif sim.is_clone then
+    local requests = clone_requests (gaps)
+    parts = parts + #requests
+    fetch_in_turn (sim, requests, 1, part_done)
+  else
+    parts = parts + #gaps
+    for _, gap in ipairs (gaps) do
+      fetch_gap (sim, gap, is_prefetch or sim.keep_reads, part_done)
+    end
   end
   return gaps, kind
 end
@@ -148,27 +264,24 @@ local read_next
 
 local function begin_read (sim, client, read)
   local scan = client.scan
-  scan:begin_read (read.offset, read.count)
-  local record, asked
-  local gaps, kind = get (sim, read.offset, read.count, sim.keep_reads, function ()
-    if asked > 0 then
-      sim.client.ended = sim.client.ended + asked
-      sim.client.reads = sim.client.reads - 1
-    end
+  -- What is there, or on its way, asks nothing of the line.
+  local charge = scan:begin_read (read.offset, read.count) == "miss" and read.count or 0
+  local reads = charge > 0 and 1 or 0
+  sim.client.begun = sim.client.begun + charge
+  sim.client.reads = sim.client.reads + reads
+  local record
+  local gaps, kind = get (sim, read.offset, read.count, false, function ()
+    sim.client.ended = sim.client.ended + charge
+    sim.client.reads = sim.client.reads - reads
     scan:end_read ()
     if record then record.done = sim.now end
     client.in_flight = client.in_flight - 1
     sim.reads_done = sim.reads_done + 1
     client.ended (read)
   end)
-  asked = 0
-  for _, gap in ipairs (gaps) do asked = asked + gap.after - gap.first end
-  -- What is there, or on its way, asks nothing of the line.
-  if asked > 0 then
-    sim.client.begun = sim.client.begun + asked
-    sim.client.reads = sim.client.reads + 1
+  for _, gap in ipairs (gaps) do
+    sim.demand_bytes = sim.demand_bytes + gap.after - gap.first
   end
-  sim.demand_bytes = sim.demand_bytes + asked
   sim.counts[kind] = sim.counts[kind] + 1
   sim.wanted:add (read.offset, read.offset + read.count)
   sim.read_bytes = sim.read_bytes + read.count
@@ -232,7 +345,6 @@ end
 
 local function prefetch (sim, scan, offset, count)
   local record
-  local asked = 0
   local began, transfer = sim.now, scan.credit
   if transfer then
     scan.credit = nil
@@ -240,13 +352,11 @@ local function prefetch (sim, scan, offset, count)
   end
   local gaps = get (sim, offset, count, true, function ()
     if record then record.done = sim.now end
-    -- What was there, or on its way, says nothing of the line.
-    if transfer then sim.pace:done (transfer, asked == count and count or 0, sim.now) end
+    if transfer then sim.pace:done (transfer, count, sim.now) end
     scan:done (offset, count, sim.now - began)
   end)
   for _, gap in ipairs (gaps) do
     sim.prefetched:add (gap.first, gap.after)
-    asked = asked + gap.after - gap.first
   end
   table.insert (sim.prefetches, { offset, count })
   if sim.record then
@@ -268,7 +378,7 @@ local function pump (sim, scan)
     elseif action == "next_data" then
       scan:answer (sim.next_data (a))
     elseif action == "pread" then
-      get (sim, a, b, sim.keep_reads, function () scan:answer (sim.pread (a, b)) end)
+      get (sim, a, b, false, function () scan:answer (sim.pread (a, b)) end)
       return
     else
       -- Room is for who has something to fetch now.
@@ -366,8 +476,12 @@ end
 -- - `policy`, `args`, `files`, `print`, `warn`: as for `testing.run`, or `world`; no
 --   policy at all: nothing is prefetched
 -- - `size`, `block`, `export`, `threads`, `holes`, `contents`: the same
--- - `source`: { latency_seconds =, bandwidth = (bytes a second), slots = }
--- - `keep_reads`: true if the cache keeps what is read, too (cache-on-read)
+-- - `source`: { latency_seconds =, bandwidth = (bytes a second), slots =, burst_bytes =
+--   (what a token bucket holds; 0 for a link) }
+-- - `layer`: "clone" if the clone filter is the cache; else it is an ideal one
+-- - `keep_reads`: true if the ideal one keeps what is read, too (cache-on-read)
+-- - `closed_loop`: true if the reads of the traces say which other one they wait for:
+--   `after`, its index or 0, and `think`, seconds (see scan.closed_loop)
 -- - `depth`: reads that each client has in flight (1)
 -- - `think_seconds`: the same before every read, instead of the trace's
 -- - `background`: true for one scan shared by all clients
@@ -395,9 +509,9 @@ function M.run (options)
     events = events.new (), now = 0, finished_seconds = 0,
     source = check_source (options.source), busy = 0, link_free = 0,
     queue = {}, queue_first = 1, queue_last = 0,
-    cache = ranges.new (), in_flight = {},
-    keep_reads = options.keep_reads or options.layer == "clone",
-    copy_seconds = options.layer == "clone" and M.COPY_SECONDS or 0,
+    cache = ranges.new (), in_flight = {}, size = size,
+    keep_reads = options.keep_reads, is_clone = options.layer == "clone",
+    holes = options.holes or {}, asked_first = 0, asked_after = 0,
     pace = is_paced (options) and pace.new (options.block or DEFAULT_BLOCK_BYTES) or nil,
     client = { begun = 0, ended = 0, reads = 0 },
     wanted = ranges.new (), prefetched = ranges.new (),
@@ -410,6 +524,7 @@ function M.run (options)
     background = options.background, clients_left = #options.traces,
     scans = {}, steps = options.steps or DEFAULT_STEPS,
   }
+  sim.bucket = { level = sim.source.burst_bytes, seconds = 0 }
   sim.world = options.world or world.load {
     policy = options.policy or function () end,
     args = options.args, files = options.files, print = options.print,
