@@ -38,7 +38,7 @@ PAGES = ["README.md", "CONTRIBUTING.md",
 
 PROGRAMS = {"busted", "dd", "debugfs", "export", "filefrag", "for", "gdb",
             "lua/bin/scan-policy", "lua5.4", "make", "nbdfuse", "nbdkit", "nbdsh",
-            "qemu-system-x86_64", "scan-policy", "stat", "truncate"}
+            "qemu-system-x86_64", "rm", "scan-policy", "stat", "truncate"}
 # No command, though a line begins with it: a variable, and a trace's name in a table.
 NO_PROGRAMS = {"size", "blkid"}
 
@@ -52,7 +52,7 @@ ELSEWHERE = [
     ("docs/troubleshooting.md", "export|nbdkit .* eval ", "test_sources.py"),
     ("docs/tutorial.md", r"\$ ", "tests/spec/tutorial_spec.lua"),
     ("docs/tutorial.md", "nbdfuse", "needs FUSE and a mount"),
-    ("docs/restore.md", "nbdkit|qemu|scan-policy map", "test_restore"),
+    ("docs/restore.md", "nbdkit|qemu|rm|scan-policy map", "test_restore"),
     ("docs/performance.md", "for part|lua5.4|tests/bench/truth.py", "takes minutes to hours"),
     ("docs/upstream.md", "tests/upstream/", "test_upstream.py"),
     ("docs/upstream.md", "nbdkit .*(h.cache|error-pread|4098M)",
@@ -187,7 +187,7 @@ class Place:
         own = re.search (r" -U (\S+)", text)
         path = self.local (own[1]) if own else f"{self.path}/sock"
         pid_file = self.path / "pid"
-        for name in path, pid_file:
+        for name in [pid_file] if own else [pid_file, path]:
             if os.path.exists (name):
                 os.unlink (name)
         text = re.sub (r"\bnbdkit ", f"nbdkit -P {pid_file} " +
@@ -363,7 +363,7 @@ def test_fleet (here):
 def test_restore (here):
     """docs/restore.md, with QEMU's block layer in the place of a guest: nbdkit is killed
     under it, the disk becomes whole, the source goes away."""
-    serve, boot, show, alone = [c for c in shown ("docs/restore.md")
+    serve, boot, make_way, show, alone = [c for c in shown ("docs/restore.md")
                                 if elsewhere ("docs/restore.md", c)]
     written = bytes ([87]) * 65536
 
@@ -386,12 +386,14 @@ def test_restore (here):
         # With FUA, as flush says nothing when it is done.
         tell ("write -f -P 87 64k 64k", "wrote 65536/65536")
         here.end (pid, signal.SIGKILL)
+        here.shell (make_way)
         pid, _ = here.start (serve)
         tell ("read -P 87 64k 64k", "read 65536/65536")
         wait_until (lambda: "100 %" in here.shell (show), "all of the disk")
 
         (here.path / "far.img").unlink ()
         here.end (pid, signal.SIGKILL)
+        here.shell (make_way)
         pid, _ = here.start (serve)
         tell (f"read 0 {len (DISK)}", f"read {len (DISK)}/{len (DISK)}")
         machine.communicate ("quit\n", timeout=PATIENCE_SECS)
