@@ -64,18 +64,72 @@ wait_for (struct claims *claims, struct claim *claim)
   pthread_cond_destroy (&waiter.cond);
 }
 
-static bool
-may_join (const struct claim *claim, uint64_t join_blocks)
+static unsigned
+class_of (uint64_t blocks)
 {
-  return claim->kind == CLAIM_READ && !claim->spoilt &&
-    claim->end - claim->first <= join_blocks;
+  return 63 - __builtin_clzll (blocks);
+}
+
+/* What a read of so many blocks takes at least, 0 if it isn't known: of fewer
+ * it may be.
+ */
+static uint64_t
+least_trip_ns (const struct claims *claims, uint64_t blocks)
+{
+  unsigned n = class_of (blocks);
+
+  while (n > 0 && claims->trip_ns[n] == 0)
+    n--;
+  return claims->trip_ns[n];
+}
+
+/* Should it end as soon as a read of so many blocks would that begins now?  One
+ * that is overdue by as much is no more to be relied on.
+ */
+static bool
+ends_soon (const struct claims *claims, const struct claim *claim,
+           uint64_t blocks, uint64_t now_ns)
+{
+  const uint64_t trip_ns = claims->trip_ns[class_of (claim->end
+                                                     - claim->first)];
+  const uint64_t own_ns = least_trip_ns (claims, blocks);
+  const uint64_t end_ns = claim->begun_ns + trip_ns;
+
+  return trip_ns > 0 && end_ns <= now_ns + own_ns && now_ns <= end_ns + own_ns;
+}
+
+static bool
+may_join (const struct claims *claims, const struct claim *claim,
+          struct join join, uint64_t now_ns)
+{
+  if (claim->kind != CLAIM_READ || claim->spoilt)
+    return false;
+  return claim->end - claim->first <= join.blocks ||
+    (join.own > 0 && ends_soon (claims, claim, join.own, now_ns));
+}
+
+static void
+end_claim (struct claims *claims, struct claim *claim)
+{
+  struct claim **p;
+  struct waiter *w, *next;
+
+  for (p = &claims->list; *p != claim; p = &(*p)->next)
+    ;
+  *p = claim->next;
+  /* With the lock held, as the waiters are on stacks of their own. */
+  for (w = claim->waiters; w != NULL; w = next) {
+    next = w->next;
+    w->done = true;
+    pthread_cond_signal (&w->cond);
+  }
 }
 
 /* -- the functions --------------------------------------------------------- */
 
 enum claim_result
 claims_begin_read (struct claims *claims, struct claim *claim, uint64_t first,
-                   uint64_t *end, uint64_t join_blocks)
+                   uint64_t *end, struct join join, uint64_t now_ns)
 {
   const struct claim *c;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
@@ -83,7 +137,7 @@ claims_begin_read (struct claims *claims, struct claim *claim, uint64_t first,
   if (map_has (claims->map, first, first + 1))
     return CLAIM_PRESENT;
   for (c = claims->list; c != NULL; c = c->next) {
-    if (!overlaps (c, first, *end) || !may_join (c, join_blocks))
+    if (!overlaps (c, first, *end) || !may_join (claims, c, join, now_ns))
       continue;
     if (c->first <= first) {
       if (c->end < *end)
@@ -94,6 +148,7 @@ claims_begin_read (struct claims *claims, struct claim *claim, uint64_t first,
     *end = c->first;
   }
   add (claims, claim, CLAIM_READ, first, *end);
+  claim->begun_ns = now_ns;
   return CLAIM_MADE;
 }
 
@@ -108,7 +163,7 @@ claims_begin_ask (struct claims *claims, struct claim *claim, uint64_t first,
 
 void
 claims_join (struct claims *claims, uint64_t first, uint64_t end,
-             uint64_t join_blocks, uint64_t last)
+             struct join join, uint64_t last, uint64_t now_ns)
 {
   struct claim *c;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
@@ -117,7 +172,7 @@ claims_join (struct claims *claims, uint64_t first, uint64_t end,
     first = map_find (claims->map, first, end, false);
     for (c = claims->list; c != NULL; c = c->next)
       if (c->number <= last && overlaps (c, first, end) &&
-          may_join (c, join_blocks))
+          may_join (claims, c, join, now_ns))
         break;
     if (c != NULL)
       wait_for (claims, c);
@@ -203,17 +258,19 @@ claims_spoil (struct claims *claims, uint64_t first, uint64_t end)
 void
 claims_end (struct claims *claims, struct claim *claim)
 {
-  struct claim **p;
-  struct waiter *w, *next;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
 
-  for (p = &claims->list; *p != claim; p = &(*p)->next)
-    ;
-  *p = claim->next;
-  /* With the lock held, as the waiters are on stacks of their own. */
-  for (w = claim->waiters; w != NULL; w = next) {
-    next = w->next;
-    w->done = true;
-    pthread_cond_signal (&w->cond);
-  }
+  end_claim (claims, claim);
+}
+
+void
+claims_end_read (struct claims *claims, struct claim *claim, uint64_t now_ns)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+  uint64_t *trip_ns = &claims->trip_ns[class_of (claim->end - claim->first)];
+  const uint64_t ns = now_ns - claim->begun_ns;
+
+  /* Of the last few, so that a line that changes is noticed. */
+  *trip_ns = *trip_ns == 0 ? ns : (3 * *trip_ns + ns) / 4;
+  end_claim (claims, claim);
 }

@@ -16,9 +16,13 @@
  * So a fetch never stores over a client's data, however late it comes, and a
  * write never waits for the plugin's answer to somebody else's read.
  *
+ * How long reads of the plugin take is measured, by their length, so that one
+ * can be joined that is expected to end soon.
+ *
  * Claims live on the stack of who makes them; nothing is allocated.  One lock,
  * a leaf, guards all claims and who waits for them.  A waiter holds no claim,
- * so nobody waits in a circle; each has its own condition.
+ * so nobody waits in a circle; each has its own condition.  Times are passed
+ * in.
  */
 
 #ifndef CLONE_CLAIMS_H
@@ -37,6 +41,7 @@ struct claim {
   /* The rest is for claims.c, protected by the lock. */
   enum claim_kind { CLAIM_ASK, CLAIM_READ, CLAIM_STORE, CLAIM_WRITE } kind;
   uint64_t number;              /* claims are counted */
+  uint64_t begun_ns;            /* read */
   bool spoilt;                  /* ask, read: the answer must not be stored */
   struct waiter *waiters;
   struct claim *next;
@@ -50,6 +55,15 @@ struct claims {
   /* Protected by the lock. */
   struct claim *list;
   uint64_t last_number;
+  uint64_t trip_ns[64];         /* of reads of 2^n blocks and more; 0: unknown */
+};
+
+/* Whom a request joins. */
+struct join {
+  /* Any read in flight of so many blocks at most; 0: nobody. */
+  uint64_t blocks;
+  /* A larger one that should end as soon as one of so many blocks would. */
+  uint64_t own;
 };
 
 extern void claims_init (struct claims *claims, struct map *map);
@@ -64,14 +78,14 @@ enum claim_result {
 };
 
 /* Claim to read blocks from first on, the first of which was absent.  Reads in
- * flight of at most join_blocks blocks are left to be joined: *end is moved to
- * where this read, or the one to join, ends.  CLAIM_JOIN sets the claim's
- * number to that of the one to join.
+ * flight that may be joined are left to be: *end is moved to where this read,
+ * or the one to join, ends.  CLAIM_JOIN sets the claim's number to that of the
+ * one to join.
  */
 extern enum claim_result claims_begin_read (struct claims *claims,
                                             struct claim *claim,
                                             uint64_t first, uint64_t *end,
-                                            uint64_t join_blocks);
+                                            struct join join, uint64_t now_ns);
 
 /* Claim to ask the plugin about blocks; nobody joins that. */
 extern void claims_begin_ask (struct claims *claims, struct claim *claim,
@@ -81,7 +95,7 @@ extern void claims_begin_ask (struct claims *claims, struct claim *claim,
  * not later than the claim of this number.
  */
 extern void claims_join (struct claims *claims, uint64_t first, uint64_t end,
-                         uint64_t join_blocks, uint64_t last);
+                         struct join join, uint64_t last, uint64_t now_ns);
 
 /* Claim to store the first run of blocks from first on, and before end, that
  * may be stored; false if there is none.  `read` is the claim under which the
@@ -105,5 +119,9 @@ extern void claims_spoil (struct claims *claims, uint64_t first, uint64_t end);
 
 /* End any claim, and wake those who wait for it. */
 extern void claims_end (struct claims *claims, struct claim *claim);
+
+/* End a claim to read, which the plugin has answered: so long it takes. */
+extern void claims_end_read (struct claims *claims, struct claim *claim,
+                             uint64_t now_ns);
 
 #endif /* CLONE_CLAIMS_H */

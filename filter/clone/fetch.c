@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "debug.h"
 #include "disk.h"
 #include "extents.h"
@@ -24,8 +25,8 @@
 
 /* A read joins another of up to this many bytes, or as many as its own.  It may
  * wait for that much more to arrive than it asked for: at 100 Mbit/s a round
- * trip's worth.  From a larger one, such as a prefetch of 2M, it takes nothing,
- * and reads for itself.
+ * trip's worth.  A larger one, such as a prefetch of 2M, it joins only if that
+ * should be there as soon as its own would; else it reads for itself.
  */
 #define JOIN_BYTES (256 * 1024)
 
@@ -41,7 +42,7 @@ struct walk {
   enum { WALK_READ, WALK_CACHE, WALK_KEEP } purpose;
   char *buf;                    /* WALK_READ: for the client */
   uint64_t offset, count;       /* bytes that the client wants */
-  uint64_t join_blocks;         /* 0: join nobody */
+  struct join join;
 
   /* What was passed by; first == end: nothing. */
   uint64_t joined_first, joined_end;
@@ -226,11 +227,14 @@ walk_once (struct walk *w, uint64_t first, uint64_t end)
       continue;
     }
     stop = end_of_run (w, first, end);
-    switch (claims_begin_read (&store->claims, &claim, first, &stop,
-                               w->join_blocks)) {
+    switch (claims_begin_read (&store->claims, &claim, first, &stop, w->join,
+                               clock_now_ns ())) {
     case CLAIM_MADE:
       err = fetch_claimed (w, &claim);
-      claims_end (&store->claims, &claim);
+      if (err == 0)
+        claims_end_read (&store->claims, &claim, clock_now_ns ());
+      else
+        claims_end (&store->claims, &claim);
       if (err != 0 || (w->purpose == WALK_CACHE && w->keep_err != 0))
         return err;
       break;
@@ -265,10 +269,18 @@ walk_blocks (struct walk *w, uint64_t first, uint64_t end)
   /* Only for those that there were: who tries again after a failure is not
    * waited for in turn.
    */
-  claims_join (&store->claims, w->joined_first, w->joined_end, w->join_blocks,
-               w->joined_number);
-  w->join_blocks = 0;
+  claims_join (&store->claims, w->joined_first, w->joined_end, w->join,
+               w->joined_number, clock_now_ns ());
+  w->join = (struct join) { 0 };
   return walk_once (w, w->joined_first, w->joined_end);
+}
+
+static struct join
+whom_to_join (const struct store *store, uint64_t blocks)
+{
+  return (struct join) {
+    .blocks = max64 (JOIN_BYTES / store->block_size, blocks), .own = blocks,
+  };
 }
 
 static int
@@ -290,7 +302,7 @@ fetch_read (const struct request *req, void *buf, uint32_t count_,
   struct walk w = {
     .req = req, .purpose = WALK_READ, .buf = buf,
     .offset = offset, .count = count_,
-    .join_blocks = max64 (JOIN_BYTES / store->block_size, end - first),
+    .join = whom_to_join (store, end - first),
   };
   int r;
 
@@ -313,7 +325,7 @@ fetch_block (const struct request *req, uint64_t block, int *err)
   while (!map_has (store->map, block, block + 1)) {
     struct walk w = {
       .req = req, .purpose = WALK_KEEP,
-      .join_blocks = max64 (JOIN_BYTES / store->block_size, 1),
+      .join = whom_to_join (store, 1),
     };
 
     r = walk_blocks (&w, block, block + 1);
@@ -338,7 +350,7 @@ fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
   const uint64_t first = map_find (store->map, store_block (store, offset),
                                    end, false);
   struct walk w = {
-    .req = req, .purpose = WALK_CACHE, .join_blocks = UINT64_MAX,
+    .req = req, .purpose = WALK_CACHE, .join = { .blocks = UINT64_MAX },
   };
 
   if (first == end || !store_has_room (store, count_))

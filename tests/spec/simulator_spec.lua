@@ -249,6 +249,17 @@ describe ("scan.simulator", function ()
     assert.same ({ 1, 0 }, { as_large.late, as_large.demand_bytes })
   end)
 
+  it ("lets one wait that has seen how long both take", function ()
+    -- The second prefetch holds up the first read, which takes 2.5 s.  The third
+    -- prefetch begins as that ends, and takes 3 s.
+    local function after (seconds)
+      return over_clone (prefetch (0, 2 * MiB, 4 * MiB),
+                         { { 32 * MiB, 4 * KiB, 3.5 }, { 5 * MiB, 4 * KiB, seconds } })
+    end
+    assert.same ({ 0, 2 }, { after (0.4).late, after (0.4).misses })
+    assert.same ({ 1, 1 }, { after (0.6).late, after (0.6).misses })
+  end)
+
   it ("has the clone layer ask for one part after the other", function ()
     -- Behind what was read, and before it.
     local trace = { { MiB, MiB // 2 }, { 0, 2 * MiB } }

@@ -12,7 +12,9 @@
 #include "clone/claims.h"
 
 #define BLOCKS 100
-#define ALL UINT64_MAX          /* join reads of any size */
+
+static const struct join all = { .blocks = UINT64_MAX };
+static const struct join nobody = { 0 };
 
 static struct map *map;
 static struct claims claims;
@@ -38,29 +40,88 @@ test_reads (void)
   uint64_t stop = 20;
 
   begin ();
-  check (claims_begin_read (&claims, &a, 10, &stop, ALL) == CLAIM_MADE &&
+  check (claims_begin_read (&claims, &a, 10, &stop, all, 0) == CLAIM_MADE &&
          stop == 20, "the first may read");
   stop = 30;
-  check (claims_begin_read (&claims, &b, 12, &stop, ALL) == CLAIM_JOIN &&
+  check (claims_begin_read (&claims, &b, 12, &stop, all, 0) == CLAIM_JOIN &&
          stop == 20 && b.number == a.number, "the second joins it");
   stop = 30;
-  check (claims_begin_read (&claims, &b, 5, &stop, ALL) == CLAIM_MADE &&
+  check (claims_begin_read (&claims, &b, 5, &stop, all, 0) == CLAIM_MADE &&
          stop == 10, "or reads what is before");
   stop = 30;
-  check (claims_begin_read (&claims, &c, 12, &stop, 9) == CLAIM_MADE &&
+  check (claims_begin_read (&claims, &c, 12, &stop, (struct join) { 9 },
+                            0) == CLAIM_MADE &&
          stop == 30, "unless it is too large to be joined");
   claims_end (&claims, &c);
   claims_spoil (&claims, 15, 16);
   stop = 30;
-  check (claims_begin_read (&claims, &c, 12, &stop, ALL) == CLAIM_MADE,
+  check (claims_begin_read (&claims, &c, 12, &stop, all, 0) == CLAIM_MADE,
          "or out of date");
   claims_end (&claims, &a);
   claims_end (&claims, &b);
   claims_end (&claims, &c);
   map_set (map, 12, 13);
   stop = 30;
-  check (claims_begin_read (&claims, &a, 12, &stop, ALL) == CLAIM_PRESENT,
+  check (claims_begin_read (&claims, &a, 12, &stop, all, 0) == CLAIM_PRESENT,
          "what has become present is not read");
+  end ();
+}
+
+/* What a read of so many blocks takes. */
+static void
+take (uint64_t blocks, uint64_t ns)
+{
+  struct claim claim;
+  uint64_t stop = blocks;
+
+  claims_begin_read (&claims, &claim, 0, &stop, nobody, 0);
+  claims_end_read (&claims, &claim, ns);
+}
+
+/* Does a read of 4 blocks join this one? */
+static bool
+joins (uint64_t now_ns)
+{
+  const struct join join = { .blocks = 4, .own = 4 };
+  struct claim claim;
+  uint64_t stop = 54;
+
+  if (claims_begin_read (&claims, &claim, 50, &stop, join, now_ns) ==
+      CLAIM_JOIN)
+    return true;
+  claims_end (&claims, &claim);
+  return false;
+}
+
+static void
+test_joins_in_time (void)
+{
+  struct claim large;
+  uint64_t stop = BLOCKS;
+
+  begin ();
+  claims_begin_read (&claims, &large, 0, &stop, nobody, 1000);
+  check (!joins (1000), "a large read is not joined if nothing is known");
+  take (4, 200);
+  check (!joins (1000), "of it");
+  take (80, 600);
+  check (!joins (1399), "nor if it ends later than one's own would");
+  check (joins (1400), "but if it ends no later");
+  check (joins (1800), "also if it is a little overdue");
+  check (!joins (1801), "and not if it is late by a read of one's own");
+  take (4, 600);
+  check (!joins (1299) && joins (1300), "the last few tell what a read takes");
+  claims_end (&claims, &large);
+  end ();
+
+  begin ();
+  stop = BLOCKS;
+  claims_begin_read (&claims, &large, 0, &stop, nobody, 1000);
+  take (80, 600);
+  check (!joins (1599) && joins (1600), "what one's own takes is not known");
+  take (1, 100);
+  check (!joins (1499) && joins (1500), "it takes what a shorter one does");
+  claims_end (&claims, &large);
   end ();
 }
 
@@ -71,7 +132,7 @@ test_stores (void)
   uint64_t stop = 50;
 
   begin ();
-  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  claims_begin_read (&claims, &read, 0, &stop, all, 0);
   claims_begin_write (&claims, &write, 10, 20, false);
   map_set (map, 30, 35);
   check (claims_begin_store (&claims, &store, &read, 0, 50) &&
@@ -81,7 +142,7 @@ test_stores (void)
          store.first == 20 && store.end == 30,
          "from its end to what is present");
   stop = 50;
-  claims_begin_read (&claims, &other, 0, &stop, 0);
+  claims_begin_read (&claims, &other, 0, &stop, nobody, 0);
   check (!claims_begin_store (&claims, &write, &other, 10, 30),
          "not what somebody stores or writes");
   claims_end (&claims, &store);
@@ -124,7 +185,7 @@ write_blocks (void *alone)
 static void *
 join_blocks (void *number)
 {
-  claims_join (&claims, 0, 20, ALL, * (uint64_t *) number);
+  claims_join (&claims, 0, 20, all, * (uint64_t *) number, 0);
   return NULL;
 }
 
@@ -156,7 +217,7 @@ test_waits (void)
   uint64_t stop = 20;
 
   begin ();
-  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  claims_begin_read (&claims, &read, 0, &stop, all, 0);
   write_blocks (NULL);
   check (map_has (map, 5, 15), "a write does not wait for a read");
   claims_end (&claims, &read);
@@ -164,7 +225,7 @@ test_waits (void)
 
   begin ();
   stop = 20;
-  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  claims_begin_read (&claims, &read, 0, &stop, all, 0);
   claims_begin_store (&claims, &store, &read, 0, 20);
   check (waits (&store, write_blocks, NULL), "it waits for who stores");
   claims_begin_write (&claims, &write, 0, 20, false);
@@ -178,10 +239,10 @@ test_waits (void)
 
   begin ();
   stop = 20;
-  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  claims_begin_read (&claims, &read, 0, &stop, all, 0);
   check (waits (&read, join_blocks, &read.number), "a read is waited for");
   stop = 20;
-  claims_begin_read (&claims, &read, 0, &stop, ALL);
+  claims_begin_read (&claims, &read, 0, &stop, all, 0);
   join_blocks (&(uint64_t) { read.number - 1 });
   check (true, "but no later one");
   map_set (map, 0, 20);
@@ -230,7 +291,7 @@ do_many (void *seed_)
       claims_end (&claims, &claim);
       continue;
     }
-    switch (claims_begin_read (&claims, &read, first, &stop, ALL)) {
+    switch (claims_begin_read (&claims, &read, first, &stop, all, 0)) {
     case CLAIM_MADE:
       for (at = first;
            claims_begin_store (&claims, &claim, &read, at, stop);
@@ -244,7 +305,7 @@ do_many (void *seed_)
       claims_end (&claims, &read);
       break;
     case CLAIM_JOIN:
-      claims_join (&claims, first, end_, ALL, read.number);
+      claims_join (&claims, first, end_, all, read.number, 0);
       break;
     case CLAIM_PRESENT:
       unset += !map_has (map, first, first + 1);
@@ -275,6 +336,7 @@ int
 main (void)
 {
   test_reads ();
+  test_joins_in_time ();
   test_stores ();
   test_waits ();
   test_many ();

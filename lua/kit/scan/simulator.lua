@@ -56,7 +56,8 @@ local CLONE_BLOCK_BYTES = 4096
 local CLONE_FETCH_BYTES = 2 * 1024 * 1024
 local CLONE_GAP_BYTES = 64 * 1024
 
--- A read there waits for another's fetch of up to this much, or of its own size.
+-- A read there waits for another's fetch of up to this much, or of its own size, or for
+-- one that should end as soon as its own would.
 local CLONE_JOIN_BYTES = 256 * 1024
 
 -- So far ahead a prefetch asks it where holes are.
@@ -129,17 +130,40 @@ local function ask_source (sim, bytes, done)
   start_requests (sim)
 end
 
+local function class_of (bytes)
+  local n, blocks = 0, -(-bytes // CLONE_BLOCK_BYTES)
+  while blocks > 1 do n, blocks = n + 1, blocks // 2 end
+  return n
+end
+
+-- What the clone layer has seen fetches of such a size take: filter/clone/claims.h.
+local function note_trip (sim, fetch)
+  local n, seconds = class_of (fetch.after - fetch.first), sim.now - fetch.began
+  sim.trips[n] = sim.trips[n] and (3 * sim.trips[n] + seconds) / 4 or seconds
+end
+
+local function ends_soon (sim, fetch, bytes)
+  local trip = sim.trips[class_of (fetch.after - fetch.first)]
+  local n = class_of (bytes)
+  while n > 0 and not sim.trips[n] do n = n - 1 end
+  local own = sim.trips[n] or 0
+  local late = trip and sim.now - fetch.began - trip
+  return trip and -own <= late and late <= own
+end
+
 -- Ask the source for a range.  If it is kept, others may wait for it.
 local function fetch_gap (sim, gap, keep, done)
   local bytes = gap.after - gap.first
   if not keep then return ask_source (sim, bytes, done) end
-  local fetch = { first = gap.first, after = gap.after, waiters = { done } }
+  local fetch = { first = gap.first, after = gap.after, began = sim.now,
+                  waiters = { done } }
   table.insert (sim.in_flight, fetch)
   local function kept ()
     for i, other in ipairs (sim.in_flight) do
       if other == fetch then table.remove (sim.in_flight, i) break end
     end
     sim.cache:add (fetch.first, fetch.after)
+    note_trip (sim, fetch)
     for _, waiter in ipairs (fetch.waiters) do waiter () end
   end
   ask_source (sim, bytes, function ()
@@ -237,7 +261,8 @@ local function get (sim, offset, count, is_prefetch, done)
   end
   for _, fetch in ipairs (sim.in_flight) do
     local left, overlap = subtract (gaps, fetch)
-    if overlap and fetch.after - fetch.first <= join_bytes then
+    if overlap and (fetch.after - fetch.first <= join_bytes
+                    or ends_soon (sim, fetch, after - first)) then
       gaps, parts = left, parts + 1
       table.insert (fetch.waiters, part_done)
     end
@@ -509,7 +534,7 @@ function M.run (options)
     events = events.new (), now = 0, finished_seconds = 0,
     source = check_source (options.source), busy = 0, link_free = 0,
     queue = {}, queue_first = 1, queue_last = 0,
-    cache = ranges.new (), in_flight = {}, size = size,
+    cache = ranges.new (), in_flight = {}, trips = {}, size = size,
     keep_reads = options.keep_reads, is_clone = options.layer == "clone",
     holes = options.holes or {}, asked_first = 0, asked_after = 0,
     pace = is_paced (options) and pace.new (options.block or DEFAULT_BLOCK_BYTES) or nil,
