@@ -8,6 +8,7 @@
 
 #include "claims.h"
 #include "cleanup.h"
+#include "clock.h"
 
 /* On the stack of who waits; protected by the lock. */
 struct waiter {
@@ -49,19 +50,27 @@ add (struct claims *claims, struct claim *claim, enum claim_kind kind,
   claims->list = claim;
 }
 
-/* Wait until this claim ends.  The lock is given up meanwhile, so the list is
- * another one afterwards.
+/* Wait until this claim ends, or until this time.  The lock is given up
+ * meanwhile, so the list is another one afterwards.  Returns whether it has
+ * ended.
  */
-static void
-wait_for (struct claims *claims, struct claim *claim)
+static bool
+wait_for (struct claims *claims, struct claim *claim, uint64_t deadline_ns)
 {
-  struct waiter waiter = { .next = claim->waiters };
+  struct waiter waiter = { .next = claim->waiters }, **p;
 
-  pthread_cond_init (&waiter.cond, NULL);
+  clock_cond_init (&waiter.cond);
   claim->waiters = &waiter;
   while (!waiter.done)
-    pthread_cond_wait (&waiter.cond, &claims->lock);
+    if (clock_wait_until (&waiter.cond, &claims->lock, deadline_ns) != 0)
+      break;
+  if (!waiter.done) {
+    for (p = &claim->waiters; *p != &waiter; p = &(*p)->next)
+      ;
+    *p = waiter.next;
+  }
   pthread_cond_destroy (&waiter.cond);
+  return waiter.done;
 }
 
 static unsigned
@@ -98,14 +107,20 @@ ends_soon (const struct claims *claims, const struct claim *claim,
   return trip_ns > 0 && end_ns <= now_ns + own_ns && now_ns <= end_ns + own_ns;
 }
 
+/* May it be joined?  Then *deadline_ns is until when. */
 static bool
 may_join (const struct claims *claims, const struct claim *claim,
-          struct join join, uint64_t now_ns)
+          struct join join, uint64_t now_ns, uint64_t *deadline_ns)
 {
   if (claim->kind != CLAIM_READ || claim->spoilt)
     return false;
-  return claim->end - claim->first <= join.blocks ||
-    (join.own > 0 && ends_soon (claims, claim, join.own, now_ns));
+  *deadline_ns = CLOCK_NEVER;
+  if (claim->end - claim->first <= join.blocks)
+    return true;
+  if (join.own == 0 || !ends_soon (claims, claim, join.own, now_ns))
+    return false;
+  *deadline_ns = now_ns + least_trip_ns (claims, join.own);
+  return true;
 }
 
 static void
@@ -132,12 +147,13 @@ claims_begin_read (struct claims *claims, struct claim *claim, uint64_t first,
                    uint64_t *end, struct join join, uint64_t now_ns)
 {
   const struct claim *c;
+  uint64_t deadline_ns;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
 
   if (map_has (claims->map, first, first + 1))
     return CLAIM_PRESENT;
   for (c = claims->list; c != NULL; c = c->next) {
-    if (!overlaps (c, first, *end) || !may_join (claims, c, join, now_ns))
+    if (!overlaps (c, first, *end) || !may_join (claims, c, join, now_ns, &deadline_ns))
       continue;
     if (c->first <= first) {
       if (c->end < *end)
@@ -166,17 +182,16 @@ claims_join (struct claims *claims, uint64_t first, uint64_t end,
              struct join join, uint64_t last, uint64_t now_ns)
 {
   struct claim *c;
+  uint64_t deadline_ns;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
 
   do {
     first = map_find (claims->map, first, end, false);
     for (c = claims->list; c != NULL; c = c->next)
       if (c->number <= last && overlaps (c, first, end) &&
-          may_join (claims, c, join, now_ns))
+          may_join (claims, c, join, now_ns, &deadline_ns))
         break;
-    if (c != NULL)
-      wait_for (claims, c);
-  } while (c != NULL);
+  } while (c != NULL && wait_for (claims, c, deadline_ns));
 }
 
 bool
@@ -222,7 +237,7 @@ wait_for_others (struct claims *claims, uint64_t first, uint64_t end,
           (c->kind == CLAIM_STORE || (alone && c->kind == CLAIM_WRITE)))
         break;
     if (c != NULL)
-      wait_for (claims, c);
+      wait_for (claims, c, CLOCK_NEVER);
   } while (c != NULL);
 }
 

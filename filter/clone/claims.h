@@ -92,7 +92,9 @@ extern void claims_begin_ask (struct claims *claims, struct claim *claim,
                               uint64_t first, uint64_t end);
 
 /* Wait for the reads of absent blocks in this range that may be joined, and are
- * not later than the claim of this number.
+ * not later than the claim of this number.  Those larger than join.blocks are
+ * waited for no longer than a read of join.own blocks has been seen to take,
+ * by the monotonic clock.
  */
 extern void claims_join (struct claims *claims, uint64_t first, uint64_t end,
                          struct join join, uint64_t last, uint64_t now_ns);

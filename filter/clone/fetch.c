@@ -26,7 +26,8 @@
 /* A read joins another of up to this many bytes, or as many as its own.  It may
  * wait for that much more to arrive than it asked for: at 100 Mbit/s a round
  * trip's worth.  A larger one, such as a prefetch of 2M, it joins only if that
- * should be there as soon as its own would; else it reads for itself.
+ * should be there as soon as its own would, and waits no longer; else it reads for
+ * itself.
  */
 #define JOIN_BYTES (256 * 1024)
 

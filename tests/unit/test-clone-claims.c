@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "common/clock.h"
 #include "clone/claims.h"
 
 #define BLOCKS 100
@@ -49,7 +50,7 @@ test_reads (void)
   check (claims_begin_read (&claims, &b, 5, &stop, all, 0) == CLAIM_MADE &&
          stop == 10, "or reads what is before");
   stop = 30;
-  check (claims_begin_read (&claims, &c, 12, &stop, (struct join) { 9 },
+  check (claims_begin_read (&claims, &c, 12, &stop, (struct join) { .blocks = 9 },
                             0) == CLAIM_MADE &&
          stop == 30, "unless it is too large to be joined");
   claims_end (&claims, &c);
@@ -122,6 +123,34 @@ test_joins_in_time (void)
   take (1, 100);
   check (!joins (1499) && joins (1500), "it takes what a shorter one does");
   claims_end (&claims, &large);
+  end ();
+}
+
+/* Comes back although the large read doesn't. */
+static void
+test_joins_in_vain (void)
+{
+  const struct join join = { .blocks = 4, .own = 4 };
+  struct claim large, small;
+  uint64_t stop = BLOCKS, now_ns;
+
+  begin ();
+  take (4, NS_PER_SECOND / 10);
+  take (80, NS_PER_SECOND / 10);
+  now_ns = clock_now_ns ();
+  claims_begin_read (&claims, &large, 0, &stop, nobody, now_ns);
+  stop = 54;
+  check (claims_begin_read (&claims, &small, 50, &stop, join,
+                            now_ns) == CLAIM_JOIN, "a large read is joined");
+  claims_join (&claims, 50, 54, join, small.number, now_ns);
+  check (clock_now_ns () - now_ns >= NS_PER_SECOND / 10,
+         "for as long as one's own would take");
+  stop = 54;
+  check (claims_begin_read (&claims, &small, 50, &stop, nobody,
+                            now_ns) == CLAIM_MADE, "and then read for oneself");
+  claims_end (&claims, &small);
+  claims_end (&claims, &large);
+  check (claims.list == NULL, "both end");
   end ();
 }
 
@@ -337,6 +366,7 @@ main (void)
 {
   test_reads ();
   test_joins_in_time ();
+  test_joins_in_vain ();
   test_stores ();
   test_waits ();
   test_many ();
