@@ -37,7 +37,7 @@ PAGES = ["README.md", "CONTRIBUTING.md",
                   for kind in ("md", "pod") for path in glob.glob (f"{TOP}/docs/*.{kind}"))]
 
 PROGRAMS = {"busted", "dd", "debugfs", "export", "filefrag", "for", "gdb",
-            "lua/bin/scan-policy", "lua5.4", "make", "nbdfuse", "nbdkit", "nbdsh",
+            "lua5.4", "make", "nbdfuse", "nbdkit", "nbdsh",
             "qemu-system-x86_64", "rm", "scan-policy", "stat", "truncate"}
 # No command, though a line begins with it: a variable, and a trace's name in a table.
 NO_PROGRAMS = {"size", "blkid"}
