@@ -18,9 +18,6 @@
 #include "exports.h"
 #include "options.h"
 
-#define SUFFIX ".img"
-#define MAP_SUFFIX ".map"       /* added by the store */
-
 /* What escapes can't make, as r is no digit. */
 #define NAME_OF_DEFAULT "%root"
 
@@ -53,7 +50,7 @@ file_name (const char *export_name)
   char *name, *p;
   size_t i;
 
-  name = malloc (3 * len + sizeof NAME_OF_DEFAULT + sizeof SUFFIX);
+  name = malloc (3 * len + sizeof NAME_OF_DEFAULT + sizeof CLONE_SUFFIX);
   if (name == NULL)
     return NULL;
   p = name;
@@ -69,7 +66,7 @@ file_name (const char *export_name)
       *p++ = digits[c & 15];
     }
   }
-  p = stpcpy (p, SUFFIX);
+  p = stpcpy (p, CLONE_SUFFIX);
   if (p - name + strlen (MAP_SUFFIX) > NAME_MAX) {
     free (name);
     errno = ENAMETOOLONG;

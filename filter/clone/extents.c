@@ -13,28 +13,9 @@
 /* How far ahead to ask for extents: a scan asks once for many pieces. */
 #define ASK_BYTES (UINT64_C (64) << 20)
 
-/* Its holes are present from now on. */
-static void
-learn (struct store *store, const struct claim *asked,
-       const struct nbdkit_extents *extents, uint64_t offset, uint64_t bytes)
-{
-  const size_t n = nbdkit_extents_count (extents);
-  struct nbdkit_extent e;
-  uint64_t from, to;
-  size_t i;
-
-  for (i = 0; i < n; ++i) {
-    e = nbdkit_get_extent (extents, i);
-    if ((e.type & NBDKIT_EXTENT_ZERO) == 0)
-      continue;
-    from = max64 (e.offset, offset);
-    to = min64 (e.offset + e.length, offset + bytes);
-    if (from < to)
-      store_keep_hole (store, asked, from, to - from);
-  }
-}
-
-/* Ask the source for its extents, and take in what it says. */
+/* Ask the source for its extents, of a list of just this range, which has no more
+ * than that.  The holes are present afterwards.
+ */
 static int
 ask_source (const struct request *req, uint32_t count_, uint64_t offset,
             struct nbdkit_extents *extents, int *err)
@@ -46,14 +27,19 @@ ask_source (const struct request *req, uint32_t count_, uint64_t offset,
   const uint64_t most = lo + UINT32_MAX / unit * unit;
   const uint64_t hi = min64 ((offset + count_ + unit - 1) / unit * unit,
                              min64 (store->size, most));
+  struct nbdkit_extent e;
   struct claim claim;
+  size_t i;
   int r;
 
   claims_begin_ask (&store->claims, &claim, store_block (store, offset),
                     store_block_after (store, offset + count_));
   r = req->next->extents (req->next, hi - lo, lo, 0, extents, err);
-  if (r == 0)
-    learn (store, &claim, extents, offset, count_);
+  for (i = 0; r == 0 && i < nbdkit_extents_count (extents); ++i) {
+    e = nbdkit_get_extent (extents, i);
+    if (e.type & NBDKIT_EXTENT_ZERO)
+      store_keep_hole (store, &claim, e.offset, e.length);
+  }
   claims_end (&store->claims, &claim);
   return r;
 }
@@ -90,7 +76,7 @@ extents_learn (const struct request *req, uint64_t first, uint64_t end)
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&store->asked_lock);
 
     store->asked_from = from;
-    store->asked_to = min64 (last.offset + last.length, store->size);
+    store->asked_to = last.offset + last.length;
   }
   nbdkit_extents_free (extents);
 }
@@ -124,7 +110,6 @@ add_absent (const struct request *req, uint64_t offset, uint64_t *to,
 {
   struct nbdkit_extents *below;
   struct nbdkit_extent e;
-  uint64_t at = offset;
   size_t i, n;
   int r = -1;
 
@@ -135,16 +120,14 @@ add_absent (const struct request *req, uint64_t offset, uint64_t *to,
     return -1;
   if (ask_source (req, *to - offset, offset, below, err) == -1)
     goto out;
+  *to = offset;
   n = nbdkit_extents_count (below);
-  for (i = 0; i < n && at < *to; ++i) {
+  for (i = 0; i < n; ++i) {
     e = nbdkit_get_extent (below, i);
-    if (e.offset + e.length > *to)
-      e.length = *to - e.offset;
     if (nbdkit_add_extent (extents, e.offset, e.length, e.type) == -1)
       goto out;
-    at = e.offset + e.length;
+    *to = e.offset + e.length;
   }
-  *to = at;
   r = 0;
 
  out:
@@ -166,13 +149,13 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
     block = store_block (store, offset);
     stop = map_find (store->map, block, end_block, false);
     if (stop > block) {
-      to = store_offset (store, stop) < end ? store_offset (store, stop) : end;
+      to = min64 (store_offset (store, stop), end);
       if (add_present (store, offset, to, one, extents) == -1)
         goto error;
     }
     else {
       stop = map_find (store->map, block, end_block, true);
-      to = store_offset (store, stop) < end ? store_offset (store, stop) : end;
+      to = min64 (store_offset (store, stop), end);
       if (add_absent (req, offset, &to, extents, err) == -1)
         goto error;
     }

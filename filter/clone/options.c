@@ -146,11 +146,49 @@ check_folder (const char *key, const char *path, size_t len)
   return r;
 }
 
+/* Is this path another one, and that behind it? */
+static bool
+is_path_and (const char *path, const char *other, const char *suffix)
+{
+  const size_t n = strlen (other);
+
+  return strncmp (path, other, n) == 0 && strcmp (path + n, suffix) == 0;
+}
+
+static bool
+ends_with (const char *path, const char *suffix)
+{
+  const size_t n = strlen (path), end = strlen (suffix);
+
+  return n >= end && strcmp (path + n - end, suffix) == 0;
+}
+
+/* Would the counters be put in the place of a clone?  They are written aside first,
+ * as counters-file.h says.
+ */
+static bool
+stats_are_a_clone (void)
+{
+  const char *const stats = options.stats_file;
+  size_t n;
+
+  if (options.file != NULL)
+    return is_path_and (stats, options.file, "") ||
+      is_path_and (stats, options.file, MAP_SUFFIX) ||
+      is_path_and (options.file, stats, ".tmp");
+  if (options.dir == NULL)
+    return false;
+  for (n = strlen (options.dir); n > 0 && options.dir[n-1] == '/'; --n)
+    ;
+  return strncmp (stats, options.dir, n) == 0 &&
+    strrchr (stats, '/') == stats + n &&
+    (ends_with (stats, CLONE_SUFFIX) ||
+     ends_with (stats, CLONE_SUFFIX MAP_SUFFIX));
+}
+
 int
 options_complete (void)
 {
-  const char *tail;
-
   if (options.file != NULL && options.dir != NULL) {
     nbdkit_error ("clone-file and clone-dir cannot both be given; clone-file "
                   "is for one export, clone-dir for several");
@@ -172,15 +210,10 @@ options_complete (void)
                      strrchr (options.file, '/') - options.file) == -1 ||
        check_file () == -1))
     return -1;
-  if (options.stats_file != NULL && options.file != NULL &&
-      strncmp (options.stats_file, options.file,
-               strlen (options.file)) == 0) {
-    tail = options.stats_file + strlen (options.file);
-    if (strcmp (tail, "") == 0 || strcmp (tail, ".map") == 0) {
-      nbdkit_error ("clone-stats=%s is a file of the clone; it should be one "
-                    "of its own", options.stats_file);
-      return -1;
-    }
+  if (options.stats_file != NULL && stats_are_a_clone ()) {
+    nbdkit_error ("clone-stats=%s is a file of the clone; it should be one of "
+                  "its own", options.stats_file);
+    return -1;
   }
   if (options.dir != NULL &&
       check_folder ("clone-dir", options.dir, strlen (options.dir)) == -1)

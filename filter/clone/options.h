@@ -15,6 +15,10 @@
 #define RESERVE_PERCENT 5
 #define RESERVE_MOST (UINT64_C (1) << 30) /* bytes */
 
+/* How names end: of the clones in clone-dir, and of the map beside each clone. */
+#define CLONE_SUFFIX ".img"
+#define MAP_SUFFIX ".map"
+
 struct options {
   char *file, *dir;             /* absolute; at most one is not NULL */
   uint32_t block_size;          /* bytes */

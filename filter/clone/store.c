@@ -40,7 +40,7 @@ new_store (const char *path)
     return store;
   store->path = strdup (path);
   if (store->path == NULL ||
-      asprintf (&store->map_path, "%s.map", path) == -1) {
+      asprintf (&store->map_path, "%s" MAP_SUFFIX, path) == -1) {
     store->map_path = NULL;
     nbdkit_error ("clone: malloc: %m");
     store_close (store);

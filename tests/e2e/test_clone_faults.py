@@ -211,12 +211,20 @@ def test_counters_replace_no_other_thing (disk, tmp_path, name):
     assert fifo.is_fifo ()
 
 
-def test_counters_are_no_file_of_the_clone (disk):
-    for path in disk, map_of (disk):
-        errors = refused ([CLONE], gate (), [f"clone-file={disk}",
-                                             f"clone-stats={path}"])
+def test_counters_are_no_file_of_the_clone (tmp_path):
+    """Nor is what is written first, which has .tmp at the end of its name."""
+    disk = tmp_path / "disk.tmp"
+    for where, path in [(f"clone-file={disk}", disk),
+                        (f"clone-file={disk}", map_of (disk)),
+                        (f"clone-file={disk}", tmp_path / "disk"),
+                        (f"clone-dir={tmp_path}", tmp_path / "a.img"),
+                        (f"clone-dir={tmp_path}//", tmp_path / "a.img.map")]:
+        errors = refused ([CLONE], gate (), [where, f"clone-stats={path}"])
         assert errors == [f"clone-stats={path} is a file of the clone; it should be "
                           "one of its own"]
+    with nbdkit ([CLONE], gate (), [f"clone-dir={tmp_path}",
+                                    f"clone-stats={tmp_path}/stats"]) as server:
+        server.connect ()
 
 
 # -- clone-write=through over what wants large requests --------------------------------
