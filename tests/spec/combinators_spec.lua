@@ -132,6 +132,20 @@ describe ("skip_holes", function ()
     assert.equal (3, result.requests)
   end)
 
+  it ("does not look for the end of a huge hole", function ()
+    local asked = {}
+    local disk = { size = 1 << 40, block = BLOCK }
+    function disk.next_data (_, offset, briefly)
+      assert.is_true (briefly)
+      asked[#asked + 1] = offset / BLOCK
+      return offset + 2 * BLOCK, true
+    end
+    function disk.prefetch () error "this is a hole" end
+    combine.skip_holes (ranges ({ 0, 5 * BLOCK }, { 5 * BLOCK, BLOCK },
+                                { 900 * BLOCK, BLOCK })) (disk)
+    assert.same ({ 0, 2, 4, 900 }, asked)
+  end)
+
   it ("comes back now and then while it crosses a huge hole", function ()
     local result = run (combine.skip_holes (function (disk)
       for block = 0, disk.blocks - 1 do

@@ -140,8 +140,9 @@ end
 --- Leave out what is a hole.
 --
 -- Costs a `next_data` for each block that is not in a hole, one for each hole
--- that is crossed upwards.  On an empty disk of very many blocks the policy
--- `data` is the better tool: it jumps, this one is asked for each block.
+-- that is crossed upwards, or a few for a vast one.  On an empty disk of very many
+-- blocks the policy `data` is the better tool: it jumps, this one is asked for each
+-- block.
 -- @tparam function policy
 -- @treturn function of the disk
 function M.skip_holes (policy)
@@ -156,7 +157,7 @@ function M.skip_holes (policy)
           offset = math.min (hole_end, stop)
           skip (true)
         else
-          local data = disk:next_data (offset) or disk.size
+          local data = disk:next_data (offset, true) or disk.size
           if data > offset then
             hole_offset, hole_end = offset, data
           else
