@@ -8,9 +8,10 @@ clients work.  From the record come the states that a power cut at any instant c
 have left: what was written before a sync that has ended is there; of what came after,
 any part, down to single sectors, in any order.  For each state the map is loaded, and
 what a client would then read is compared with what it wrote: nothing that was flushed
-is lost, and nothing is read that was never there.
+is lost, and nothing is read that was never there.  With one of these states the next
+server begins, so that there are cuts after cuts.
 
-SEEDS=N runs that many workloads, each with STATES states.
+SEEDS=N runs that many workloads, each with STATES states after each of its CUTS.
 """
 
 import collections
@@ -29,13 +30,15 @@ import pytest
 from harness import CHECK_WITH, CLONE, PLUGINS, gate, nbdkit, pattern
 
 SEEDS = int (os.environ.get ("SEEDS", 4))
-STATES = int (os.environ.get ("STATES", 400))
+STATES = int (os.environ.get ("STATES", 150))
+CUTS = int (os.environ.get ("CUTS", 4))
 OPS = 60                        # of each client
 CLIENTS = 3
 
 SECTOR = 512                    # what a disk writes whole, and our block
 SIZE = 40 * 1024 * 1024         # 3 pages of the map
 CELL = 16                       # sectors that belong to one client
+BITS = 8 * 4096 // SECTOR       # where pages of bits begin in a map
 # Where clients work: in each page of the map.
 BASES = [0, 33000, 66000]
 
@@ -67,8 +70,8 @@ def entries (log):
 class File:
     """What is durable, and what has been done since: size and sectors."""
 
-    def __init__ (self):
-        self.size, self.sectors = 0, {}
+    def __init__ (self, state):
+        self.size, self.sectors = state[0], dict (state[1])
         self.pending = []           # [entry, has ended]
 
     @staticmethod
@@ -112,18 +115,20 @@ class File:
         return size, sectors
 
 
-def states (log, rng, how_many):
-    """(position in the log, data, map) of random instants, with more of them where
-    something is waiting for a sync of the map."""
+def states (log, before, rng, how_many):
+    """(position in the log, data, map, whether it is in a commit) of random instants,
+    with more of them where something is waiting for a sync of the map, and at the first
+    commits.  Before the log there were these data and map."""
     all_entries = list (entries (log))
     chosen = collections.Counter (rng.randrange (1, len (all_entries))
                                   for _ in range (how_many // 2))
     syncs = [i for i, e in enumerate (all_entries) if e.kind == SYNC and e.file == 1]
     for _ in range (how_many - how_many // 2):
         chosen[min (len (all_entries) - 1,
-                    max (1, rng.choice (syncs) + rng.randrange (-3, 4)))] += 1
+                    max (1, rng.choice (syncs[:rng.choice ([3, None])])
+                         + rng.randrange (-3, 4)))] += 1
 
-    files, begun = [File (), File ()], {}
+    files, begun = [File (state) for state in before], {}
     for number, e in enumerate (all_entries):
         if e.kind == END:
             b, n = begun.pop ((e.file, e.id))
@@ -138,7 +143,20 @@ def states (log, rng, how_many):
             if e.kind != SYNC:
                 files[e.file].pending.append ([e, 0])
         for _ in range (chosen[number]):
-            yield e.position, files[0].after_cut (rng), files[1].after_cut (rng)
+            data, pages = files[0].after_cut (rng), files[1].after_cut (rng)
+            yield e.position, data, pages, any (
+                i >= BITS and sector != files[1].sectors.get (i)
+                for i, sector in pages[1].items ())
+
+
+def write_state (path, state):
+    size, sectors = state
+    with open (path, "wb") as f:
+        f.truncate (size)
+        for i, data in sectors.items ():
+            if data is not None and i * SECTOR < size:
+                f.seek (i * SECTOR)
+                f.write (data)
 
 
 class Dump:
@@ -152,13 +170,7 @@ class Dump:
 
     def load (self, state):
         """The kind of result, whether clients wrote, and the set of blocks."""
-        size, sectors = state
-        with open (self.path, "wb") as f:
-            f.truncate (size)
-            for i, data in sectors.items ():
-                if data is not None and i * SECTOR < size:
-                    f.seek (i * SECTOR)
-                    f.write (data)
+        write_state (self.path, state)
         self.process.stdin.write (self.path + "\n")
         self.process.stdin.flush ()
         line = self.process.stdout.readline ().rstrip ("\n")
@@ -194,9 +206,10 @@ class Write:
 class Work:
     """What clients do, and when it was durable, in positions of the log."""
 
-    def __init__ (self, log, seed):
+    def __init__ (self, log, seed, base=source):
         self.log = log
         self.seed = seed
+        self.base = base        # what a sector held before
         self.bases = BASES
         self.lock = threading.Lock ()
         self.time = 0
@@ -258,7 +271,7 @@ class Work:
 
     def allowed (self, sector, position):
         """What may be read of it after a cut at this position."""
-        values = [source (sector)]
+        values = [self.base (sector)]
         for w in self.writes[sector]:
             if w.before > position:
                 break
@@ -280,12 +293,11 @@ def test_power_cuts (seed, monkeypatch):
         shutil.rmtree (directory)
 
 
-def run (seed, directory, monkeypatch):
-    path, log = os.path.join (directory, "disk"), os.path.join (directory, "log")
+def work_on (path, log, work, monkeypatch):
+    """Let clients work, with a record; returns the position at which there is a map."""
     monkeypatch.setenv ("LD_PRELOAD", os.path.join (PLUGINS, "record.so"))
     monkeypatch.setenv ("RECORD_FILE", path)
     monkeypatch.setenv ("RECORD_LOG", log)
-    work = Work (log, seed)
     with nbdkit ([CLONE], gate (f"size={SIZE}"),
                  [f"clone-file={path}", "clone-block-size=512", "clone-commit=0.1",
                   "clone-reserve=0"]) as server:
@@ -299,26 +311,44 @@ def run (seed, directory, monkeypatch):
         for thread in threads:
             thread.join ()
         assert not work.wrong, work.wrong
+    return made
 
-    dump, looked = Dump (directory), collections.Counter ()
+
+def run (seed, directory, monkeypatch):
+    path = os.path.join (directory, "disk")
+    rng, dump, looked = random.Random (seed), Dump (directory), collections.Counter ()
+    before, base = [(0, {}), (0, {})], source
     try:
-        for position, data, cut_map in states (log, random.Random (seed), STATES):
-            kind, present = dump.load (cut_map)
-            where = f"workload {seed}, cut at {position}"
-            looked[kind] += 1
-            if position <= made:
-                # Nothing is lost, but it may not be a map yet.
-                assert not present, where
-                continue
-            assert kind == "ok", f"{where}: {kind}"
-            for sector in present | set (work.writes):
-                got = source (sector)
-                if sector in present:
-                    got = data[1].get (sector) or bytes (SECTOR)
-                assert got in work.allowed (sector, position), (
-                    f"{where}: sector {sector} holds {got[:8].hex ()}, "
-                    f"{'present' if sector in present else 'fetched'}; may hold "
-                    f"{[v[:8].hex () for v in work.allowed (sector, position)]}")
+        for cut in range (CUTS):
+            log = os.path.join (directory, f"log{cut}")
+            work = Work (log, seed * CUTS + cut, base)
+            made = work_on (path, log, work, monkeypatch)
+            chosen = None
+            for position, *after, committing in states (log, before, rng, STATES):
+                kind, present = dump.load (after[1])
+                where = f"workload {seed}, cut {cut} at {position}"
+                looked[kind] += 1
+                if cut == 0 and position <= made:
+                    # Nothing is lost, but it may not be a map yet.
+                    assert not present, where
+                    continue
+                assert kind == "ok", f"{where}: {kind}"
+
+                def held (sector, data=after[0][1], present=present):
+                    return data.get (sector) or bytes (SECTOR) \
+                        if sector in present else source (sector)
+
+                for sector in present | set (work.writes):
+                    got = held (sector)
+                    assert got in work.allowed (sector, position), (
+                        f"{where}: sector {sector} holds {got[:8].hex ()}, "
+                        f"{'present' if sector in present else 'fetched'}; may hold "
+                        f"{[v[:8].hex () for v in work.allowed (sector, position)]}")
+                if chosen is None or committing and rng.random () < 0.2:
+                    chosen = after, held
+            before, base = chosen
+            write_state (path, before[0])
+            write_state (path + ".map", before[1])
     finally:
         dump.close ()
-    assert looked["ok"] > STATES // 2, looked
+    assert looked["ok"] > CUTS * STATES // 2, looked
