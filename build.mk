@@ -391,7 +391,7 @@ run-bench-boot:
 
 run-bench-truth:
 	$(Q)packaging/need bench
-	$(Q)$(MAKE) filter $(bench_programs)
+	$(Q)$(MAKE) filter $(bench_programs) build/tests/slow.so
 	$(Q)tests/bench/truth.py $(TRUTH)
 
 run-bench-costs: filter $(bench_programs) $(test_objects)
