@@ -198,6 +198,8 @@ void
 scanner_stop (struct scanner *s)
 {
   scanner_tell_stop (s);
+  /* Its reads are recorded before those of the client's next connection. */
+  looker_look (s);
   workers_join (s, false);
 }
 

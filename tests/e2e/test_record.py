@@ -74,6 +74,7 @@ def test_any_policy_and_its_client (tmp_path):
         server.wait_line (FINISHED)
         h.pread (BLOCK, 20 * BLOCK)
         server.disconnect (h)
+        server.wait_line ("debug: scan: close")
         h = server.connect ()
         h.pread (3 * BLOCK, 10 * BLOCK - 1)
     assert [(o, c) for o, c, _ in contents (trace)] == [(30, 1), (20, 1), (9, 4)]

@@ -34,34 +34,22 @@ local events = require "scan.events"
 local pace = require "scan.pace"
 local ranges = require "scan.ranges"
 local runner = require "scan.runner"
+local supply = require "scan.supply"
 local testing = require "scan.testing"
 local world = require "scan.world"
 
 local M = {}
 
 --- What a request that needs nothing from the source takes, in seconds.
-M.HIT_SECONDS = 20e-6
+M.HIT_SECONDS = supply.HIT_SECONDS
 
 --- What any request takes over the clone layer besides: a read of 4K from nbdkit over
 -- a Unix socket, as tests/bench/client.c does it, is 30 to 60 us.
-M.REQUEST_SECONDS = 50e-6
+M.REQUEST_SECONDS = supply.REQUEST_SECONDS
 
 --- What the clone layer takes to copy a byte into its file, or out of it to the
 -- client: a read of 256K that is there takes 0.12 to 0.19 ms more than one of 4K.
-M.COPY_SECONDS = 1 / 2e9
-
--- The clone layer's blocks, the most that it asks for at once, and what it rather
--- reads again than ask twice: filter/clone/options.c and fetch.c.
-local CLONE_BLOCK_BYTES = 4096
-local CLONE_FETCH_BYTES = 2 * 1024 * 1024
-local CLONE_GAP_BYTES = 64 * 1024
-
--- A read there waits for another's fetch of up to this much, or of its own size, or for
--- one that should end as soon as its own would.
-local CLONE_JOIN_BYTES = 256 * 1024
-
--- So far ahead a prefetch asks it where holes are.
-local CLONE_ASK_BYTES = 64 * 1024 * 1024
+M.COPY_SECONDS = supply.COPY_SECONDS
 
 --- The source if nothing is said about it: 10 ms, 100 MB/s, 16 at a time (as
 -- many as nbdkit has threads for a connection).
@@ -73,215 +61,6 @@ local PROGRESS_EVENTS = 20000
 
 -- The policies that do what the stock filter does, and so have no pace.
 local STOCK = { default = true, ahead = true, clock = true, forever = true }
-
--- -- the source and the cache -----------------------------------------------
-
-local start_requests
-
-local function end_request (sim, request, seconds)
-  sim.events:add (seconds, function ()
-    sim.busy = sim.busy - 1
-    request.done ()
-    start_requests (sim)
-  end)
-end
-
--- As bucket.c of nbdkit's rate filter: who finds too little takes that, sleeps for as
--- long as the rest takes to come, and looks again.
-local function pass_bucket (sim, request, bytes)
-  local source, bucket = sim.source, sim.bucket
-  local came = (sim.now - bucket.seconds) * source.bandwidth
-  local level = math.min (bucket.level + came, source.burst_bytes)
-  bucket.seconds, bucket.level = sim.now, math.max (0, level - bytes)
-  -- But for rounding, all of it.
-  if level + 1 >= bytes then
-    return end_request (sim, request, sim.now + source.latency_seconds)
-  end
-  sim.events:add (sim.now + (bytes - level) / source.bandwidth, function ()
-    pass_bucket (sim, request, bytes - level)
-  end)
-end
-
-local function pass_link (sim, request)
-  local source = sim.source
-  local arrived = sim.now + source.latency_seconds
-  sim.link_free = math.max (arrived, sim.link_free) + request.bytes / source.bandwidth
-  end_request (sim, request, sim.link_free)
-end
-
-start_requests = function (sim)
-  local source = sim.source
-  while sim.busy < source.slots and sim.queue[sim.queue_first] do
-    local request = sim.queue[sim.queue_first]
-    sim.queue[sim.queue_first] = nil
-    sim.queue_first = sim.queue_first + 1
-    sim.busy = sim.busy + 1
-    if source.burst_bytes > 0 then
-      pass_bucket (sim, request, request.bytes)
-    else
-      pass_link (sim, request)
-    end
-  end
-end
-
-local function ask_source (sim, bytes, done)
-  sim.queue_last = sim.queue_last + 1
-  sim.queue[sim.queue_last] = { bytes = bytes, done = done }
-  start_requests (sim)
-end
-
-local function class_of (bytes)
-  local n, blocks = 0, -(-bytes // CLONE_BLOCK_BYTES)
-  while blocks > 1 do n, blocks = n + 1, blocks // 2 end
-  return n
-end
-
--- What the clone layer has seen fetches of such a size take: filter/clone/claims.h.
-local function note_trip (sim, fetch)
-  local n, seconds = class_of (fetch.after - fetch.first), sim.now - fetch.began
-  sim.trips[n] = sim.trips[n] and (3 * sim.trips[n] + seconds) / 4 or seconds
-end
-
-local function ends_soon (sim, fetch, bytes)
-  local trip = sim.trips[class_of (fetch.after - fetch.first)]
-  local n = class_of (bytes)
-  while n > 0 and not sim.trips[n] do n = n - 1 end
-  local own = sim.trips[n] or 0
-  local late = trip and sim.now - fetch.began - trip
-  return trip and -own <= late and late <= own
-end
-
--- Ask the source for a range.  If it is kept, others may wait for it.
-local function fetch_gap (sim, gap, keep, done)
-  local bytes = gap.after - gap.first
-  if not keep then return ask_source (sim, bytes, done) end
-  local fetch = { first = gap.first, after = gap.after, began = sim.now,
-                  waiters = { done } }
-  table.insert (sim.in_flight, fetch)
-  local function kept ()
-    for i, other in ipairs (sim.in_flight) do
-      if other == fetch then table.remove (sim.in_flight, i) break end
-    end
-    sim.cache:add (fetch.first, fetch.after)
-    note_trip (sim, fetch)
-    for _, waiter in ipairs (fetch.waiters) do waiter () end
-  end
-  ask_source (sim, bytes, function ()
-    if not sim.is_clone then return kept () end
-    sim.events:add (sim.now + bytes * M.COPY_SECONDS, kept)
-  end)
-end
-
--- The clone layer asks for one part after the other.
-local function fetch_in_turn (sim, gaps, i, part_done)
-  local gap = gaps[i]
-  if not gap then return end
-  local function fetched ()
-    part_done ()
-    fetch_in_turn (sim, gaps, i + 1, part_done)
-  end
-  -- Others may have fetched it meanwhile.
-  if #sim.cache:missing (gap.first, gap.after) == 0 then return fetched () end
-  fetch_gap (sim, gap, true, fetched)
-end
-
--- The requests that the clone layer makes of what is missing.
-local function clone_requests (gaps)
-  local requests = {}
-  for _, gap in ipairs (gaps) do
-    local last = requests[#requests]
-    if last and gap.first - last.after <= CLONE_GAP_BYTES
-       and gap.after - last.first <= CLONE_FETCH_BYTES then
-      last.after = gap.after
-    else
-      for first = gap.first, gap.after - 1, CLONE_FETCH_BYTES do
-        requests[#requests + 1] = {
-          first = first, after = math.min (gap.after, first + CLONE_FETCH_BYTES)
-        }
-      end
-    end
-  end
-  return requests
-end
-
--- Before a prefetch: holes take no fetch, nor does what is read of them later.
-local function ask_for_holes (sim, first, after)
-  if first >= sim.asked_first and after <= sim.asked_after
-     or #sim.cache:missing (first, after) == 0 then
-    return
-  end
-  sim.asked_first, sim.asked_after = first, math.max (after, first + CLONE_ASK_BYTES)
-  for _, hole in ipairs (sim.holes) do
-    local from = math.max (hole[1], first)
-    local to = math.min (hole[1] + hole[2], sim.asked_after)
-    if from < to then sim.cache:add (from, to) end
-  end
-end
-
--- What of the gaps is not in a fetch.
-local function subtract (gaps, fetch)
-  local left, overlap = {}, false
-  for _, gap in ipairs (gaps) do
-    if fetch.after <= gap.first or gap.after <= fetch.first then
-      left[#left + 1] = gap
-    else
-      overlap = true
-      if gap.first < fetch.first then
-        left[#left + 1] = { first = gap.first, after = fetch.first }
-      end
-      if fetch.after < gap.after then
-        left[#left + 1] = { first = fetch.after, after = gap.after }
-      end
-    end
-  end
-  return left, overlap
-end
-
--- Get a range from wherever it is, for a prefetch or a read.  Returns what had to be
--- asked of the source, and "hit", "late" or "miss".
-local function get (sim, offset, count, is_prefetch, done)
-  local first, after, join_bytes = offset, offset + count, math.huge
-  if sim.is_clone then
-    first = first // CLONE_BLOCK_BYTES * CLONE_BLOCK_BYTES
-    after = math.min (-(-after // CLONE_BLOCK_BYTES) * CLONE_BLOCK_BYTES, sim.size)
-    if is_prefetch then
-      ask_for_holes (sim, first, after)
-    else
-      join_bytes = math.max (CLONE_JOIN_BYTES, after - first)
-    end
-    local seconds = M.REQUEST_SECONDS + (is_prefetch and 0 or count * M.COPY_SECONDS)
-    local answered = done
-    done = function () sim.events:add (sim.now + seconds, answered) end
-  end
-  local gaps = sim.cache:missing (first, after)
-  local parts = 0
-  local function part_done ()
-    parts = parts - 1
-    if parts == 0 then done () end
-  end
-  for _, fetch in ipairs (sim.in_flight) do
-    local left, overlap = subtract (gaps, fetch)
-    if overlap and (fetch.after - fetch.first <= join_bytes
-                    or ends_soon (sim, fetch, after - first)) then
-      gaps, parts = left, parts + 1
-      table.insert (fetch.waiters, part_done)
-    end
-  end
-  local kind = #gaps > 0 and "miss" or parts > 0 and "late" or "hit"
-  if kind == "hit" then
-    if sim.is_clone then done () else sim.events:add (sim.now + M.HIT_SECONDS, done) end
-  elseif sim.is_clone then
-    local requests = clone_requests (gaps)
-    parts = parts + #requests
-    fetch_in_turn (sim, requests, 1, part_done)
-  else
-    parts = parts + #gaps
-    for _, gap in ipairs (gaps) do
-      fetch_gap (sim, gap, is_prefetch or sim.keep_reads, part_done)
-    end
-  end
-  return gaps, kind
-end
 
 -- -- clients and scans --------------------------------------------------------
 
@@ -295,7 +74,7 @@ local function begin_read (sim, client, read)
   sim.client.begun = sim.client.begun + charge
   sim.client.reads = sim.client.reads + reads
   local record
-  local gaps, kind = get (sim, read.offset, read.count, false, function ()
+  local gaps, kind = sim.supply:get (read.offset, read.count, false, function ()
     sim.client.ended = sim.client.ended + charge
     sim.client.reads = sim.client.reads - reads
     scan:end_read ()
@@ -375,7 +154,7 @@ local function prefetch (sim, scan, offset, count)
     scan.credit = nil
     sim.pace:begin (transfer, sim.client, began)
   end
-  local gaps = get (sim, offset, count, true, function ()
+  local gaps = sim.supply:get (offset, count, true, function ()
     if record then record.done = sim.now end
     if transfer then sim.pace:done (transfer, count, sim.now) end
     scan:done (offset, count, sim.now - began)
@@ -403,7 +182,7 @@ local function pump (sim, scan)
     elseif action == "next_data" then
       scan:answer (sim.next_data (a))
     elseif action == "pread" then
-      get (sim, a, b, false, function () scan:answer (sim.pread (a, b)) end)
+      sim.supply:get (a, b, false, function () scan:answer (sim.pread (a, b)) end)
       return
     else
       -- Room is for who has something to fetch now.
@@ -532,11 +311,7 @@ function M.run (options)
   local fixed = options.think_seconds
   local sim = {
     events = events.new (), now = 0, finished_seconds = 0,
-    source = check_source (options.source), busy = 0, link_free = 0,
-    queue = {}, queue_first = 1, queue_last = 0,
-    cache = ranges.new (), in_flight = {}, trips = {}, size = size,
-    keep_reads = options.keep_reads, is_clone = options.layer == "clone",
-    holes = options.holes or {}, asked_first = 0, asked_after = 0,
+    source = check_source (options.source),
     pace = is_paced (options) and pace.new (options.block or DEFAULT_BLOCK_BYTES) or nil,
     client = { begun = 0, ended = 0, reads = 0 },
     wanted = ranges.new (), prefetched = ranges.new (),
@@ -549,7 +324,7 @@ function M.run (options)
     background = options.background, clients_left = #options.traces,
     scans = {}, steps = options.steps or DEFAULT_STEPS,
   }
-  sim.bucket = { level = sim.source.burst_bytes, seconds = 0 }
+  sim.supply = supply.new (sim, sim.source, options)
   sim.world = options.world or world.load {
     policy = options.policy or function () end,
     args = options.args, files = options.files, print = options.print,
