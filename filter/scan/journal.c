@@ -348,28 +348,47 @@ print_lines (FILE *fp, const struct line *lines, size_t n, unsigned runs)
   }
 }
 
-/* Make a file beside this one.  Returns a stream, and its name for the caller
- * to free; or NULL with errno set.
+/* Remove the file beside ours that a server left which was killed.  Returns -1 with
+ * errno set, EEXIST if another server is writing it.
+ */
+static int
+remove_left (const struct journal *j, const char *name)
+{
+  bool is_busy;
+  int fd;
+
+  /* If we hold the file itself, no other has anything to write. */
+  if (j->file == NULL) {
+    fd = open (name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    is_busy = fd != -1 && flock (fd, LOCK_EX | LOCK_NB) == -1 &&
+      errno == EWOULDBLOCK;
+    if (fd != -1)
+      close (fd);
+    if (is_busy) {
+      errno = EEXIST;
+      return -1;
+    }
+  }
+  return unlink (name) == 0 || errno == ENOENT ? 0 : -1;
+}
+
+/* Make the file beside ours, with a lock.  Returns a stream; or NULL with errno set,
+ * EEXIST if another server is making it.
  */
 static FILE *
-open_aside (const char *path, char **name)
+open_aside (const struct journal *j, const char *name)
 {
   struct stat st;
   FILE *fp;
-  int fd;
 
-  if (asprintf (name, "%s.XXXXXX", path) == -1) {
-    *name = NULL;
+  if (remove_left (j, name) == -1)
     return NULL;
-  }
-  fd = mkostemp (*name, O_CLOEXEC);
-  if (fd == -1)
-    return NULL;
-  /* Others may read it as they could before. */
-  fchmod (fd, stat (path, &st) == 0 ? st.st_mode & 0777 : 0644);
-  fp = fdopen (fd, "w");
+  fp = fopen (name, "wxe");
   if (fp == NULL)
-    close (fd);
+    return NULL;
+  flock (fileno (fp), LOCK_EX | LOCK_NB);
+  /* Others may read it as they could before. */
+  fchmod (fileno (fp), stat (j->path, &st) == 0 ? st.st_mode & 0777 : 0644);
   return fp;
 }
 
@@ -407,11 +426,13 @@ journal_write (struct journal *j)
   if (lines == NULL)
     return -1;
   n = make_lines (j, lines);
-  fp = open_aside (j->path, &name);
+  if (asprintf (&name, "%s.tmp", j->path) == -1) {
+    name = NULL;
+    return -1;
+  }
+  fp = open_aside (j, name);
   if (fp == NULL)
     return -1;
-  /* Before it can be seen. */
-  flock (fileno (fp), LOCK_EX | LOCK_NB);
   print_lines (fp, lines, n, runs_now (j));
   if (fflush (fp) == 0 && fsync (fileno (fp)) == 0 &&
       put_in_place (j, name) == 0) {
@@ -421,8 +442,9 @@ journal_write (struct journal *j)
     return 0;
   }
   err = errno;
+  if (is_at (fp, name))
+    unlink (name);
   fclose (fp);
-  unlink (name);
   errno = err;
   return -1;
 }
@@ -432,19 +454,23 @@ journal_probe (const char *path, char error[JOURNAL_ERROR_MAX])
 {
   CLEANUP_FREE char *name = NULL;
   struct stat st;
-  FILE *fp;
+  int fd = -1;
 
   if (stat (path, &st) == 0 && !S_ISREG (st.st_mode)) {
     snprintf (error, JOURNAL_ERROR_MAX, "this is no regular file");
     return -1;
   }
-  fp = open_aside (path, &name);
-  if (fp == NULL) {
+  /* Not under the name that is written to, which may be another server's. */
+  if (asprintf (&name, "%s.XXXXXX", path) == -1)
+    name = NULL;
+  else
+    fd = mkostemp (name, O_CLOEXEC);
+  if (fd == -1) {
     snprintf (error, JOURNAL_ERROR_MAX, "no file can be made beside it: %s",
               strerror (errno));
     return -1;
   }
-  fclose (fp);
+  close (fd);
   unlink (name);
   return 0;
 }

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -359,6 +361,8 @@ static void
 test_two (void)
 {
   struct recorder *a, *b;
+  char aside[80];
+  int fd;
 
   /* A file that is there belongs to the first that is started. */
   put_file ("0 4096\n");
@@ -427,6 +431,34 @@ test_two (void)
   check (!recorder_is_on (a) && stub_errors == 1, "another file");
   recorder_free (a);
   check (file_is ("0 4096\n"), "is left alone");
+  unlink (path);
+
+  /* What a server has left that was killed goes; what another is writing does not. */
+  snprintf (aside, sizeof aside, "%s.tmp", path);
+  a = new_recorder ();
+  b = recorder_new ("scan-record", path);
+  fd = open (aside, O_WRONLY | O_CREAT, 0600);
+  check (fd != -1 && flock (fd, LOCK_EX) == 0, "one that is being written");
+  reads (a, 1, 1);
+  recorder_step (a, second);
+  recorder_step (a, 4 * second);
+  check (!recorder_is_on (a) && access (aside, F_OK) == 0, "is another server's");
+  close (fd);
+  reads (b, 2, 1);
+  recorder_step (b, second);
+  recorder_step (b, 4 * second);
+  check (recorder_is_on (b) && access (aside, F_OK) == -1 &&
+         file_is (HEADER "1 run\n8192 4096 # 1\n"), "one that was left is gone");
+  check (mkdir (aside, 0700) == 0, "a folder of that name");
+  reads (b, 5, 1);
+  recorder_step (b, 8 * second);
+  check (strstr (stub_last_error, "can't be written: Is a directory") != NULL,
+         "is in the way");
+  rmdir (aside);
+  recorder_step (b, 12 * second);
+  check (file_is (HEADER "1 run\n8192 4096 # 1\n20480 4096 # 1\n"), "and then not");
+  recorder_free (a);
+  recorder_free (b);
   unlink (path);
 
   /* A link that leads nowhere is nobody's. */
