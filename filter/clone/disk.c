@@ -185,20 +185,39 @@ disk_make_empty (int fd, uint64_t size, bool allocate)
   return 0;
 }
 
+uint64_t
+disk_extent (int fd, uint64_t offset, uint64_t end, bool *is_hole)
+{
+  const off_t data = lseek (fd, offset, SEEK_DATA);
+  off_t hole;
+
+  *is_hole = data == -1 ? errno == ENXIO : (uint64_t) data > offset;
+  if (*is_hole)
+    return data == -1 || (uint64_t) data > end ? end : (uint64_t) data;
+  hole = lseek (fd, offset, SEEK_HOLE);
+  return hole == -1 || (uint64_t) hole > end || (uint64_t) hole <= offset
+    ? end : (uint64_t) hole;
+}
+
+/* Holes are zeroes already. */
 static int
-write_zeroes (int fd, uint64_t count, uint64_t offset)
+write_zeroes (int fd, uint64_t count, uint64_t offset, bool keep_holes)
 {
   static const char zeroes[65536];
-  size_t n;
+  const uint64_t end = offset + count;
+  bool is_hole;
+  uint64_t n;
   int err;
 
-  while (count > 0) {
-    n = count < sizeof zeroes ? count : sizeof zeroes;
+  for (; offset < end; offset += n) {
+    n = disk_extent (fd, offset, end, &is_hole) - offset;
+    if (is_hole && keep_holes)
+      continue;
+    if (n > sizeof zeroes)
+      n = sizeof zeroes;
     err = disk_write (fd, zeroes, n, offset);
     if (err != 0)
       return err;
-    count -= n;
-    offset += n;
   }
   return 0;
 }
@@ -217,23 +236,10 @@ disk_zero (int fd, uint64_t count, uint64_t offset, enum disk_zero how,
       continue;
     if (errno != EOPNOTSUPP && errno != ENOSYS)
       return errno;
-    return quick ? EOPNOTSUPP : write_zeroes (fd, count, offset);
+    return quick ? EOPNOTSUPP
+      : write_zeroes (fd, count, offset, how == DISK_PUNCH);
   }
   return 0;
-}
-
-uint64_t
-disk_extent (int fd, uint64_t offset, uint64_t end, bool *is_hole)
-{
-  const off_t data = lseek (fd, offset, SEEK_DATA);
-  off_t hole;
-
-  *is_hole = data == -1 ? errno == ENXIO : (uint64_t) data > offset;
-  if (*is_hole)
-    return data == -1 || (uint64_t) data > end ? end : (uint64_t) data;
-  hole = lseek (fd, offset, SEEK_HOLE);
-  return hole == -1 || (uint64_t) hole > end || (uint64_t) hole <= offset
-    ? end : (uint64_t) hole;
 }
 
 int

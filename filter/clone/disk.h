@@ -57,8 +57,8 @@ enum disk_zero {
   DISK_ALLOCATE,                /* and keep the space */
 };
 
-/* EOPNOTSUPP if the file system has no quick way and `quick`; else it writes
- * zeroes.
+/* If the file system has no quick way: EOPNOTSUPP if `quick`; else it writes
+ * zeroes, and only over what is data if that is to be a hole.
  */
 extern int disk_zero (int fd, uint64_t count, uint64_t offset,
                       enum disk_zero how, bool quick);

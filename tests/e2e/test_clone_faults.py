@@ -140,6 +140,21 @@ def test_a_map_that_has_no_room_takes_none (disk, fail):
         server.connect ()
 
 
+def test_holes_where_none_can_be_made (disk, fail):
+    """What is one already takes no room; what was written becomes zeroes."""
+    with clone (disk, LATER, plugin=["data=0+4096"]) as server, \
+            fail ("fallocate", disk.name, errno.EOPNOTSUPP):
+        h = server.connect ()
+        h.cache (M, 0)
+        h.trim (512 * K, 256 * K)
+        assert disk.stat ().st_blocks <= 256
+        h.pwrite (b"w" * 64 * K, 64 * K)
+        h.trim (300 * K + 1, 70 * K + 1)
+        assert h.pread (M, 0) == pattern (0, BLOCK) + bytes (60 * K) + (
+            b"w" * (6 * K + 1) + bytes (954 * K - 1))
+        assert disk.stat ().st_blocks <= 512
+
+
 def test_there_is_no_map_before_its_name_lasts (disk, fail):
     with clone (disk) as server:
         with fail ("sync", disk.parent.name):
