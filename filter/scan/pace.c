@@ -112,6 +112,17 @@ hold (struct pace *p, double window)
   set_level (p, PACE_HOLD, p->window);
 }
 
+/* There was room for two pieces.  That more in flight took much longer may have
+ * had to do with something else, so smaller pieces before none but in pauses.
+ */
+static void
+hold_probed (struct pace *p, double window)
+{
+  while (p->piece > PACE_SMALLEST && window < 2.0 * p->piece)
+    p->piece /= 2;
+  hold (p, window);
+}
+
 /* The search is over. */
 static void
 hold_first (struct pace *p, double window)
@@ -211,7 +222,7 @@ decide (struct pace *p, struct pace_means m)
     p->bandwidth = rate_of (m);
     p->latency_ns = least (p->latency_ns, p->low.trip_ns);
     if (p->phase == PACE_PROBE) {
-      hold (p, window_of (p));
+      hold_probed (p, window_of (p));
       break;
     }
     /* The client may have been in the first level; then that was too much. */

@@ -31,8 +31,9 @@
  *   transfers take less time by as much, for then the line is thin.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
- *   with the new product, or to PACE_MORE.  Not below two pieces, where the
- *   one more would double what a client waits.
+ *   with the new product, in smaller pieces if it has no room for two, or to
+ *   PACE_MORE.  Not below two pieces, where the one more would double what a
+ *   client waits.
  *
  * Ten seconds after it began (then twenty, up to eighty, while the window stays
  * within a quarter) all begins anew, for latencies fall unseen behind a queue,

@@ -400,6 +400,32 @@ test_pauses (void)
   }
 }
 
+/* A line that is slow for a moment, while more is tried, leaves more than the
+ * client's pauses, of which there are none.
+ */
+static void
+test_slow_moment (void)
+{
+  double before;
+  int i;
+
+  init (&sim, 20, 10000 * MB, 4, 8);
+  add_client (&sim, 1, 4096, 0.1);
+  for (i = 0; i < 5000 && sim.pace.phase != PACE_PROBE; ++i)
+    run (&sim, 0.001);
+  check (sim.pace.phase == PACE_PROBE && sim.pace.piece == BLOCK,
+         "large pieces bring more, and more of them are tried");
+  before = sim.pace.window;
+  sim.latency_ns = 150 * MS;
+  for (i = 0; i < 5000 && sim.pace.phase == PACE_PROBE; ++i)
+    run (&sim, 0.001);
+  check (sim.pace.window < before / 2, "that they take long shows");
+  sim.latency_ns = 20 * MS;
+  run (&sim, 5);
+  check (sim.ours / 5 > 40 * MB, "then %.1f MB/s of ours beside a client",
+         sim.ours / 5 / MB);
+}
+
 /* One thread does not show that a thin line is wide. */
 static void
 test_thin (void)
@@ -475,6 +501,7 @@ main (void)
   test_large_reads ();
   test_greedy ();
   test_pauses ();
+  test_slow_moment ();
   test_thin ();
   return done ();
 }

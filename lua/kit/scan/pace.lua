@@ -70,6 +70,12 @@ local function hold (p, window)
   set_level (p, "hold", p.window)
 end
 
+-- There was room for two pieces: smaller ones before none but in pauses.
+local function hold_probed (p, window)
+  while p.piece > M.SMALLEST and window < 2 * p.piece do p.piece = p.piece // 2 end
+  hold (p, window)
+end
+
 local function hold_first (p, window)
   local same = window > p.window_before * 0.75 and window < p.window_before * 1.25
   p.interval = same and math.min (p.interval * 2, ANEW_MAX_SECONDS) or ANEW_MIN_SECONDS
@@ -132,7 +138,7 @@ function DECIDE.more (p, m)
   end
   p.bandwidth = rate_of (m)
   p.latency = math.min (p.latency, p.low.trip)
-  if p.phase == "probe" then return hold (p, window_of (p)) end
+  if p.phase == "probe" then return hold_probed (p, window_of (p)) end
   p.window = p.low_is_first and p.piece or window_of (p)
   if p.low_is_first then p.low.in_flight = p.piece end
   end_more (p)
