@@ -27,7 +27,7 @@ SEEDS = int (os.environ.get ("SEEDS", 3 if CHECK_WITH else 12))
 ONE_SEED = os.environ.get ("SEED")
 
 SIZES = [1, 511, 512, 513, 4095, 4096, 4097, 10000, 65536, 100001, 300000, 1 << 20,
-         (1 << 20) + 1, 5000000]
+         (1 << 20) + 1, 2000003]
 COUNTS = [1, 2, 100, 511, 512, 513, 4096, 4096, 8192, 65536, 100000, 300000]
 BELOW = {
     "blocksize-policy": ["blocksize-minimum=4096", "blocksize-preferred=4096"],
