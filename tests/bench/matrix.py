@@ -72,6 +72,9 @@ def stacks ():
             add (f"{policy} + clone, {threads} threads" if threads > 1
                  else f"{policy} + clone", [OURS, CLONE],
                  args + [f"scan-threads={threads}"], quick=threads == 8 and advised)
+    # All others have a pace as they are, but for those that are like the stock filter.
+    add ("default, paced + clone, 8 threads", [OURS, CLONE],
+         ["scan-policy=default", "scan-threads=8", "scan-pace=true"])
     for policy in "default", "adaptive":
         add (f"{policy}, background + clone, 8 threads", [OURS, CLONE],
              [f"scan-policy={policy}", "scan-threads=8", "scan-background=true"])
