@@ -29,6 +29,8 @@ local UNITS = 65536
 local SECTOR_BYTES = 512
 -- What a guess weighs, in bytes fetched; and after how many old ones count half.
 local GUESS_BYTES, MEMORY_BYTES = 4 << 20, 64 << 20
+-- What a short first piece does not mean: so much is asked for at once in any case.
+local LEAST_BYTES = 128 << 10
 
 -- Measures what each generator is worth.
 local function new_meter (generators)
@@ -111,7 +113,7 @@ function M.run (disk, generators, ends)
       local wanted = asked[offset]
       asked[offset] = nil
       if wanted and count < wanted then
-        most = 2 * count
+        most = math.min (math.max (2 * count, LEAST_BYTES), disk.block)
       elseif wanted and wanted >= most then
         most = math.min (2 * most, disk.block)
       end
