@@ -63,7 +63,8 @@ struct vm {
   size_t look_bytes;            /* look at once when more memory is used */
   bool refused;                 /* for the limit's sake, in this decision */
   uint64_t allowed_ns;          /* for all of it, of the thread's own time */
-  uint64_t started_ns;          /* by that time; 0: not looked at yet */
+  uint64_t started_ns;          /* by that time */
+  uint64_t look_ns;             /* when to look at it; 0: not looked at yet */
   uint64_t gone_ns;             /* 0: not looked at yet, or not gone */
   enum kill_reason killed;
   char killed_at[LUA_IDSIZE + 16];
