@@ -4,6 +4,7 @@
 
 /* See pace.h. */
 
+#include <math.h>
 #include <string.h>
 
 #include "clock.h"
@@ -19,8 +20,15 @@
 #define LARGER_BEATS 1.2
 #define LARGER_TRIES 4
 
-/* A transfer of so much of the smallest piece is short enough to tell. */
-#define SHORT 0.75
+/* A trip that is longer by no more than this has not waited for anything, so the
+ * level may grow fourfold; one this much longer may have waited for a read of the
+ * client's that was in flight.
+ */
+#define CLEARLY 1.1
+#define BESIDE 1.75
+
+/* Requests are what limits if the bytes alone would take less of the time. */
+#define BY_BYTES 0.5
 
 /* How much of a piece there has to be room for, so that whole pieces come close
  * to the window.
@@ -37,7 +45,7 @@
 /* Transfers at the window between two probes: so few that a change is noticed
  * soon, so many that what a probe adds to the queue is little on average.
  */
-#define HOLD_TRANSFERS 32
+#define HOLD_TRANSFERS 28
 
 /* This many in a row that were near are no accident. */
 #define NEAR_IN_A_ROW 4
@@ -45,8 +53,15 @@
 /* The first transfer of all may go beside this many of the client's pieces. */
 #define FIRST_BESIDE 4
 
+/* The part of its time that a client may lose for nothing, and the most that is
+ * saved up of it and of what it gained, in least trips: a search costs so much.
+ */
+#define HARM 0.03
+#define CREDIT_TRIPS 4
+
 #define ANEW_MIN_NS (10 * NS_PER_SECOND)
 #define ANEW_MAX_NS (80 * NS_PER_SECOND)
+#define HUNG_NS (10 * NS_PER_SECOND)
 
 static inline double
 least (double a, double b)
@@ -66,6 +81,13 @@ smallest_piece (const struct pace *p)
   return p->largest < PACE_SMALLEST ? p->largest : PACE_SMALLEST;
 }
 
+/* How long the bytes of a piece take by themselves. */
+static double
+bytes_ns (const struct pace *p, double bytes)
+{
+  return p->serial_ns * bytes / smallest_piece (p);
+}
+
 /* -- levels ---------------------------------------------------------------- */
 
 static void
@@ -75,9 +97,11 @@ set_level (struct pace *p, enum pace_phase phase, double level)
   p->level = level;
   p->level_id++;
   p->nr_older = p->nr_ours;
-  p->nr_ended = p->nr_full = p->nr_not_full = 0;
-  p->sum = (struct pace_means) { 0, 0 };
-  if (phase == PACE_LARGER || p->is_larger)
+  p->nr_ended = p->nr_full = 0;
+  p->nr_not_full = 0;
+  p->sum = p->missed = (struct pace_means) { 0, 0 };
+  p->nr_missed = 0;
+  if (phase == PACE_FIRST || p->is_by_requests)
     return;
   while (p->piece * 2 <= p->largest && p->piece * 2 * PACE_DEPTH <= level)
     p->piece *= 2;
@@ -89,10 +113,13 @@ static void
 begin_anew (struct pace *p, uint64_t now_ns)
 {
   p->window_before = p->window;
-  p->anew_ns = now_ns + p->interval_ns;
-  p->piece = smallest_piece (p);
-  p->is_larger = false;
+  p->began_ns = now_ns;
+  p->anew_ns = now_ns + ANEW_MIN_NS;
+  p->piece = p->least_ns > 0 ? smallest_piece (p) :
+    least (p->largest, PACE_LEAST);
+  p->is_by_requests = false;
   p->nr_near = 0;
+  p->theirs = 0;
   set_level (p, PACE_FIRST, 0);
 }
 
@@ -103,6 +130,7 @@ set_low (struct pace *p, struct pace_means means)
   p->low_level = p->level;
   p->low_piece = p->piece;
   p->low_is_first = p->phase == PACE_FIRST;
+  p->low_is_burst = false;
 }
 
 static void
@@ -110,17 +138,6 @@ hold (struct pace *p, double window)
 {
   p->window = most (window, p->piece);
   set_level (p, PACE_HOLD, p->window);
-}
-
-/* There was room for two pieces.  That more in flight took much longer may have
- * had to do with something else, so smaller pieces before none but in pauses.
- */
-static void
-hold_probed (struct pace *p, double window)
-{
-  while (p->piece > PACE_SMALLEST && window < 2.0 * p->piece)
-    p->piece /= 2;
-  hold (p, window);
 }
 
 /* The search is over. */
@@ -131,6 +148,7 @@ hold_first (struct pace *p, double window)
     window < p->window_before * 1.25;
 
   p->interval_ns = same ? least (p->interval_ns * 2, ANEW_MAX_NS) : ANEW_MIN_NS;
+  p->anew_ns = p->began_ns + p->interval_ns;
   hold (p, window);
 }
 
@@ -141,17 +159,31 @@ try_larger (struct pace *p)
   set_level (p, PACE_LARGER, p->low_level * 2);
 }
 
-/* More does not bring more: hold the window, unless there are so few pieces that
+/* More in flight brings no more.  If what limits is requests, and they are few,
  * larger ones may.
  */
 static void
-end_more (struct pace *p)
+end_more (struct pace *p, double window, bool is_reached)
 {
-  if (!p->is_larger && p->low_piece * 2 <= p->largest &&
-      p->window < 2 * PACE_DEPTH * smallest_piece (p))
+  p->window = most (window, p->piece);
+  p->is_by_requests = !is_reached ||
+    (bytes_ns (p, p->bandwidth) < BY_BYTES &&
+     (p->low_is_first || p->window >= 2.0 * p->piece));
+  if (p->is_by_requests && p->piece * 2 <= p->largest &&
+      p->window < 2.0 * PACE_DEPTH * p->piece) {
+    p->level = p->window;
+    set_low (p, (struct pace_means) { p->window, p->latency_ns });
     try_larger (p);
+  }
   else
     hold_first (p, p->window);
+}
+
+static void
+end_larger (struct pace *p)
+{
+  p->piece = p->low_piece;
+  hold_first (p, p->low_level);
 }
 
 static double
@@ -165,8 +197,8 @@ window_of (const struct pace *p)
 {
   const double product = p->bandwidth * p->latency_ns;
 
-  return p->is_larger || product < GAIN_PIECES * smallest_piece (p) ? product :
-    GAIN * product;
+  return p->is_by_requests || product < GAIN_PIECES * smallest_piece (p) ?
+    product : GAIN * product;
 }
 
 /* Has more in flight brought more? */
@@ -188,23 +220,64 @@ has_brought_more (const struct pace *p, struct pace_means high)
     high.trip_ns <= 2 * p->smallest_ns;
 }
 
+/* A piece alone has taken this long. */
 static void
-end_larger (struct pace *p)
+decide_first (struct pace *p, double trip_ns, uint32_t count)
 {
-  p->piece = p->low_piece;
-  hold_first (p, p->is_larger ? p->low_level : p->window);
+  const uint32_t smallest = smallest_piece (p);
+  bool is_small, is_same, is_clear;
+
+  /* It has waited for one of the client's. */
+  if (p->is_beside && p->least_before_ns > 0 &&
+      trip_ns > BESIDE * p->least_before_ns)
+    trip_ns = most (p->least_before_ns, trip_ns - p->least_before_ns);
+  is_small = p->piece < smallest;
+  is_same = p->is_measured && trip_ns > 0.8 * (p->least_ns + p->serial_ns) &&
+    trip_ns < 1.25 * (p->least_ns + p->serial_ns);
+  if (!is_small && p->is_measured && !is_same) {
+    p->is_measured = false;
+    p->least_ns = p->serial_ns = 0;
+    p->piece = least (p->largest, PACE_LEAST);
+    set_level (p, PACE_FIRST, 0);
+    return;
+  }
+  if (p->least_ns == 0)
+    p->least_ns = trip_ns;
+  else if (trip_ns < p->least_ns)
+    p->least_ns = most (trip_ns - p->serial_ns, trip_ns / 2);
+  else if (count > PACE_LEAST)
+    p->serial_ns = (trip_ns - p->least_ns) * smallest / (count - PACE_LEAST);
+  p->least_before_ns = p->least_ns;
+  if (is_small) {
+    p->piece = least (4.0 * p->piece, smallest);
+    set_level (p, PACE_FIRST, 0);
+    return;
+  }
+  p->is_measured = true;
+  p->smallest_ns = p->latency_ns = trip_ns;
+  set_low (p, (struct pace_means) { p->piece, trip_ns });
+  if (p->serial_ns > p->least_ns) {
+    p->bandwidth = p->piece / p->serial_ns;
+    hold_first (p, p->piece);
+    return;
+  }
+  p->low_level = p->piece;
+  is_clear = !p->is_beside && trip_ns <= CLEARLY * p->least_ns;
+  set_level (p, PACE_MORE, p->theirs +
+             most ((is_clear ? 4.0 : 2.0) * p->piece,
+                   is_same ? least (p->window_before / 2,
+                                    (double) PACE_DEPTH * p->piece) : 0));
 }
 
 /* Enough is known of this level. */
 static void
 decide (struct pace *p, struct pace_means m)
 {
+  double times;
+
   switch (p->phase) {
   case PACE_FIRST:
-    p->smallest_ns = p->latency_ns = m.trip_ns;
-    set_low (p, m);
-    p->low_level = p->piece;
-    set_level (p, PACE_MORE, 2 * m.in_flight);
+    decide_first (p, m.trip_ns, p->first_count);
     break;
 
   case PACE_MORE:
@@ -213,32 +286,38 @@ decide (struct pace *p, struct pace_means m)
       /* A probe may seem to bring more by chance; then the trip of the window,
        * with its queue, would make the window larger each time.
        */
-      if (p->phase == PACE_MORE)
+      if (p->phase == PACE_MORE && !p->low_is_burst)
         p->latency_ns = p->low.trip_ns;
+      /* That is a search like any other. */
+      if (p->phase == PACE_PROBE)
+        p->began_ns = p->moved_ns;
+      /* Large pieces are often cut short, and then little is clear. */
+      times = p->phase == PACE_MORE && p->piece <= PACE_SMALLEST &&
+        m.trip_ns <= CLEARLY * p->low.trip_ns ? 4 : 2;
       set_low (p, m);
-      set_level (p, PACE_MORE, 2 * p->level);
+      set_level (p, PACE_MORE, times * p->level);
       break;
     }
     p->bandwidth = rate_of (m);
     p->latency_ns = least (p->latency_ns, p->low.trip_ns);
     if (p->phase == PACE_PROBE) {
-      hold_probed (p, window_of (p));
-      break;
+      /* Several went side by side, and do again, if need be smaller ones. */
+      p->is_by_requests = p->is_by_requests && window_of (p) >= 2.0 * p->piece;
+      hold (p, window_of (p));
     }
-    /* The client may have been in the first level; then that was too much. */
-    p->window = p->low_is_first ? p->piece : window_of (p);
-    if (p->low_is_first)
-      p->low.in_flight = p->piece;
-    end_more (p);
+    else
+      end_more (p, window_of (p) - (p->low_is_first ? p->theirs : 0), true);
     break;
 
   case PACE_LARGER:
     if (has_brought_more (p, m)) {
-      p->is_larger = true;
       p->bandwidth = rate_of (m);
       p->latency_ns = m.trip_ns;
       set_low (p, m);
-      if (p->piece * 2 <= p->largest)
+      /* Several of them side by side may fill the line by now. */
+      if (p->piece * 2 <= p->largest &&
+          (p->level < 2.0 * p->piece ||
+           bytes_ns (p, p->bandwidth) < BY_BYTES))
         try_larger (p);
       else
         end_larger (p);
@@ -262,17 +341,31 @@ decide (struct pace *p, struct pace_means m)
 static void
 give_up_level (struct pace *p)
 {
+  struct pace_means reached;
+  uint32_t piece;
+
   switch (p->phase) {
   case PACE_FIRST:
     break;
   case PACE_MORE:
-    /* Ours alone: of a client it is not known whether it has filled what it is
-     * charged.
-     */
-    p->window = p->last_ours;
-    p->low_level = p->last;
-    p->bandwidth = rate_of (p->low);
-    end_more (p);
+    /* What was reached says what it is worth, if it is known. */
+    if (p->nr_missed == 0)
+      reached = p->low;
+    else
+      reached = (struct pace_means) { p->missed.in_flight / p->nr_missed,
+                                      p->missed.trip_ns / p->nr_missed };
+    p->bandwidth = rate_of (reached);
+    if (p->nr_missed > 0 && !has_grown (p, reached)) {
+      /* As many of these pieces as there are do, but not as many smaller ones. */
+      piece = p->piece;
+      end_more (p, least (reached.in_flight, CLEARLY * window_of (p)), true);
+      if (p->phase == PACE_HOLD && p->window >= 4.0 * piece) {
+        p->is_by_requests = true;
+        p->piece = piece;
+      }
+    }
+    else
+      end_more (p, p->nr_missed > 0 ? reached.in_flight : p->last_ours, false);
     break;
   case PACE_LARGER:
     end_larger (p);
@@ -316,23 +409,13 @@ means_of_level (const struct pace *p)
   };
 }
 
-/* A transfer has ended that does not tell what the level brings. */
+/* A transfer has ended that does not tell what the level brings, or by a share. */
 static void
-miss_level (struct pace *p)
+miss_level (struct pace *p, double share)
 {
-  if (++p->nr_not_full > most (2, p->level / p->piece))
+  p->nr_not_full += share;
+  if (p->nr_not_full > most (2, p->level / p->piece))
     give_up_level (p);
-}
-
-/* Has a transfer of less than the smallest piece taken less time by as much?  Then
- * the line is thin, and larger pieces bring nothing.
- */
-static bool
-is_by_bytes (const struct pace *p, uint32_t count, double trip_ns)
-{
-  const double share = (double) count / smallest_piece (p);
-
-  return share <= SHORT && trip_ns <= p->smallest_ns * 2 * share / (1 + share);
 }
 
 /* Is enough known of the level?  One transfer may tell that more brings more,
@@ -347,6 +430,65 @@ is_known (const struct pace *p)
     has_brought_more (p, means_of_level (p));
 }
 
+/* -- what the client pays, and is paid ------------------------------------- */
+
+static bool
+is_paused (const struct pace *p, double client, uint64_t now_ns)
+{
+  return client == 0 &&
+    now_ns >= p->busy_ns + most (p->latency_ns, PACE_NEAR_NS);
+}
+
+/* May a piece be in the client's way? */
+static bool
+is_tight (const struct pace *p)
+{
+  return p->phase == PACE_FIRST || p->level < 2.0 * p->piece ||
+    p->level < (double) PACE_DEPTH * smallest_piece (p);
+}
+
+/* What a transfer may cost the client: a share of its trip while it is not known
+ * how many go side by side, else half of the time that its bytes take for the
+ * part of the time in which they are on the line.
+ */
+static void
+set_cost (const struct pace *p, struct pace_transfer *t)
+{
+  const double ns = bytes_ns (p, p->piece);
+
+  if ((p->phase != PACE_HOLD && p->phase != PACE_PROBE) ||
+      p->level < 2.0 * p->piece)
+    t->cost_share = p->piece / most (p->level, p->piece);
+  else
+    t->cost_ns = ns * ns / (2 * (p->least_ns + ns));
+}
+
+static bool
+may_be_in_the_way (const struct pace *p)
+{
+  if (p->nr_near >= NEAR_IN_A_ROW)
+    return false;
+  if (!is_tight (p) || p->least_ns == 0)
+    return true;
+  return p->credit_ns >
+    (p->phase == PACE_FIRST ? p->least_ns + p->serial_ns : 0);
+}
+
+static void
+earn (struct pace *p, struct pace_client client, uint64_t now_ns)
+{
+  const double hits = client.hits - p->hits;
+  const double bytes = client.hit_bytes - p->hit_bytes;
+
+  if (p->least_ns > 0)
+    p->credit_ns = least (CREDIT_TRIPS * p->least_ns,
+                          p->credit_ns + HARM * (now_ns - p->seen_ns) +
+                          hits * p->least_ns + bytes_ns (p, bytes));
+  p->hits = client.hits;
+  p->hit_bytes = client.hit_bytes;
+  p->seen_ns = now_ns;
+}
+
 /* -- the functions of pace.h ----------------------------------------------- */
 
 void
@@ -355,6 +497,7 @@ pace_init (struct pace *p, uint32_t largest)
   memset (p, 0, sizeof *p);
   p->largest = largest;
   p->interval_ns = ANEW_MIN_NS;
+  p->credit_ns = HUGE_VAL;
 }
 
 /* What the client is charged: all of its reads but one.  A client with one read
@@ -371,36 +514,57 @@ charge_client (const struct pace *p, struct pace_client client)
 }
 
 static bool
-has_room (const struct pace *p, double client, uint64_t now_ns)
+has_room (const struct pace *p, double client, bool is_free)
 {
-  const bool in_pauses = p->nr_near >= NEAR_IN_A_ROW ||
-    (p->phase != PACE_FIRST && p->level < 2 * p->piece);
-
-  if (in_pauses)
-    return p->ours == 0 && client == 0 &&
-      now_ns >= p->busy_ns + most (p->latency_ns, PACE_NEAR_NS);
+  if (!is_free && !may_be_in_the_way (p))
+    return false;
   if (p->phase == PACE_FIRST)
-    return p->ours == 0 && client <= FIRST_BESIDE * p->piece;
+    return p->ours == 0 && client <= FIRST_BESIDE * smallest_piece (p);
+  if (p->nr_near >= NEAR_IN_A_ROW || p->level < 2.0 * p->piece)
+    return p->ours == 0;
   return p->ours + client + p->piece * ROUNDING <= p->level;
+}
+
+/* What has been on its way for so long, with nothing else moving, is lost: nobody
+ * may wait for it for ever.
+ */
+static void
+forget_hung (struct pace *p, uint64_t now_ns)
+{
+  if (p->nr_ours == 0 || now_ns < p->moved_ns + HUNG_NS)
+    return;
+  p->forgotten_id = p->level_id;
+  p->ours = 0;
+  p->nr_ours = 0;
+  begin_anew (p, now_ns);
 }
 
 uint32_t
 pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
            uint64_t now_ns)
 {
-  const double theirs = charge_client (p, client);
+  double theirs;
+  bool is_free;
 
+  forget_hung (p, now_ns);
   if (now_ns >= p->anew_ns)
     begin_anew (p, now_ns);
+  theirs = charge_client (p, client);
   if (theirs > 0 || client.begun != p->client_begun)
     p->busy_ns = now_ns;
   p->client_begun = client.begun;
-  if (!has_room (p, theirs, now_ns))
+  if (p->phase == PACE_FIRST)
+    p->theirs = most (p->theirs, theirs);
+  earn (p, client, now_ns);
+  is_free = is_paused (p, theirs, now_ns);
+  if (!has_room (p, theirs, is_free))
     return 0;
-  t->charge = p->piece;
+  *t = (struct pace_transfer) { .charge = p->piece, .level_id = p->level_id };
+  if (!is_free && is_tight (p))
+    set_cost (p, t);
   p->ours += t->charge;
   p->nr_ours++;
-  t->level_id = p->level_id;
+  p->moved_ns = now_ns;
   return p->piece;
 }
 
@@ -409,10 +573,12 @@ pace_give (struct pace *p, struct pace_transfer *t)
 {
   if (t->charge == 0)
     return;
-  p->ours -= t->charge;
-  p->nr_ours--;
-  if (t->level_id < p->level_id)
-    p->nr_older--;
+  if (t->level_id > p->forgotten_id) {
+    p->ours -= t->charge;
+    p->nr_ours--;
+    if (t->level_id < p->level_id)
+      p->nr_older--;
+  }
   t->charge = 0;
 }
 
@@ -429,6 +595,8 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
    */
   t->is_settled = (p->nr_ended > 0 || p->nr_ours == 1) &&
     (p->nr_older == 0 || p->phase == PACE_MORE || p->phase == PACE_PROBE);
+  if (p->phase == PACE_FIRST)
+    p->is_beside = client.reads > 0;
 }
 
 void
@@ -437,26 +605,45 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
 {
   const double trip_ns = now_ns - t->begun_ns;
   const double charge = t->charge;
+  struct pace_means m;
 
   pace_give (p, t);
   p->nr_ended++;
-  if (count == 0 || charge == 0)
+  p->moved_ns = now_ns;
+  if (charge == 0)
+    return;
+  p->credit_ns -= t->cost_ns + t->cost_share * trip_ns;
+  if (count == 0)
     return;
   if (p->piece > PACE_SMALLEST && count < charge) {
-    if (p->phase == PACE_LARGER && is_by_bytes (p, count, trip_ns))
-      miss_level (p);
+    if (p->phase == PACE_LARGER)
+      miss_level (p, 0.25);
     return;
   }
   if (trip_ns < PACE_NEAR_NS) {
     p->nr_near++;
+    if (p->phase == PACE_FIRST)
+      p->piece = smallest_piece (p);
     return;
   }
   p->nr_near = 0;
-  if (t->level_id != p->level_id || !t->is_settled)
+  if (t->level_id != p->level_id)
     return;
+  if (!t->is_settled) {
+    /* Even the last of a burst, which waits for the others, may have taken no
+     * longer than so many should.
+     */
+    m = (struct pace_means) { t->in_flight, trip_ns };
+    if (p->phase == PACE_MORE && p->piece <= PACE_SMALLEST &&
+        t->is_full && has_grown (p, m)) {
+      decide (p, m);
+      p->low_is_burst = true;
+    }
+    return;
+  }
 
-  p->last = t->in_flight;
   p->last_ours = t->ours;
+  p->first_count = count;
   if (t->is_full) {
     p->nr_full++;
     p->sum.in_flight += t->in_flight;
@@ -466,8 +653,12 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
     if (is_known (p))
       decide (p, means_of_level (p));
   }
-  else
-    miss_level (p);
+  else {
+    p->missed.in_flight += t->in_flight;
+    p->missed.trip_ns += trip_ns;
+    p->nr_missed++;
+    miss_level (p, 1);
+  }
 }
 
 uint64_t

@@ -21,14 +21,18 @@
  * trip since the start the latency, and a tenth more than their product the
  * window, but no more where that is a few pieces or requests are what limits.
  *
- * - PACE_FIRST: one of the smallest pieces at a time.
- * - PACE_MORE: the level doubles for as long as more brings more.
- * - PACE_LARGER: if that has ended below PACE_DEPTH pieces, what limits may be
- *   requests (connections, our own threads): the pieces double, their number
- *   stays, for as long as more brings more (0.4 here, and a fifth more than the
- *   smaller ones brought), and a piece takes no longer than twice what the
- *   smallest takes.  Four tries, for one may have been held up; none once short
- *   transfers take less time by as much, for then the line is thin.
+ * - PACE_FIRST: one at a time of PACE_LEAST, four times that, and the smallest
+ *   piece (later that alone): what bytes add to the time.  If that is more than
+ *   all else, the line is thin, and the window one piece.
+ * - PACE_MORE: the level doubles for as long as more brings more, or, of small
+ *   pieces, is four times as much where nothing has waited at all.  If there are
+ *   too few transfers to reach it, what they did reach is judged.
+ * - PACE_LARGER: if that has ended below PACE_DEPTH pieces, and bytes alone would
+ *   take less than half of the time, what limits is requests (connections, our
+ *   own threads): the pieces double, their number stays, for as long as more
+ *   brings more (0.4 here, and a fifth more than the smaller ones brought), and
+ *   a piece takes no longer than twice what the smallest takes.  Four tries, for
+ *   one may have been held up; short transfers are a quarter of one.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
@@ -37,20 +41,26 @@
  *
  * Ten seconds after it began (then twenty, up to eighty, while the window stays
  * within a quarter) all begins anew, for latencies fall unseen behind a queue,
- * and limits on requests go away.
+ * and limits on requests go away.  So it does if nothing has moved for ten
+ * seconds: what is in flight then is not waited for.
  *
  * Pieces are an eighth to a sixteenth of the window, but PACE_SMALLEST at least
- * and more where requests are what limits, so that a read that has to wait for
- * one waits little longer than for its own.  A transfer is charged a whole
+ * and as found where requests are what limits, so that a read that has to wait
+ * for one waits little longer than for its own.  A transfer is charged a whole
  * piece however short it is.  Of the client's reads one is answered before us,
  * whatever its length: what it is charged is the others, half a piece at least,
  * or the smallest, if it has any in flight.
  *
- * Where the window has no room for two pieces (a source that does one thing at
- * a time, a near one, a very thin one), only the client's pauses are used: once
- * it has had nothing in flight for a latency.  What takes less than
- * PACE_NEAR_NS did not come from the source, or that is near: it says nothing
- * of the line.
+ * Where the window is less than PACE_DEPTH of the smallest pieces, and while it is
+ * looked for, a piece may be in the client's way: one thing goes at a time, or the
+ * bytes of one take long.  There the client has a credit of time: 3 % of
+ * all time, and the trip of each of its reads that needed none because of us; what
+ * a transfer may cost it is taken off when that ends.  Without credit only the
+ * client's pauses are used, once it has had nothing in flight for a latency; in
+ * them all is free.  So a client that reads what is fetched for it pays for more,
+ * and one that does not loses little.  A window below two pieces is one at a time.
+ * What takes less than PACE_NEAR_NS did not come from the source, or that is near:
+ * it says nothing of the line, and only pauses are used.
  *
  * All times are passed in, nothing here waits, allocates or fails.  The caller
  * has a lock.
@@ -62,7 +72,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define PACE_SMALLEST 65536     /* bytes */
+#define PACE_LEAST 4096         /* bytes */
+#define PACE_SMALLEST 65536
 #define PACE_DEPTH 8           /* pieces */
 #define PACE_NEAR_NS 500000
 
@@ -86,54 +97,72 @@ struct pace {
   enum pace_phase phase;
   double level;                 /* bytes, ours and the client's */
   uint32_t piece;               /* bytes */
-  bool is_larger;               /* PACE_LARGER has found this piece */
+  bool is_by_requests;          /* what limits, as far as is known */
   double ours;                  /* bytes charged to transfers */
   unsigned nr_ours;
 
   /* Transfers that ended at this level, by how they began. */
   uint64_t level_id;
   unsigned nr_older;            /* begun before, on their way still */
-  unsigned nr_ended, nr_full, nr_not_full;
+  unsigned nr_ended, nr_full, nr_missed;
+  double nr_not_full;           /* with those that count in part */
   struct pace_means sum;        /* of the full ones */
+  struct pace_means missed;     /* of the others */
   double least_trip_ns;
-  double last, last_ours;       /* in flight when the last one began */
+  double last_ours;             /* in flight when the last one began */
+  bool is_beside;               /* in PACE_FIRST: so was one of the client's */
+  uint32_t first_count;         /* … what the last one brought */
 
   /* The level that it is compared to. */
   struct pace_means low;
   double low_level;
   uint32_t low_piece;
-  bool low_is_first;
+  bool low_is_first, low_is_burst;
 
   /* What was found; 0 if not yet. */
   double window;                /* bytes */
   double bandwidth;             /* bytes per ns */
   double latency_ns;            /* least trip of a piece */
   double smallest_ns;           /* trip of the smallest piece */
+  double least_ns;              /* trip of PACE_LEAST */
+  double least_before_ns;       /* the last one known */
+  double serial_ns;             /* what the smallest piece takes beyond that */
+  bool is_measured;             /* both are */
   unsigned nr_near;             /* transfers in a row that were too fast */
 
-  uint64_t anew_ns;             /* when to begin anew */
+  uint64_t began_ns, anew_ns;   /* all this; and when to begin anew */
   uint64_t interval_ns;
   double window_before;
 
-  /* The client, when last seen. */
-  uint64_t client_begun;
-  uint64_t busy_ns;
+  /* The client, when last seen; and what it may lose. */
+  uint64_t client_begun, hits, hit_bytes;
+  uint64_t busy_ns, seen_ns;
+  double theirs;                /* most that it was charged since all began anew */
+  double credit_ns;
+
+  /* When something was last taken or ended; transfers of levels up to this one
+   * are not counted any more.
+   */
+  uint64_t moved_ns, forgotten_id;
 };
 
 /* One transfer, from pace_take to pace_end. */
 struct pace_transfer {
   double charge;                /* bytes; 0 if none is taken */
+  double cost_share, cost_ns;   /* for the client: of its trip, and more */
   double in_flight, ours;       /* when it began, with itself */
   uint64_t begun_ns, level_id;
   bool is_full, is_settled;
 };
 
-/* What the client has asked of the source so far, in bytes, which only grow; and
- * how many of its reads are in flight.
+/* What the client has asked of the source so far, in bytes, which only grow; how
+ * many of those reads are in flight; and its reads so far of what was fetched for
+ * it, and their bytes.
  */
 struct pace_client {
   uint64_t begun, ended;
   unsigned reads;
+  uint64_t hits, hit_bytes;
 };
 
 /* largest is the most bytes of one transfer. */

@@ -43,6 +43,7 @@ struct sim {
   /* The client. */
   uint32_t client_count;
   uint64_t think_ns;
+  unsigned hits;                /* of its reads, for each that is asked for */
   unsigned reads_left;          /* until it pauses */
   unsigned burst;
   uint64_t pause_ns;
@@ -154,6 +155,8 @@ end (struct sim *s, struct actor *a)
   }
   s->client.ended += a->count;
   s->client.reads--;
+  s->client.hits += s->hits;
+  s->client.hit_bytes += s->hits * (uint64_t) a->count;
   s->theirs += a->count;
   s->reads++;
   s->read_ns += s->now_ns - a->begun_ns;
@@ -426,6 +429,26 @@ test_slow_moment (void)
          sim.ours / 5 / MB);
 }
 
+/* A client of small reads loses next to nothing of its first second on a thin
+ * line: that it is thin is found out with small pieces.
+ */
+static void
+test_thin_start (void)
+{
+  double alone;
+
+  init (&sim, 1, 1.25 * MB, 64, 0);
+  add_client (&sim, 1, 4096, 0.1);
+  run (&sim, 1);
+  alone = sim.reads;
+  init (&sim, 1, 1.25 * MB, 64, 8);
+  add_client (&sim, 1, 4096, 0.1);
+  run (&sim, 1);
+  check (sim.reads >= 0.9 * alone,
+         "10 Mbit/s, the first second: a client has %.3f of its reads",
+         sim.reads / alone);
+}
+
 /* One thread does not show that a thin line is wide. */
 static void
 test_thin (void)
@@ -442,6 +465,55 @@ test_thin (void)
   check (sim.reads >= 0.9 * alone,
          "one thread, 10 Mbit/s: a client has %.3f of its reads",
          sim.reads / alone);
+}
+
+/* Where one thing goes at a time, a client that never pauses has little taken away;
+ * one whose reads are answered by what was fetched, too, pays for more of that.
+ */
+static void
+test_credit (void)
+{
+  double alone, ours;
+
+  init (&sim, 20, 50 * MB, 1, 0);
+  add_client (&sim, 1, 4096, 0.1);
+  run (&sim, 60);
+  alone = sim.reads;
+  init (&sim, 20, 50 * MB, 1, 8);
+  add_client (&sim, 1, 4096, 0.1);
+  run (&sim, 60);
+  ours = sim.ours;
+  check (sim.reads >= 0.95 * alone, "without hits a client has %.3f of its reads",
+         sim.reads / alone);
+  init (&sim, 20, 50 * MB, 1, 8);
+  add_client (&sim, 1, 4096, 0.1);
+  sim.hits = 2;
+  run (&sim, 60);
+  check (sim.ours >= 5 * ours, "with hits %.1f MB are fetched beside it, not %.1f",
+         sim.ours / MB, ours / MB);
+}
+
+/* A transfer that never ends is not waited for. */
+static void
+test_hung (void)
+{
+  static struct pace pace;
+  struct pace_transfer hung, t;
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+
+  pace_init (&pace, BLOCK);
+  check (pace_take (&pace, &hung, nobody, NS_PER_SECOND) > 0, "one is taken");
+  pace_begin (&pace, &hung, nobody, NS_PER_SECOND);
+  check (pace_take (&pace, &t, nobody, 5 * NS_PER_SECOND) == 0,
+         "no other while it is on its way");
+  check (pace_take (&pace, &t, nobody, 12 * NS_PER_SECOND) > 0,
+         "another once it seems lost");
+  pace_begin (&pace, &t, nobody, 12 * NS_PER_SECOND);
+  pace_end (&pace, &hung, PACE_LEAST, 12 * NS_PER_SECOND + MS);
+  check (pace.ours == t.charge && pace.nr_ours == 1,
+         "that it ends after all takes nothing from the other: %.0f", pace.ours);
+  pace_end (&pace, &t, PACE_LEAST, 12 * NS_PER_SECOND + 2 * MS);
+  check (pace.ours == 0 && pace.nr_ours == 0, "nothing is in flight");
 }
 
 /* The simulator's pace in Lua goes through the same events. */
@@ -468,9 +540,11 @@ test_events (void)
       next_id = 1;
     }
     else if (sscanf (line,
-                     "take %" SCNu64 " %" SCNu64 " %u %" SCNu64 " %" SCNu64,
-                     &client.begun, &client.ended, &client.reads, &now_ns,
-                     &count) == 5) {
+                     "take %" SCNu64 " %" SCNu64 " %u %" SCNu64 " %" SCNu64
+                     " %" SCNu64,
+                     &client.begun, &client.ended, &client.reads, &client.hits,
+                     &now_ns, &count) == 6) {
+      client.hit_bytes = client.hits * 4096;
       same = pace_take (&pace, &live[next_id], client, now_ns) == count;
       next_id += count > 0;
       transfers += count > 0;
@@ -503,5 +577,8 @@ main (void)
   test_pauses ();
   test_slow_moment ();
   test_thin ();
+  test_thin_start ();
+  test_credit ();
+  test_hung ();
   return done ();
 }

@@ -86,6 +86,11 @@ local function begin_read (sim, client, read)
   for _, gap in ipairs (gaps) do
     sim.demand_bytes = sim.demand_bytes + gap.after - gap.first
   end
+  local unfetched = sim.prefetched:missing (read.offset, read.offset + read.count)
+  if kind == "hit" and #unfetched == 0 then
+    sim.client.hits = sim.client.hits + 1
+    sim.client.hit_bytes = sim.client.hit_bytes + read.count
+  end
   sim.counts[kind] = sim.counts[kind] + 1
   sim.wanted:add (read.offset, read.offset + read.count)
   sim.read_bytes = sim.read_bytes + read.count
@@ -313,7 +318,7 @@ function M.run (options)
     events = events.new (), now = 0, finished_seconds = 0,
     source = check_source (options.source),
     pace = is_paced (options) and pace.new (options.block or DEFAULT_BLOCK_BYTES) or nil,
-    client = { begun = 0, ended = 0, reads = 0 },
+    client = { begun = 0, ended = 0, reads = 0, hits = 0, hit_bytes = 0 },
     wanted = ranges.new (), prefetched = ranges.new (),
     counts = { hit = 0, late = 0, miss = 0 },
     read_bytes = 0, demand_bytes = 0, reads_done = 0,
