@@ -622,6 +622,8 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   }
   if (trip_ns < PACE_NEAR_NS) {
     p->nr_near++;
+    if (p->phase == PACE_FIRST)
+      p->piece = smallest_piece (p);
     return;
   }
   p->nr_near = 0;

@@ -15,7 +15,8 @@ def run (tmp_path, text, args=(), plugin=DISK):
     path = tmp_path / "told.lua"
     path.write_text (text)
     return nbdkit ([SCAN], plugin,
-                   [f"scan-size={BLOCK}", f"scan-policy={path}", *args], ["-v"])
+                   [f"scan-size={BLOCK}", f"scan-policy={path}", "scan-pace=false",
+                    *args], ["-v"])
 
 
 def said (server):
@@ -102,7 +103,7 @@ def test_what_is_missing (tmp_path):
                 offset, count = disk:missing (offset + count)
               end
               print ("missing", disk:missing (0))
-            end""", ["scan-threads=2", "scan-pace=false"]) as server:
+            end""", ["scan-threads=2"]) as server:
         h = server.connect ()
         one = server.next_call ("cache")
         server.wait_line ("policy: missing")

@@ -406,6 +406,7 @@ function Pace:done (transfer, count, now)
   end
   if trip < M.NEAR_SECONDS then
     self.nr_near = self.nr_near + 1
+    if self.phase == "first" then self.piece = smallest_piece (self) end
     return
   end
   self.nr_near = 0
