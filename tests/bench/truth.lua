@@ -9,15 +9,16 @@
 -- OFFSET COUNT THINK_US AFTER".  Of a workload of tests/bench/grid.lua, or one of the
 -- below, these are the first READS reads.
 --
---     lua5.4 tests/bench/truth.lua WORKLOAD READS POLICY LATENCY_MS MBIT THREADS
+--     lua5.4 tests/bench/truth.lua WORKLOAD READS POLICY LATENCY_MS MBIT THREADS TOGETHER
 --
--- prints how many seconds they take in the simulator.  READS may be 0, for all, and
--- POLICY none.  Run from the top of the source.
+-- prints how many seconds they take in the simulator, where answers that come within
+-- TOGETHER seconds of each other come at once.  READS may be 0, for all, and POLICY
+-- none.  Run from the top of the source.
 
 local grid = dofile ("tests/bench/grid.lua")
 local simulator = require "scan.simulator"
 
-local name, most, policy, latency, mbit, threads = table.unpack (arg)
+local name, most, policy, latency, mbit, threads, together = table.unpack (arg)
 
 -- As many requests at once as nbdcopy has.
 grid.workloads["64 in flight"] = {
@@ -53,7 +54,8 @@ if policy then
     size = workload.size, holes = workload.holes, layer = "clone",
     threads = tonumber (threads),
     source = { latency_seconds = tonumber (latency) / 1000, bandwidth = bandwidth,
-               burst_bytes = bandwidth * 0.05, slots = 64 },
+               burst_bytes = bandwidth * 0.05, slots = 64,
+               together_seconds = tonumber (together) },
   }
   if result.error then error (result.error, 0) end
   print (("%.3f"):format (result.seconds))

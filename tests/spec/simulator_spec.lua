@@ -299,6 +299,23 @@ describe ("scan.simulator", function ()
     near (0.5 + 0.1 + 1, result.timeline[1].done)
   end)
 
+  it ("has answers that come together, before anything follows from one", function ()
+    -- Each 1 s and 0.01 s; the policy waits for both, and then sees none in flight.
+    local function in_flight (together)
+      local seen = {}
+      simulate (function (disk)
+        repeat
+          disk:wait ()
+          seen[#seen + 1] = disk:reads_in_flight ()
+        until disk:closed ()
+      end, { { 0, 1 }, { 500, 1 } }, { depth = 2, source = {
+        latency_seconds = 1, bandwidth = 100, slots = 2, together_seconds = together } })
+      return seen[#seen - 1], seen[#seen]
+    end
+    assert.same ({ 1, 0 }, { in_flight (0) })
+    assert.same ({ 2, 0 }, { in_flight (0.5) })
+  end)
+
   it ("has clients that wait for their answers, as they were recorded", function ()
     local closed_loop = require "scan.closed_loop"
     local list = closed_loop.link {

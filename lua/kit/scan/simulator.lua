@@ -53,7 +53,8 @@ M.COPY_SECONDS = supply.COPY_SECONDS
 
 --- The source if nothing is said about it: 10 ms, 100 MB/s, 16 at a time (as
 -- many as nbdkit has threads for a connection).
-M.SOURCE = { latency_seconds = 0.01, bandwidth = 100e6, slots = 16, burst_bytes = 0 }
+M.SOURCE = { latency_seconds = 0.01, bandwidth = 100e6, slots = 16, burst_bytes = 0,
+             together_seconds = 0 }
 
 local DEFAULT_BLOCK_BYTES = 2 * 1024 * 1024
 local DEFAULT_STEPS = 20 * 1000 * 1000
@@ -218,6 +219,10 @@ local function pass_time (sim)
   if not action then return false end
   sim.now = math.max (sim.now, seconds)
   action ()
+  -- Threads that were woken together have all ended before one of them goes on.
+  while sim.source.together_seconds > 0 and sim.events:next_seconds () == seconds do
+    sim.events:take () ()
+  end
   return true
 end
 
@@ -236,6 +241,7 @@ local function check_source (given)
   end
   check_number (source.latency_seconds, "source.latency_seconds", 0)
   check_number (source.burst_bytes, "source.burst_bytes", 0)
+  check_number (source.together_seconds, "source.together_seconds", 0)
   check_number (source.bandwidth, "source.bandwidth (bytes a second)", 1)
   check_number (source.slots, "source.slots", 1)
   return source
@@ -286,7 +292,8 @@ end
 --   policy at all: nothing is prefetched
 -- - `size`, `block`, `export`, `threads`, `holes`, `contents`: the same
 -- - `source`: { latency_seconds =, bandwidth = (bytes a second), slots =, burst_bytes =
---   (what a token bucket holds; 0 for a link) }
+--   (what a token bucket holds; 0 for a link), together_seconds = (answers that come
+--   within as much of each other come at once; 0 for one by one) }
 -- - `layer`: "clone" if the clone filter is the cache; else it is an ideal one
 -- - `keep_reads`: true if the ideal one keeps what is read, too (cache-on-read)
 -- - `closed_loop`: true if the reads of the traces say which other one they wait for:

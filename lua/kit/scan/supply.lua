@@ -41,6 +41,8 @@ end
 local start_requests
 
 local function end_request (supply, request, seconds)
+  local together = supply.source.together_seconds
+  if together > 0 then seconds = math.ceil (seconds / together) * together end
   supply.clock.events:add (seconds, function ()
     supply.busy = supply.busy - 1
     request.done ()
