@@ -241,7 +241,7 @@ recorder_step (struct recorder *r, uint64_t now_ns)
 }
 
 void
-recorder_free (struct recorder *r)
+recorder_stop (struct recorder *r)
 {
   if (r == NULL)
     return;
@@ -253,9 +253,18 @@ recorder_free (struct recorder *r)
       pthread_cond_signal (&r->cond);
     }
     pthread_join (r->thread, NULL);
+    r->running = false;
   }
   if (recorder_is_on (r))
     end (r, "the server ends");
+}
+
+void
+recorder_free (struct recorder *r)
+{
+  if (r == NULL)
+    return;
+  recorder_stop (r);
   journal_free (r->journal);
   pthread_cond_destroy (&r->cond);
   pthread_mutex_destroy (&r->lock);

@@ -55,7 +55,12 @@ extern struct recorder *recorder_new (const char *key, const char *path);
  */
 extern int recorder_start (struct recorder *r);
 
-/* Write what is new, say so, and end.  NULL is allowed. */
+/* Write what is new, say so, and end.  Other threads may go on to call what is for
+ * any thread.  NULL is allowed.
+ */
+extern void recorder_stop (struct recorder *r);
+
+/* The same, and free it.  NULL is allowed. */
 extern void recorder_free (struct recorder *r);
 
 /* Is this the export that is recorded?  The first that asks is.  Any thread. */

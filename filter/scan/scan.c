@@ -263,12 +263,12 @@ scan_after_fork (nbdkit_backend *backend)
   return 0;
 }
 
+/* There may be connections, also such as only begin: nothing is freed here. */
 static void
 scan_cleanup (nbdkit_backend *backend)
 {
   scans_stop_all ();
-  recorder_free (recorder);
-  recorder = NULL;
+  recorder_stop (recorder);
   report_stop ();
 }
 

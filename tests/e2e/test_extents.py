@@ -11,6 +11,7 @@ FINISHED = "scan: finished scanning the plugin"
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
            "-D", "nbdkit.backend.datapath=0"]
 BLOCK = 65536
+WHOLE = "scan-pace=false"       # prefetches of a block
 DATA_ONLY = """
     return function (disk)
       local offset = disk:next_data (0)
@@ -48,7 +49,7 @@ def test_only_data_is_fetched (tmp_path, text, threads, model):
     data = {0: 1, 3 * BLOCK + 5: 10, 10 * BLOCK: 2 * BLOCK, 16 * BLOCK - 1: 1}
     with nbdkit ([SCAN], gate (f"size={16 * BLOCK}", "log=extents", f"model={model}",
                                *(f"data={o}+{c}" for o, c in data.items ())),
-                 [write (tmp_path, text), f"scan-size={BLOCK}",
+                 [write (tmp_path, text), f"scan-size={BLOCK}", WHOLE,
                   f"scan-threads={threads}"], VERBOSE) as server:
         h = server.connect ()
         server.wait_line (FINISHED)
@@ -66,7 +67,7 @@ def test_a_source_without_extents (tmp_path, filters):
     plugin = gate (f"size={4 * BLOCK}", "log=extents",
                    *(["data=0+1"] if filters else []))
     with nbdkit ([SCAN, *filters], plugin,
-                 [write (tmp_path, DATA_ONLY), f"scan-size={BLOCK}"],
+                 [write (tmp_path, DATA_ONLY), f"scan-size={BLOCK}", WHOLE],
                  VERBOSE) as server:
         h = server.connect ()
         server.wait_line (FINISHED)
@@ -80,7 +81,7 @@ def test_a_source_without_extents (tmp_path, filters):
 def test_extents_that_fail (tmp_path):
     """That is no reason to skip anything."""
     with nbdkit ([SCAN], gate (f"size={4 * BLOCK}", "data=0+1", "fail=extents:1-2"),
-                 [write (tmp_path, DATA_ONLY), f"scan-size={BLOCK}"],
+                 [write (tmp_path, DATA_ONLY), f"scan-size={BLOCK}", WHOLE],
                  VERBOSE) as server:
         h = server.connect ()
         server.wait_line (FINISHED)

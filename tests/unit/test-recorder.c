@@ -493,6 +493,10 @@ test_thread (void)
 
   check (recorder_start (r) == 0, "with a thread");
   reads (r, 3, 1);
+  recorder_stop (r);
+  check (file_is (HEADER "1 run\n12288 4096 # 1\n"), "it writes when it stops");
+  check (!recorder_is_on (r) && recorder_claim (r, "a"), "who comes late may ask");
+  reads (r, 4, 1);
   recorder_free (r);
   check (file_is (HEADER "1 run\n12288 4096 # 1\n"), "the last reads are not lost");
   unlink (path);
