@@ -271,10 +271,11 @@ end
 
 @pytest.fixture
 def two_steps (tmp_path):
-    """A thread more would open the source for itself, perhaps in vain."""
+    """A thread more would open the source for itself, perhaps in vain; and the first
+    prefetch is one."""
     path = tmp_path / "two-steps.lua"
     path.write_text (TWO_STEPS)
-    return [f"scan-policy={path}", "scan-threads=1"]
+    return [f"scan-policy={path}", "scan-threads=1", "scan-pace=false"]
 
 
 @each_layer

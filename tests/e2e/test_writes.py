@@ -186,7 +186,7 @@ def test_a_prefetch_skips_what_is_being_written (tmp_path):
           print (disk:pread (512, 512))
         end""")
     with nbdkit ([SCAN, "cow"], gate ("size=1M", "hold=read", "cache=none"),
-                 [f"scan-size={BLOCK}", f"scan-policy={policy}",
+                 [f"scan-size={BLOCK}", f"scan-policy={policy}", "scan-pace=false",
                   *METHODS["read"]], VERBOSE) as server:
         h = server.connect ()
         h.aio_pwrite (bytearray (ones (4096)), 8192)
