@@ -335,8 +335,9 @@ run-stage: filter $(man_pages)
 	$(Q)install -m 755 lua/bin/scan-policy '$(STAGE)$(BINDIR)/'
 	$(Q)for file in $$(find lua/*/scan policies -name '*.lua'); do \
 	  install -D -m 644 $$file '$(STAGE)$(DATADIR)'/$$file || exit; done
-	$(Q)cd '$(STAGE)$(LUADIR)/scan' && \
-	  ln -s ../../../nbdkit-scan-filter-lua/lua/*/scan/* .
+	$(Q)for file in $(wildcard lua/*/scan/*.lua lua/*/scan/*/*.lua); do \
+	  link='$(STAGE)$(LUADIR)'/$${file#lua/*/}; mkdir -p "$${link%/*}" && \
+	  ln -sr '$(STAGE)$(DATADIR)'/$$file "$$link" || exit; done
 	$(Q)install -m 644 $(filter %.1,$(man_pages)) '$(STAGE)$(MANDIR)/man1/'
 	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
 	$(Q)for file in README.md CONTRIBUTING.md LICENSE $(shown); do \
