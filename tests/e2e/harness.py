@@ -459,6 +459,18 @@ class Server:
         self.process.send_signal (signal.SIGTERM)
         self.terminated = True
 
+    def wait_ending (self):
+        """Wait until the server knows that it is to end: the signal may come later than
+        what is sent after it.  Some client must be there yet.
+
+        The main thread polls for connections until then, and waits for the clients'
+        threads on a futex afterwards.
+        """
+        def is_past_poll ():
+            with open (f"/proc/{self.pid}/task/{self.pid}/syscall") as f:
+                return f.read ().split ()[0] == FUTEX
+        self.poll (is_past_poll, "the server to wait for its clients")
+
     def stop (self):
         """Stop the server and check how it ended."""
         self.release_all ()

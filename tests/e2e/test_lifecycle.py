@@ -99,9 +99,11 @@ def test_clients_that_vanish_in_the_handshake (model, clients):
         held = [vanish_in_the_handshake (server) for _ in range (clients)]
         fetching = [server.next_call ("cache") for _ in range (clients * 8)]
         server.terminate ()
+        server.wait_ending ()
         for call in held:
             server.release (call)
         server.wait_joined (*(call.tid for call in fetching))
-        # All of them, and one that a thread may have begun meanwhile.
-        server.release_all ()
+        for call in fetching:
+            server.release (call)
         server.process.wait (PATIENCE_SECS)
+        assert len (server.calls ("cache")) == len (fetching)
