@@ -63,18 +63,25 @@ def test_all_of_it_is_fetched_in_pieces (whole):
 
 @pytest.mark.parametrize ("threads", [1, 8])
 def test_it_begins_with_one_piece (whole, threads):
-    """A small one; and one at a time until enough is known."""
-    with nbdkit ([SCAN], gate ("size=4M", "hold=cache"),
+    """Three, of 4K to 64K, one at a time; then as many as are tried next.  The delay says
+    that it is far away."""
+    with nbdkit ([SCAN], gate ("size=4M", "hold=cache", "delay=cache:1"),
                  [f"scan-policy={whole}", f"scan-size={BLOCK}",
                   f"scan-threads={threads}"], VERBOSE) as server:
         server.connect ()
         h = server.connect ()           # all scans share the line
-        for nr in range (1, 4):
+        for nr, most in enumerate ([LEAST, 4 * LEAST, SMALLEST], start=1):
             call = server.next_call ("cache")
-            assert call.count == LEAST if nr == 1 else call.count <= SMALLEST
+            assert call.count == most or LEAST < call.count < most
             assert len (server.calls ("cache")) == nr
             server.release (call)
-        server.next_call ("cache")
+        line, _ = server.wait_line (r"scan: pace: more: level (\d+), pieces of 65536")
+        # Two or four, and each of the two scans has this many threads to fetch with.
+        assert int (line[1]) in (2 * SMALLEST, 4 * SMALLEST)
+        more = min (int (line[1]) // SMALLEST, 2 * threads)
+        calls = [server.next_call ("cache") for _ in range (more)]
+        assert [call.count for call in calls] == [SMALLEST] * more
+        assert len (server.calls ("cache")) == 3 + more
         server.disconnect (h)
         server.release_all ()
 
