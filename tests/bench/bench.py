@@ -13,7 +13,6 @@ of them; what counts is each one's ratio to no filter in the same round.
 """
 
 import argparse
-import fnmatch
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ import sys
 import tempfile
 import time
 
+import common
 import matrix
 import report
 
@@ -204,15 +204,7 @@ class Cell:
 
 def choose (rows, patterns, quick):
     """Rows by shell patterns, or those of the form that is asked for."""
-    if patterns:
-        chosen = [r for r in rows if any (fnmatch.fnmatchcase (r.name, p)
-                                          for p in patterns)]
-        for p in patterns:
-            if not any (fnmatch.fnmatchcase (r.name, p) for r in rows):
-                sys.exit (f"bench: '{p}' is none of these:\n  "
-                          + "\n  ".join (r.name for r in rows))
-        return chosen
-    return [r for r in rows if r.quick or not quick]
+    return [r for r in common.choose (rows, patterns) if patterns or r.quick or not quick]
 
 
 def parse_args ():
@@ -247,20 +239,10 @@ def parse_args ():
 
 
 def load (path):
-    """Earlier results of the filters as they are now; the last line may be cut short."""
+    """Earlier results of the filters as they are now."""
     current = versions ()
-    results = []
-    if os.path.exists (path):
-        with open (path) as f:
-            for line in f:
-                try:
-                    result = json.loads (line)
-                except json.JSONDecodeError:
-                    continue
-                stack = result["stack"]
-                if stack in current and result["filter"] == current[stack]:
-                    results.append (result)
-    return results
+    return [r for r in common.load (path)
+            if r["stack"] in current and r["filter"] == current[r["stack"]]]
 
 
 def key (result):
@@ -276,18 +258,16 @@ def run_all (args, cells, path, files):
         print (f"{len (cells) - len (todo)} of {len (cells)} runs are there from "
                "earlier", flush=True)
     start = time.monotonic ()
-    with open (path, "a") as out:
-        for n, (row, stack, source, workload) in enumerate (todo):
-            result = Cell (stack, source, workload, files).run ()
-            out.write (json.dumps ({**row, **result}) + "\n")
-            out.flush ()
-            passed = time.monotonic () - start
-            left = passed / (n + 1) * (len (todo) - n - 1)
-            print ("\r\033[K" if sys.stdout.isatty () else "", end="")
-            print (f"{n + 1}/{len (todo)}  {row['source']} | {row['workload']} | "
-                   f"{row['stack']}: {result['seconds']:.2f} s  "
-                   f"(about {left / 60:.0f} min left)",
-                   end="" if sys.stdout.isatty () else "\n", flush=True)
+    for n, (row, stack, source, workload) in enumerate (todo):
+        result = Cell (stack, source, workload, files).run ()
+        common.append (path, {**row, **result})
+        passed = time.monotonic () - start
+        left = passed / (n + 1) * (len (todo) - n - 1)
+        print ("\r\033[K" if sys.stdout.isatty () else "", end="")
+        print (f"{n + 1}/{len (todo)}  {row['source']} | {row['workload']} | "
+               f"{row['stack']}: {result['seconds']:.2f} s  "
+               f"(about {left / 60:.0f} min left)",
+               end="" if sys.stdout.isatty () else "\n", flush=True)
     if sys.stdout.isatty ():
         print ()
 

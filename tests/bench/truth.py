@@ -13,16 +13,16 @@ there already is not made again.
 
 import argparse
 import collections
-import fnmatch
 import hashlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+import common
 
 TOP = os.path.dirname (os.path.dirname (os.path.dirname (os.path.abspath (__file__))))
 SCAN = os.environ.get ("SCAN_FILTER", os.path.join (TOP, "build/nbdkit-scan-filter.so"))
@@ -109,15 +109,6 @@ def parse_args ():
     return parser.parse_args ()
 
 
-def choose (patterns):
-    names = [name_of (cell) for cell in CELLS]
-    for p in patterns or []:
-        if not fnmatch.filter (names, p):
-            sys.exit (f"truth: '{p}' is none of these:\n  " + "\n  ".join (names))
-    return [cell for cell, name in zip (CELLS, names)
-            if not patterns or any (fnmatch.fnmatchcase (name, p) for p in patterns)]
-
-
 def ask (cell, *more):
     """What the simulator's half says of a cell."""
     result = subprocess.run (
@@ -144,17 +135,11 @@ def version_of (reads):
 
 
 def load ():
-    """Earlier results, as seconds by cell's name and version; a line may be cut short."""
-    results = collections.defaultdict (list)
-    if os.path.exists (RESULTS):
-        with open (RESULTS) as f:
-            for line in f:
-                try:
-                    result = json.loads (line)
-                except json.JSONDecodeError:
-                    continue
-                results[result["cell"], result["version"]].append (result["seconds"])
-    return results
+    """Earlier results, as seconds by cell's name and version."""
+    found = collections.defaultdict (list)
+    for result in common.load (RESULTS):
+        found[result["cell"], result["version"]].append (result["seconds"])
+    return found
 
 
 def write_disk (path, lines):
@@ -231,10 +216,8 @@ def measure (cells, rounds):
             seconds = run (cell, reads)
             print (f"{seconds:6.2f} s", flush=True)
             results[name, version].append (seconds)
-            with open (RESULTS, "a") as f:
-                # Not behind a line that was cut.
-                f.write ("\n" + json.dumps ({"cell": name, "version": version,
-                                             "seconds": seconds}))
+            common.append (RESULTS, {"cell": name, "version": version,
+                                      "seconds": seconds})
 
 
 def gather (cells):
@@ -267,23 +250,16 @@ def table (rows):
 
 
 def write_page ():
-    with open (PAGE) as f:
-        old = f.read ()
-    if BEGIN not in old:
-        sys.exit (f"truth: {PAGE} has no {BEGIN}")
     rows = gather (CELLS)
     if not rows:
         sys.exit ("truth: nothing has been measured yet")
-    text = f"{BEGIN}\n{table (rows)}\n{END}"
-    with open (PAGE, "w") as f:
-        f.write (re.sub (f"{re.escape (BEGIN)}.*{re.escape (END)}",
-                         lambda _: text, old, flags=re.S))
+    common.write_between (PAGE, BEGIN, END, table (rows))
     print (f"truth: wrote the table of {PAGE}")
 
 
 def main ():
     args = parse_args ()
-    cells = choose (args.cell)
+    cells = common.choose (CELLS, args.cell, name_of)
     if args.list:
         print ("\n".join (map (name_of, cells)))
         return

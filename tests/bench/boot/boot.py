@@ -11,16 +11,16 @@ is there already is not made again.
 """
 
 import argparse
-import fnmatch
 import hashlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
 
-sys.path.insert (0, os.path.dirname (os.path.abspath (__file__)))
+HERE = os.path.dirname (os.path.abspath (__file__))
+sys.path[:0] = [HERE, os.path.dirname (HERE)]
 
+import common           # noqa: E402
 import guest            # noqa: E402
 import page             # noqa: E402
 import stacks           # noqa: E402
@@ -47,15 +47,6 @@ def parse_args ():
     return parser.parse_args ()
 
 
-def choose (rows, patterns):
-    for p in patterns or []:
-        if not any (fnmatch.fnmatchcase (r.name, p) for r in rows):
-            sys.exit (f"boot: '{p}' is none of these:\n  "
-                      + "\n  ".join (r.name for r in rows))
-    return [r for r in rows if not patterns
-            or any (fnmatch.fnmatchcase (r.name, p) for p in patterns)]
-
-
 def version ():
     """Of what is measured: results of another one count no more."""
     digest = hashlib.sha256 ()
@@ -67,18 +58,9 @@ def version ():
 
 
 def load ():
-    """Earlier results of the same filters and guest; a line may be cut short."""
-    results, current = [], version ()
-    if os.path.exists (RESULTS):
-        with open (RESULTS) as f:
-            for line in f:
-                try:
-                    result = json.loads (line)
-                except json.JSONDecodeError:
-                    continue
-                if result["version"] == current:
-                    results.append (result)
-    return results
+    """Earlier results of the same filters and guest."""
+    current = version ()
+    return [r for r in common.load (RESULTS) if r["version"] == current]
 
 
 def measure (stack, line, round_, args, accel, trace):
@@ -91,29 +73,28 @@ def measure (stack, line, round_, args, accel, trace):
             seconds, read_bytes = guest.boot_over (stack, line, accel, directory,
                                                    trace, args.writable)
             print (f"{seconds:7.1f} s  {read_bytes / 2**20:6.0f} MiB", flush=True)
-            with open (RESULTS, "a") as f:
-                f.write (json.dumps ({
-                    "version": version (), "stack": name, "round": round_,
-                    "line": line.name if line else None, "accel": accel,
-                    "writable": args.writable, "seconds": seconds,
-                    "read_bytes": read_bytes}) + "\n")
+            common.append (RESULTS, {
+                "version": version (), "stack": name, "round": round_,
+                "line": line.name if line else None, "accel": accel,
+                "writable": args.writable, "seconds": seconds,
+                "read_bytes": read_bytes})
 
 
 def main ():
     args = parse_args ()
     if args.list:
-        for row in (*choose (stacks.LINES, args.line),
-                    *choose (stacks.stacks (), args.stack)):
+        for row in (*common.choose (stacks.LINES, args.line),
+                    *common.choose (stacks.stacks (), args.stack)):
             print (row.name)
         return
     if args.page:
         page.write (load ())
         return
-    lines = choose (stacks.LINES, args.line)
-    chosen = choose (stacks.stacks (), args.stack)
+    lines = common.choose (stacks.LINES, args.line)
+    chosen = common.choose (stacks.stacks (), args.stack)
     # All else is shown as a multiple of it.
     if not any (s.name == stacks.LOCAL for s in chosen):
-        chosen = choose (stacks.stacks (), [stacks.LOCAL]) + chosen
+        chosen = common.choose (stacks.stacks (), [stacks.LOCAL]) + chosen
 
     os.makedirs (guest.OUT, exist_ok=True)
     here = os.path.dirname (os.path.abspath (__file__))

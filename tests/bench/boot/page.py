@@ -5,13 +5,13 @@
 
 import math
 import os
-import re
 import statistics
 
+import common
 import stacks
 
-DOCS = os.path.join (stacks.TOP, "docs")
 BEGIN, END = "<!-- bench-boot: begin -->", "<!-- bench-boot: end -->"
+DOCS = os.path.join (stacks.TOP, "docs")
 
 # Above this, a stack is not worth having.
 SLOW = 1.05
@@ -143,19 +143,12 @@ def write (results):
     shown = [m for m in modes (results) if Results (results, m).stacks]
     if not shown:
         raise SystemExit ("boot: nothing has been measured yet")
-    text = f"{BEGIN}\n{tables (results)}"
+    text = tables (results)
     for accel, writable in shown:
         name = "boot-writable.svg" if writable else "boot.svg"
         with open (os.path.join (DOCS, name), "w") as f:
             f.write (picture (results, (accel, writable)))
         text += f"\n![the same as a picture]({name})\n"
-    text += END
     path = os.path.join (DOCS, "performance.md")
-    with open (path) as f:
-        old = f.read ()
-    if BEGIN not in old:
-        raise SystemExit (f"boot: {path} has no {BEGIN}")
-    with open (path, "w") as f:
-        f.write (re.sub (f"{re.escape (BEGIN)}.*{re.escape (END)}",
-                         lambda _: text, old, flags=re.S))
+    common.write_between (path, BEGIN, END, text.rstrip ("\n"))
     print (f"boot: wrote the tables of {path} and {' and '.join ('boot-writable.svg' if w else 'boot.svg' for _, w in shown)}")
