@@ -11,7 +11,7 @@ import pytest
 
 from harness import CHECK_WITH, TOP
 
-sys.path.insert (0, os.path.join (TOP, "tests/bench/boot"))
+sys.path[:0] = [os.path.join (TOP, "tests/bench/boot"), os.path.join (TOP, "tests/bench")]
 
 import page             # noqa: E402
 import stacks           # noqa: E402

@@ -195,14 +195,16 @@ class Place:
         text = re.sub (r"\bnbdkit ", f"nbdkit -P {pid_file} " +
                        ("" if own else f"-U {path} "), text, 1)
         foreground = re.search (r" -f\b", text)
-        self.shell (text + " &" if foreground else text)
-        wait_until (lambda: pid_file.exists () and pid_file.read_text (), text)
+        # In the foreground nbdkit ends with its parent: the shell that waits for it.
+        self.shell (f"( {text}; : ) &" if foreground else text)
+        wait_until (lambda: pid_file.exists () and pid_file.read_text (),
+                    lambda: f"{text}\n{(self.path / 'said').read_text ()}")
         self.running.append (int (pid_file.read_text ()))
         return self.running[-1], path
 
     def end (self, pid, number=signal.SIGTERM):
         os.kill (pid, number)
-        wait_until (lambda: has_ended (pid), "it to end")
+        wait_until (lambda: has_ended (pid), lambda: "it to end")
         self.running.remove (pid)
 
     def serve (self, text):
@@ -221,7 +223,7 @@ class Place:
 def wait_until (condition, what):
     deadline = time.monotonic () + PATIENCE_SECS
     while not condition ():
-        assert time.monotonic () < deadline, f"waited in vain for {what}"
+        assert time.monotonic () < deadline, f"waited in vain for {what ()}"
         time.sleep (0.01)
 
 
@@ -391,7 +393,7 @@ def test_restore (here):
         here.shell (make_way)
         pid, _ = here.start (serve)
         tell ("read -P 87 64k 64k", "read 65536/65536")
-        wait_until (lambda: "100 %" in here.shell (show), "all of the disk")
+        wait_until (lambda: "100 %" in here.shell (show), lambda: "all of the disk")
 
         (here.path / "far.img").unlink ()
         here.end (pid, signal.SIGKILL)
