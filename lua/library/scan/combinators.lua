@@ -204,9 +204,9 @@ function M.align (policy)
   return with_prefetch (run, function (disk)
     return function (offset, stop)
       local from = offset - offset % disk.block
-      -- One block more than the last begun; the disk cuts what is too much.
-      local to = stop - 1 - (stop - 1) % disk.block
-      disk:prefetch (from, to - from + disk.block)
+      -- Not beyond the disk, whose size may be next to the largest integer.
+      local widened = math.min (-stop % disk.block, disk.size - stop)
+      disk:prefetch (from, stop - from + widened)
     end
   end)
 end
