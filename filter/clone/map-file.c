@@ -464,14 +464,21 @@ read_page (int fd, union page *page, uint64_t where, char *error)
   return err == 0;
 }
 
+/* Also tells how many bytes the file has. */
 static int
-load_identity (int fd, struct map_identity *identity, char *error)
+load_identity (int fd, struct map_identity *identity, uint64_t *bytes,
+               char *error)
 {
   union page page;
   struct stat st;
   unsigned copy;
 
-  if (fstat (fd, &st) == -1 || st.st_size < BITS * PAGE) {
+  if (fstat (fd, &st) == -1) {
+    snprintf (error, MAP_ERROR_MAX, "cannot be read: %s", strerror (errno));
+    return -1;
+  }
+  *bytes = st.st_size;
+  if (*bytes < BITS * PAGE) {
     snprintf (error, MAP_ERROR_MAX, "is too short for a map of a clone; put "
               "back a copy of both files, or move both away to begin anew");
     return -1;
@@ -672,7 +679,7 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
   struct records records;
   struct findings findings = { 0 };
   struct map *map;
-  struct stat st;
+  uint64_t bytes;
   int err;
 
   *repaired = false;
@@ -684,7 +691,7 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
     snprintf (error, MAP_ERROR_MAX, "cannot be synced: %s", strerror (err));
     return NULL;
   }
-  if (load_identity (fd, identity, error) == -1 ||
+  if (load_identity (fd, identity, &bytes, error) == -1 ||
       load_records (fd, &records, error) == -1)
     return NULL;
   map = map_new (identity->size, identity->block_size);
@@ -695,10 +702,10 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
   }
   map->file->generation = records.known;
   map->file->record_slot = records.slot;
-  if (fstat (fd, &st) == -1 || (uint64_t) st.st_size != file_size (map)) {
-    snprintf (error, MAP_ERROR_MAX, "is %" PRIi64 " bytes and should be %"
+  if (bytes != file_size (map)) {
+    snprintf (error, MAP_ERROR_MAX, "is %" PRIu64 " bytes and should be %"
               PRIu64 "; put back a copy of both files, or move both away to "
-              "begin anew", (int64_t) st.st_size, file_size (map));
+              "begin anew", bytes, file_size (map));
     goto error;
   }
   if (load_pages (map, &records, &findings, error) == -1)
