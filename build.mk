@@ -168,6 +168,7 @@ $(B)/tests/unit-clone-bits: $(call unit_objects,$(filter-out clone/map,$(map_uni
 $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims $(map_units))
 $(B)/tests/unit-clone-exports: $(call unit_objects,clone/exports common/escape)
 $(B)/tests/unit-clone-map: $(call unit_objects,$(map_units))
+$(B)/tests/unit-counters-file: $(call unit_objects,common/counters-file)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-escape: $(call unit_objects,common/escape)
 $(B)/tests/unit-pace: $(call unit_objects,scan/pace)

@@ -163,9 +163,7 @@ ends_with (const char *path, const char *suffix)
   return n >= end && strcmp (path + n - end, suffix) == 0;
 }
 
-/* Would the counters be put in the place of a clone?  They are written aside first,
- * as counters-file.h says.
- */
+/* Would the counters be put in the place of a clone? */
 static bool
 stats_are_a_clone (void)
 {
@@ -174,8 +172,7 @@ stats_are_a_clone (void)
 
   if (options.file != NULL)
     return is_path_and (stats, options.file, "") ||
-      is_path_and (stats, options.file, MAP_SUFFIX) ||
-      is_path_and (options.file, stats, ".tmp");
+      is_path_and (stats, options.file, MAP_SUFFIX);
   if (options.dir == NULL)
     return false;
   for (n = strlen (options.dir); n > 0 && options.dir[n-1] == '/'; --n)
