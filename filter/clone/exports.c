@@ -197,6 +197,14 @@ exports_get (const char *name)
   return export;
 }
 
+bool
+exports_file_is_of_default (void)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+
+  return options.file != NULL && exports != NULL && *exports->name == '\0';
+}
+
 /* Can it be let go and opened again as it was?  Not if its last commit has
  * failed, or another is due.
  */

@@ -42,6 +42,9 @@ extern int exports_start (void);
 /* Use an export, until exports_put.  NULL after nbdkit_error. */
 extern struct export *exports_get (const char *name);
 
+/* Is there a clone-file that is a clone of the export without a name? */
+extern bool exports_file_is_of_default (void);
+
 /* NULL is allowed.  When the last user goes, commits. */
 extern void exports_put (struct export *export);
 

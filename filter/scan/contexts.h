@@ -17,6 +17,8 @@
 #ifndef SCAN_CONTEXTS_H
 #define SCAN_CONTEXTS_H
 
+#include <stdbool.h>
+
 /* A parameter passes by, on its way to the plugin.  At start-up only. */
 extern void contexts_note (const char *key);
 
@@ -24,6 +26,12 @@ extern void contexts_note (const char *key);
  * start-up only.
  */
 extern void contexts_init (void);
+
+/* May the default export have a name of its own, by which the plugin tells it from
+ * others?  Then what the empty name opens may be another disk, and only a client can
+ * find out that name.  Any thread.
+ */
+extern bool contexts_default_has_name (void);
 
 /* NULL if a scan may open the layer below as this export, or why not: the
  * subject and verb of a message, valid until the filter is unloaded.  Any

@@ -5,6 +5,8 @@
 /* See opening.h. */
 
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <nbdkit-filter.h>
 
@@ -28,11 +30,61 @@ enter (struct worker *w, int state)
     w->state = state;
 }
 
+/* Wait until there is a name to open.  It lasts as long as the scan. */
+static const char *
+get_name (struct scanner *s)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  while (s->config.waits_for_name && s->naming.name == NULL &&
+         scan_phase (s) == SCAN_GOES_ON)
+    pthread_cond_wait (&s->try_now, &s->lock);
+  return s->naming.name != NULL ? s->naming.name : s->config.export_name;
+}
+
+/* Something has been opened under this name.  If it was the first, all else is too,
+ * also if a client was told another one meanwhile.
+ */
+static void
+keep_name (struct scanner *s, const char *name)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  if (!s->naming.is_final && s->naming.name != name) {
+    free (s->naming.name);
+    s->naming.name = NULL;
+  }
+  s->naming.is_final = true;
+}
+
+void
+opening_set_name (struct scanner *s, const char *name)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  if (s->naming.is_final || s->naming.name != NULL ||
+      (!s->config.waits_for_name && strcmp (name, s->config.export_name) == 0))
+    return;
+  s->naming.name = strdup (name);
+  if (s->naming.name != NULL)
+    pthread_cond_broadcast (&s->try_now);
+}
+
+bool
+opening_is_of (struct scanner *s, const char *name)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  return s->naming.name == NULL ? !s->config.waits_for_name
+    : strcmp (s->naming.name, name) == 0;
+}
+
 /* Returns NULL if it can't be opened, or the scan stops. */
 static struct source *
 open_source (struct worker *w)
 {
   struct scanner *s = w->scanner;
+  const char *name = get_name (s);
   struct source *source = NULL;
 
   /* Once it is in there nobody waits for this thread; if the scan stops
@@ -40,8 +92,9 @@ open_source (struct worker *w)
    */
   enter (w, WORKER_OPENING);
   if (scan_phase (s) == SCAN_GOES_ON)
-    source = source_open (s->config.backend, s->config.export_name,
-                          s->config.method);
+    source = source_open (s->config.backend, name, s->config.method);
+  if (source != NULL)
+    keep_name (s, name);
   enter (w, WORKER_AT_WORK);
   return source;
 }

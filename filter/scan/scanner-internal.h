@@ -99,6 +99,7 @@ struct scanner {
   bool left;                    /* scanner_tell_stop was called */
   bool warned_of_thread;        /* that could not be used */
   struct outage outage;
+  struct naming naming;
 
   struct looker looker;         /* has a lock of its own */
   struct failures failures;     /* these two have locks of their own */

@@ -31,7 +31,7 @@ OBSERVER = """
 
 
 def our_errors (server):
-    return [e for e in server.errors () if e.startswith ("scan: ")]
+    return [e for e in server.errors () if e.startswith (("scan: ", "clone: "))]
 
 
 @pytest.mark.parametrize ("model", ["parallel", "serialize_requests"])
@@ -105,22 +105,97 @@ def test_reads_of_all_clients_reach_the_policy (tmp_path):
         server.wait_line ("policy: read 999936$")
 
 
-@pytest.mark.skipif (CHECK_WITH in ("asan", "tsan"),
-                     reason="the shell of the eval plugin dies under it")
+# A default export with a name: the server tells it to a client that asks, and to nobody
+# before that; layers below know the export by it.
+
+NAMED = ["size=64K", "default=x", "log=read", "model=parallel"]
+
+
+def offsets (server, op):
+    return sorted (c.offset for c in server.calls (op))
+
+
 def test_a_default_export_with_a_name_joins_it (tmp_path):
     policy = tmp_path / "observer.lua"
     policy.write_text (OBSERVER)
-    plugin = ["eval", "thread_model=echo parallel", "get_size=echo 65536",
-              "can_cache=echo native", "cache=:",
-              "default_export=echo disk", "list_exports=echo NAMES; echo disk",
-              "open=:", "pread=head -c $3 /dev/zero"]
-    with nbdkit ([SCAN], plugin, [BACKGROUND, f"scan-policy={policy}"],
+    with nbdkit ([SCAN], gate (*NAMED), [BACKGROUND, f"scan-policy={policy}"],
                  VERBOSE) as server:
         for _ in range (2):
             h = server.connect ()
             start = len (server.log)
             h.pread (512, 4096)
             server.wait_line ("policy: read 4096$", start)
+        assert our_errors (server) == []
+
+
+def test_a_clone_of_a_default_export_with_a_name (tmp_path):
+    """It is begun before a client has asked for the name, by which the plugin tells no
+    exports."""
+    disk = tmp_path / "disk.img"
+    args = [f"clone-file={disk}", f"scan-size={BLOCK}"]
+    with nbdkit ([SCAN, CLONE], gate (*NAMED), [*args, BACKGROUND], VERBOSE) as server:
+        server.wait_line (FINISHED)
+        h = server.connect ()
+        assert h.pread (65536, 0) == pattern (0, 65536)
+        assert offsets (server, "read") == list (range (0, 65536, BLOCK))
+        assert our_errors (server) == []
+    for background in [], [BACKGROUND]:
+        with nbdkit ([SCAN, CLONE], gate (*NAMED), args + background) as server:
+            h = server.connect ()
+            assert h.pread (65536, 0) == pattern (0, 65536)
+            assert server.calls ("read") == our_errors (server) == []
+
+
+def test_a_clone_that_knows_the_name_of_the_default_export (tmp_path):
+    """The scan can't open it before a client has been told the name."""
+    args = [f"clone-file={tmp_path}/disk.img", f"scan-size={BLOCK}"]
+    with nbdkit ([SCAN, CLONE], gate (*NAMED, "hold=read"), args) as server:
+        server.connect ()
+        server.release_all ()
+    with nbdkit ([SCAN, CLONE], gate (*NAMED), [*args, BACKGROUND], VERBOSE) as server:
+        server.wait_line ("could not open the layer below")
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        assert h.pread (65536, 0) == pattern (0, 65536)
+        assert [e.split (":")[0] for e in our_errors (server)] == ["clone", "scan"]
+
+
+def eval_plugin (calls, *more):
+    """Its exports are full of the first letter of their names."""
+    return ["eval", "thread_model=echo parallel", "get_size=echo 65536",
+            "can_cache=echo native", f"open=echo ${{3:-none}} | tee -a {calls}",
+            "pread=head -c $3 /dev/zero | tr '\\0' $2", *more]
+
+
+no_shell = pytest.mark.skipif (CHECK_WITH in ("asan", "tsan"),
+                               reason="the shell of the eval plugin dies under it")
+
+
+@no_shell
+def test_no_other_disk_for_a_default_export_with_a_name (tmp_path):
+    """The plugin can't be told that name when a scan opens it, so what that opens may be
+    another disk: each client's connection is scanned instead."""
+    calls, disk = tmp_path / "calls", tmp_path / "disk.img"
+    with nbdkit ([SCAN, CLONE], eval_plugin (calls, "default_export=echo disk"),
+                 [BACKGROUND, f"scan-size={BLOCK}", f"clone-file={disk}"],
+                 VERBOSE) as server:
+        assert not calls.exists ()
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        assert h.pread (65536, 0) == b"d" * 65536
+        [warning] = our_errors (server)
+        assert "there is no scan in the background" in warning
+    assert calls.read_text () == "disk\n"
+
+
+@no_shell
+@pytest.mark.parametrize ("default", [[], ["default_export="]])
+def test_a_default_export_that_has_no_name (tmp_path, default):
+    with nbdkit ([SCAN, CLONE], eval_plugin (tmp_path / "calls", *default),
+                 [BACKGROUND, f"scan-size={BLOCK}"], VERBOSE) as server:
+        if default:
+            server.connect ()
+        server.wait_line (FINISHED)
         assert our_errors (server) == []
 
 

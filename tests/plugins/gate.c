@@ -94,6 +94,7 @@ static int control = -1;
 static struct range data[MAX_DATA_RANGES];
 static size_t nr_data;
 static const char *exports;
+static const char *default_name = "";
 
 /* Changes to the disk: what is written, xor the pattern.  NULL if read-only. */
 static unsigned char *changes;
@@ -330,6 +331,10 @@ gate_config (const char *key, const char *value)
   }
   if (strcmp (key, "control") == 0)
     return nbdkit_parse_int (key, value, &control);
+  if (strcmp (key, "default") == 0) {
+    default_name = value;
+    return 0;
+  }
   if (strcmp (key, "exports") == 0) {
     exports = value;
     return 0;
@@ -401,6 +406,7 @@ gate_config (const char *key, const char *value)
   "                            abort if one isn't.\n" \
   "data=OFFSET+COUNT           The disk has holes except here; may be repeated.\n" \
   "exports=A,B,C               Export names to list; any name can be opened.\n" \
+  "default=NAME                What the default export is called.\n" \
   "control=FD                  Socket to take commands from.\n" \
   "hold=OP log=OP quiet=OP     Hold, log, don't log requests of that kind: open,\n" \
   "                            read, write, zero, trim, cache, extents, can_fua.\n" \
@@ -479,6 +485,12 @@ gate_list_exports (int readonly, int is_tls, struct nbdkit_exports *list)
       return 0;
     p += len + 1;
   }
+}
+
+static const char *
+gate_default_export (int readonly, int is_tls)
+{
+  return default_name;
 }
 
 /* Looked up, for the filter opens no plugin for itself that is linked to
@@ -689,6 +701,7 @@ static struct nbdkit_plugin plugin = {
   .cleanup           = gate_cleanup,
   .unload            = gate_unload,
   .list_exports      = gate_list_exports,
+  .default_export    = gate_default_export,
   .open              = gate_open,
   .close             = gate_close,
   .get_size          = gate_get_size,
