@@ -5,8 +5,14 @@
 /* See opening.h. */
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <nbdkit-filter.h>
 
@@ -79,20 +85,64 @@ opening_is_of (struct scanner *s, const char *name)
     : strcmp (s->naming.name, name) == 0;
 }
 
-/* Returns NULL if it can't be opened, or the scan stops. */
+/* Sources that scan threads are opening now, of all scans. */
+static atomic_uint nr_opening;
+
+/* Is there a file descriptor to spare?  Each source has at least one, and without any the
+ * server could not accept a client, so half of those that it may have are left to
+ * clients.  Tells how many those are.
+ */
+static bool
+has_descriptors (uint64_t *most)
+{
+  struct rlimit limit;
+  int fd;
+
+  if (getrlimit (RLIMIT_NOFILE, &limit) == -1)
+    return true;
+  *most = limit.rlim_cur;
+  /* The lowest that is free, so all below are in use. */
+  fd = eventfd (0, EFD_CLOEXEC);
+  if (fd == -1)
+    return false;
+  close (fd);
+  return (uint64_t) fd + atomic_load (&nr_opening) <= *most / 2;
+}
+
+/* Open a source.  Returns NULL if it can't be opened, with `most` above 0 if that is for
+ * want of descriptors.
+ */
 static struct source *
-open_source (struct worker *w)
+try_to_open (struct worker *w, const char *name, uint64_t *most)
+{
+  const struct scanner_config *config = &w->scanner->config;
+  struct source *source = NULL;
+
+  atomic_fetch_add (&nr_opening, 1);
+  if (has_descriptors (most)) {
+    *most = 0;
+    source = source_open (config->backend, name, config->method);
+  }
+  atomic_fetch_sub (&nr_opening, 1);
+  return source;
+}
+
+/* Returns NULL if it can't be opened, as from try_to_open, or the scan stops. */
+static struct source *
+open_source (struct worker *w, uint64_t *most)
 {
   struct scanner *s = w->scanner;
   const char *name = get_name (s);
   struct source *source = NULL;
+
+  *most = 0;
 
   /* Once it is in there nobody waits for this thread; if the scan stops
    * meanwhile, it is left in that state, and only cleans up.
    */
   enter (w, WORKER_OPENING);
   if (scan_phase (s) == SCAN_GOES_ON)
-    source = source_open (s->config.backend, name, s->config.method);
+    source = try_to_open (w, name, most);
   if (source != NULL)
     keep_name (s, name);
   enter (w, WORKER_AT_WORK);
@@ -131,6 +181,23 @@ first_warning (struct scanner *s)
 
   s->outage.warned = true;
   return first;
+}
+
+/* Say once why a source could not be opened; most is as from open_source. */
+static void
+warn (struct scanner *s, uint64_t most)
+{
+  if (!first_warning (s))
+    return;
+  if (most > 0)
+    nbdkit_error ("scan: warning: half of the %" PRIu64 " file descriptors that "
+                  "the server may have are in use, so no more are opened for scan "
+                  "threads; raise that limit (ulimit -n) or lower scan-threads",
+                  most);
+  else
+    nbdkit_error ("scan: warning: could not open the layer below for a scan "
+                  "thread; it goes on when that can be opened, and will not "
+                  "warn again");
 }
 
 static void
@@ -187,19 +254,17 @@ struct source *
 opening_get (struct worker *w)
 {
   struct scanner *s = w->scanner;
-  struct source *source = open_source (w);
+  uint64_t most;
+  struct source *source = open_source (w, &most);
   unsigned calls;
 
   if (source != NULL || scan_phase (s) != SCAN_GOES_ON)
     return source;
   calls = begin_waiting (w);
-  if (first_warning (s))
-    nbdkit_error ("scan: warning: could not open the layer below for a scan "
-                  "thread; it goes on when that can be opened, and will not "
-                  "warn again");
+  warn (s, most);
   do {
     wait_for_turn (w, &calls);
-    source = open_source (w);
+    source = open_source (w, &most);
   } while (source == NULL && scan_phase (s) == SCAN_GOES_ON);
   end_waiting (w);
   if (source != NULL) {

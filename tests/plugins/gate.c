@@ -34,6 +34,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <dlfcn.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -71,6 +72,7 @@ struct rule {
 
 struct handle {
   unsigned connection;
+  int fd;
   unsigned in_flight;
 };
 
@@ -95,6 +97,7 @@ static struct range data[MAX_DATA_RANGES];
 static size_t nr_data;
 static const char *exports;
 static const char *default_name = "";
+static bool descriptors;        /* each connection has one */
 
 /* Changes to the disk: what is written, xor the pattern.  NULL if read-only. */
 static unsigned char *changes;
@@ -331,6 +334,12 @@ gate_config (const char *key, const char *value)
   }
   if (strcmp (key, "control") == 0)
     return nbdkit_parse_int (key, value, &control);
+  if (strcmp (key, "descriptors") == 0) {
+    if ((r = nbdkit_parse_bool (value)) == -1)
+      return -1;
+    descriptors = r;
+    return 0;
+  }
   if (strcmp (key, "default") == 0) {
     default_name = value;
     return 0;
@@ -407,6 +416,7 @@ gate_config (const char *key, const char *value)
   "data=OFFSET+COUNT           The disk has holes except here; may be repeated.\n" \
   "exports=A,B,C               Export names to list; any name can be opened.\n" \
   "default=NAME                What the default export is called.\n" \
+  "descriptors=true            Have a file descriptor for each that opens the plugin.\n" \
   "control=FD                  Socket to take commands from.\n" \
   "hold=OP log=OP quiet=OP     Hold, log, don't log requests of that kind: open,\n" \
   "                            read, write, zero, trim, cache, extents, can_fua.\n" \
@@ -523,6 +533,12 @@ gate_open (int readonly)
     free (h);
     return NULL;
   }
+  h->fd = descriptors ? open ("/dev/null", O_RDONLY | O_CLOEXEC) : -1;
+  if (descriptors && h->fd == -1) {
+    nbdkit_error ("/dev/null: %m");
+    free (h);
+    return NULL;
+  }
   return h;
 }
 
@@ -535,6 +551,8 @@ gate_close (void *handle)
   if (rules[OPEN].log)
     event ("close %u", h->connection);
   pthread_mutex_unlock (&lock);
+  if (h->fd != -1)
+    close (h->fd);
   free (h);
 }
 
