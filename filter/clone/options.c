@@ -94,6 +94,15 @@ options_set (const char *key, const char *value)
     options.id = value;
     return 1;
   }
+  /* No other filter and no plugin of nbdkit has parameters of this prefix, and some
+   * plugins take any: then what clients write would be gone in the end.
+   */
+  if (strncmp (key, "clone-", 6) == 0) {
+    nbdkit_error ("%s: the clone filter has no such parameter; it has: clone-file, "
+                  "clone-dir, clone-block-size, clone-fetch-size, clone-commit, "
+                  "clone-write, clone-reserve, clone-id, clone-stats", key);
+    return -1;
+  }
   return 0;
 }
 
@@ -183,6 +192,25 @@ stats_are_a_clone (void)
      ends_with (stats, CLONE_SUFFIX MAP_SUFFIX));
 }
 
+/* Here too, who writes it is not known yet. */
+static int
+check_stats_file (void)
+{
+  const char *const path = options.stats_file;
+  struct stat st;
+
+  if (stats_are_a_clone ()) {
+    nbdkit_error ("clone-stats=%s is a file of the clone; it should be one of "
+                  "its own", path);
+    return -1;
+  }
+  if (lstat (path, &st) == 0 && !S_ISREG (st.st_mode)) {
+    nbdkit_error ("clone-stats: %s is there and is not a regular file", path);
+    return -1;
+  }
+  return check_folder ("clone-stats", path, strrchr (path, '/') - path);
+}
+
 int
 options_complete (void)
 {
@@ -207,11 +235,8 @@ options_complete (void)
                      strrchr (options.file, '/') - options.file) == -1 ||
        check_file () == -1))
     return -1;
-  if (options.stats_file != NULL && stats_are_a_clone ()) {
-    nbdkit_error ("clone-stats=%s is a file of the clone; it should be one of "
-                  "its own", options.stats_file);
+  if (options.stats_file != NULL && check_stats_file () == -1)
     return -1;
-  }
   if (options.dir != NULL &&
       check_folder ("clone-dir", options.dir, strlen (options.dir)) == -1)
     return -1;

@@ -314,13 +314,18 @@ store_create (const char *path, const char *export_name, uint64_t size)
   store->size = size;
   store->block_size = identity.block_size;
   store->export_name = strdup (export_name);
-  store->map = map_new (size, identity.block_size);
-  if (store->map != NULL)
-    claims_init (&store->claims, store->map);
-  if (store->map == NULL || store->export_name == NULL) {
-    nbdkit_error ("clone: malloc: %m");
+  if (store->export_name == NULL) {
+    nbdkit_error ("clone: strdup: %m");
     goto error;
   }
+  store->map = map_new (size, identity.block_size);
+  if (store->map == NULL) {
+    nbdkit_error ("clone: the map of a disk of %" PRIu64 " bytes, in blocks of %"
+                  PRIu32 ", does not fit into memory: %m; with a larger "
+                  "clone-block-size it is smaller", size, identity.block_size);
+    goto error;
+  }
+  claims_init (&store->claims, store->map);
   if (path != NULL) {
     if (make_files (store, &identity) == -1)
       goto error;

@@ -219,10 +219,31 @@ def test_a_file_of_another_user_in_a_folder_for_all (tmp_path, what):
 
 def test_counters_replace_no_other_thing (disk, tmp_path):
     fifo = tmp_path / "stats"
-    os.mkfifo (fifo)
-    with clone (disk, f"clone-stats={tmp_path}/stats", "clone-commit=0.1") as server:
+    args = [f"clone-file={disk}", f"clone-stats={fifo}", "clone-commit=0.1"]
+    with nbdkit ([CLONE], gate (), args) as server:
+        server.connect ()
+        server.poll (fifo.exists, "the counters")
+        os.mkfifo (tmp_path / "fifo")
+        (tmp_path / "fifo").rename (fifo)
         server.wait_line ("is not a regular file")
     assert fifo.is_fifo ()
+    assert refused ([CLONE], gate (), args) == [
+        f"clone-stats: {fifo} is there and is not a regular file"]
+
+
+def test_counters_in_a_folder_that_is_missing (tmp_path):
+    assert refused ([CLONE], gate (), [f"clone-stats={tmp_path}/no/stats"]) == [
+        f"clone-stats: {tmp_path}/no: No such file or directory"]
+
+
+def test_a_disk_whose_map_does_not_fit (disk):
+    with clone (disk, plugin=[f"size={2 ** 62}"]) as server:
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        server.wait_line (f"clone: the map of a disk of {2 ** 62} bytes, in blocks of "
+                          "4096, does not fit into memory: Cannot allocate memory; "
+                          "with a larger clone-block-size it is smaller")
+    assert not disk.exists ()
 
 
 def test_counters_are_no_file_of_the_clone (tmp_path):

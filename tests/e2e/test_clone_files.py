@@ -202,6 +202,14 @@ def test_files_are_for_their_owner_alone (disk):
             assert stat.S_IMODE (path.stat ().st_mode) == 0o600
 
 
+def test_a_parameter_that_we_do_not_have ():
+    """Some plugins take any."""
+    for name in "clone-fil", "clone-":
+        [error] = refused ([CLONE], ["null"], [f"{name}=x"])
+        assert error.startswith (f"{name}: the clone filter has no such parameter; it "
+                                 "has: clone-file, ")
+
+
 def test_links_and_other_things_are_refused (tmp_path):
     (tmp_path / "target").write_bytes (b"precious")
     link, fifo = tmp_path / "link", tmp_path / "fifo"
