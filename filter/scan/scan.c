@@ -329,20 +329,34 @@ scan_open (nbdkit_next_open *next, nbdkit_context *context,
   return h;
 }
 
+/* Is this export to be scanned?  Warns if not. */
+static bool
+is_wanted (const struct handle *h)
+{
+  char name[ESCAPE_NAME_MAX];
+
+  if (fnmatch (options.exports, h->export_name, 0) == 0 ||
+      (h->is_default && fnmatch (options.exports, "", 0) == 0))
+    return true;
+  if (!first_warning (NOT_THIS_EXPORT))
+    return false;
+  escape (ESCAPE_NAME, h->export_name, name, sizeof name);
+  if (*options.exports == '\0')
+    nbdkit_error ("scan: warning: not the default export, not scanning; "
+                  "scan-exports=%s scans the export %s", name, name);
+  else
+    nbdkit_error ("scan: warning: not one of scan-exports=%s, not scanning; "
+                  "scan-exports=%s scans the export %s",
+                  options.exports, name, name);
+  return false;
+}
+
 /* Is this export to be scanned, and can it be?  Warns if not. */
 static bool
 can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
 {
-  char name[ESCAPE_NAME_MAX];
-
-  if (fnmatch (options.exports, h->export_name, 0) != 0 &&
-      !(h->is_default && fnmatch (options.exports, "", 0) == 0)) {
-    escape (ESCAPE_NAME, h->export_name, name, sizeof name);
-    if (first_warning (NOT_THIS_EXPORT))
-      nbdkit_error ("scan: warning: not the default export, not scanning; "
-                    "scan-exports=%s scans the export %s", name, name);
+  if (!is_wanted (h))
     return false;
-  }
   if (!thread_model_allows_scan ())
     return false;
   if (thread_model != NBDKIT_THREAD_MODEL_PARALLEL &&
