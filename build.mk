@@ -186,6 +186,10 @@ $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/looker scan/worke
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
 
+# What is done while a lock is held.
+$(B)/tests/unit-map: STUB_WRAP += $(addprefix -Wl$(comma)--wrap=, \
+	pthread_mutex_lock pthread_mutex_unlock)
+
 $(unit_tests): $(B)/tests/unit-%: $(B)/tests/unit/test-%.o
 	$(call SAY,LINK,$@)
 	@mkdir -p $(@D)

@@ -351,4 +351,20 @@ describe ("scan.sandbox", function ()
     assert.matches ("method 'match'", message)
     assert.equal ("string", lock)
   end)
+
+  it ("keeps what a policy does to its library from our own code", function ()
+    local meta = debug.getmetatable ("")
+    local index = meta.__index
+    finally (function () meta.__index, meta.__metatable = index, nil end)
+    sandbox.seal_strings (env)
+    local words, added = run ([[
+      function string.sub () return "spoilt" end
+      string.byte = nil
+      function string.first (s) return s:sub (1, 1) end
+      return scan.words ("a bc"), ("xyz"):first ()
+    ]])
+    meta.__index, meta.__metatable = index, nil
+    assert.same ({ "a", "bc" }, words)
+    assert.equal ("x", added)
+  end)
 end)

@@ -115,7 +115,7 @@ function M.find (name)
     :format (name, built_in_names ())
 end
 
--- While a policy runs, `("x"):upper ()` finds the policy's own `string`.
+-- While a policy runs, `("x"):upper ()` finds what the policy's own `string` has.
 local string_meta = debug.getmetatable ("")
 local string_index, string_lock = string_meta.__index, string_meta.__metatable
 
@@ -135,7 +135,7 @@ function World:resume (co, ...)
   self.used = 0
   debug.sethook (co, self.hook, "", STEP_INSTRUCTIONS)
   if not self.env then return coroutine.resume (co, ...) end
-  string_meta.__index, string_meta.__metatable = self.env.string, "string"
+  string_meta.__index, string_meta.__metatable = self.string_methods, "string"
   return unseal (coroutine.resume (co, ...))
 end
 
@@ -143,7 +143,7 @@ end
 local function outside (world, action, ...)
   local function back (...)
     if world.env then
-      string_meta.__index, string_meta.__metatable = world.env.string, "string"
+      string_meta.__index, string_meta.__metatable = world.string_methods, "string"
     end
     return ...
   end
@@ -288,6 +288,7 @@ function M.load (options)
   local native = make_native (world, path:match ("^(.*)/[^/]*$") or ".", options)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
+  world.string_methods = sandbox.string_methods (world.env)
   world.own_globals = {}
   for name in pairs (world.env) do world.own_globals[name] = true end
 

@@ -294,12 +294,23 @@ function M.words (s)
   return words
 end
 
---- Make `("x"):upper ()` and its like see the policy's `string` and no other.
--- For a Lua state that runs policies and nothing else.
--- @tparam table env from `new`
+--- The methods of strings, `("x"):upper ()` and its like, while a policy runs: those of
+-- the policy's `string`, and what it adds to that.  What it replaces there is no method,
+-- for our own modules call these.
+-- @tparam table env from `new`, before any code of a policy has run
+-- @treturn table for `__index`
+function M.string_methods (env)
+  local methods = {}
+  for name, method in pairs (env.string) do methods[name] = method end
+  return setmetatable (methods, { __index = env.string })
+end
+
+--- Give strings these methods and no others.  For a Lua state that runs policies and
+-- nothing else.
+-- @tparam table env from `new`, before any code of a policy has run
 function M.seal_strings (env)
   local meta = debug.getmetatable ("")
-  meta.__index = env.string
+  meta.__index = M.string_methods (env)
   meta.__metatable = "string"
 end
 
