@@ -188,7 +188,8 @@ def test_a_flush_covers_what_a_killed_server_wrote (disk, fail):
 
 # -- they are not what they should be --------------------------------------------------
 
-def test_a_map_without_its_beginning_is_not_made_anew (disk):
+@pytest.mark.parametrize ("pages", [2, 5, 8])
+def test_a_map_without_its_beginning_is_not_made_anew (disk, pages):
     """Though the file is all holes: it is a client that has made them."""
     with clone (disk) as server:
         h = server.connect ()
@@ -196,7 +197,7 @@ def test_a_map_without_its_beginning_is_not_made_anew (disk):
         h.flush ()
     assert disk.stat ().st_blocks == 0
     with open (map_of (disk), "r+b") as f:
-        f.write (bytes (2 * PAGE))
+        f.write (bytes (pages * PAGE))
     errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
     assert len (errors) == 1 and "is not a map of a clone" in errors[0]
 
