@@ -96,16 +96,17 @@ open_file (const char *path, bool create, bool *missing)
   return -1;
 }
 
+/* Each of the pair, as one server's map may have the name of another's disk. */
 static int
-lock_file (struct store *store)
+lock_file (int fd, const char *path)
 {
-  const int err = disk_lock (store->fd);
+  const int err = disk_lock (fd);
 
   if (err == EAGAIN)
     nbdkit_error ("clone: %s is in use by another server; give each its own "
-                  "file", store->path);
+                  "file", path);
   else if (err != 0)
-    nbdkit_error ("clone: cannot lock %s: %s", store->path, strerror (err));
+    nbdkit_error ("clone: cannot lock %s: %s", path, strerror (err));
   return err == 0 ? 0 : -1;
 }
 
@@ -206,10 +207,11 @@ store_open (const char *path, const char *expect_name, bool *missing)
                     store->map_path, path);
     goto error;
   }
-  if (lock_file (store) == -1)
+  if (lock_file (store->fd, path) == -1)
     goto error;
   store->map_fd = open_file (store->map_path, false, &no_map);
-  if (store->map_fd == -1 && !no_map)
+  if (store->map_fd == -1 ? !no_map
+      : lock_file (store->map_fd, store->map_path) == -1)
     goto error;
   r = no_map ? 1 : map_file_is_unborn (store->map_fd);
   if (r != 0) {
@@ -255,10 +257,10 @@ make_files (struct store *store, const struct map_identity *identity)
   int err;
 
   store->fd = open_file (store->path, true, &missing);
-  if (store->fd == -1 || lock_file (store) == -1)
+  if (store->fd == -1 || lock_file (store->fd, store->path) == -1)
     return -1;
   store->map_fd = open_file (store->map_path, true, &missing);
-  if (store->map_fd == -1)
+  if (store->map_fd == -1 || lock_file (store->map_fd, store->map_path) == -1)
     return -1;
   /* Another server may have been here since store_open looked. */
   switch (is_unborn (store)) {
