@@ -146,12 +146,16 @@ write_through (const struct request *req, const struct change *ch, int *err)
   claims_begin_write (&store->claims, &claim, ch->first, ch->end, true);
   r = write_source (req, ch, err);
   if (r == 0) {
-    e = put (store, ch, store_offset (store, ch->whole_first),
+    e = put (store, &here, store_offset (store, ch->whole_first),
+  struct change here = *ch;
              store_offset (store, ch->whole_end));
     if (e == 0)
-      e = put_edge (store, ch, ch->first);
+      e = put_edge (store, &here, ch->first);
+  /* What the plugin has done has to be done here too, quick or not. */
+  here.flags &= ~NBDKIT_FLAG_FAST_ZERO;
+
     if (e == 0 && ch->end - 1 != ch->first)
-      e = put_edge (store, ch, ch->end - 1);
+      e = put_edge (store, &here, ch->end - 1);
     if (e == 0)
       done (store, ch);
   }

@@ -278,6 +278,18 @@ def test_a_temporary_clone_is_begun_anew (tmp_path):
             """Only once the connection before is over."""
             with contextlib.suppress (nbd.Error):
                 found.append (server.connect ())
+def test_through_what_was_fast_for_the_plugin_is_done_here_too (disk, fail):
+    """Though it may take longer: it would differ from the plugin otherwise."""
+    with clone (disk, LATER, "clone-write=through",
+                plugin=["write=true", "fast-zero=true", "log=zero"]) as server:
+        h = server.connect ()
+        h.cache (M // 2, 0)
+        with fail ("fallocate", disk.name, errno.EOPNOTSUPP):
+            h.zero (M, 0, nbd.CMD_FLAG_FAST_ZERO)
+        assert [(c.offset, c.count) for c in server.calls ("zero")] == [(0, M)]
+        assert h.pread (M, 0) == bytes (M)
+
+
             return found
 
         h = server.connect ()
