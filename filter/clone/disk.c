@@ -113,7 +113,9 @@ disk_sync_folder (const char *path)
   fd = open (folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd == -1)
     return errno;
-  err = fsync (fd) == -1 ? errno : 0;
+  do
+    err = fsync (fd) == -1 ? errno : 0;
+  while (err == EINTR);
   close (fd);
   return err;
 }
@@ -169,7 +171,10 @@ disk_write (int fd, const void *buf, size_t count, uint64_t offset)
 int
 disk_sync (int fd)
 {
-  return fdatasync (fd) == -1 ? errno : 0;
+  while (fdatasync (fd) == -1)
+    if (errno != EINTR)
+      return errno;
+  return 0;
 }
 
 int

@@ -272,8 +272,8 @@ make_files (struct store *store, const struct map_identity *identity)
     return -1;
   }
   err = disk_make_empty (store->fd, store->size, false);
-  if (err == 0 && fsync (store->fd) == -1)
-    err = errno;
+  if (err == 0)
+    err = disk_sync (store->fd);
   if (err != 0) {
     nbdkit_error ("clone: %s cannot be made %" PRIu64 " bytes long: %s",
                   store->path, store->size, strerror (err));

@@ -32,12 +32,15 @@ def fail (tmp_path, monkeypatch):
     monkeypatch.setenv ("LD_PRELOAD", os.path.join (PLUGINS, "fail.so"))
 
     @contextlib.contextmanager
-    def failing (call, name, err=errno.EIO):
+    def failing (call, name, err=errno.EIO, once=False):
         path = when / f"{call}.{name}"
-        path.with_name ("new").write_text (str (err))
+        path.with_name ("new").write_text (f"{err} once" if once else str (err))
         path.with_name ("new").rename (path)
         yield
-        path.unlink ()
+        if once:
+            assert not path.exists ()
+        else:
+            path.unlink ()
 
     return failing
 
@@ -107,6 +110,16 @@ def test_after_a_failed_sync_every_flush_fails (disk, fail, what):
         fails (errno.EIO, h.flush)
         fails (errno.EIO, h.pwrite, b"v" * BLOCK, 0, nbd.CMD_FLAG_FUA)
         assert h.pread (2 * BLOCK, 0) == b"v" * BLOCK + pattern (BLOCK, BLOCK)
+
+
+@pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])
+def test_a_sync_that_a_signal_interrupts_goes_on (disk, fail, what):
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 0)
+        with fail ("sync", what, errno.EINTR, once=True):
+            h.flush ()
+        h.flush ()
 
 
 @pytest.mark.parametrize ("call", ["pwrite", "sync"])
@@ -265,6 +278,18 @@ def test_through_a_fetch_widened_over_a_smaller_write_is_not_kept ():
                                    + pattern (3 * BLOCK + 200, BLOCK - 200))
 
 
+def test_through_what_was_fast_for_the_plugin_is_done_here_too (disk, fail):
+    """Though it may take longer: it would differ from the plugin otherwise."""
+    with clone (disk, LATER, "clone-write=through",
+                plugin=["write=true", "fast-zero=true", "log=zero"]) as server:
+        h = server.connect ()
+        h.cache (M // 2, 0)
+        with fail ("fallocate", disk.name, errno.EOPNOTSUPP):
+            h.zero (M, 0, nbd.CMD_FLAG_FAST_ZERO)
+        assert [(c.offset, c.count) for c in server.calls ("zero")] == [(0, M)]
+        assert h.pread (M, 0) == bytes (M)
+
+
 # -- a source that changes its size ----------------------------------------------------
 
 def test_a_temporary_clone_is_begun_anew (tmp_path):
@@ -278,18 +303,6 @@ def test_a_temporary_clone_is_begun_anew (tmp_path):
             """Only once the connection before is over."""
             with contextlib.suppress (nbd.Error):
                 found.append (server.connect ())
-def test_through_what_was_fast_for_the_plugin_is_done_here_too (disk, fail):
-    """Though it may take longer: it would differ from the plugin otherwise."""
-    with clone (disk, LATER, "clone-write=through",
-                plugin=["write=true", "fast-zero=true", "log=zero"]) as server:
-        h = server.connect ()
-        h.cache (M // 2, 0)
-        with fail ("fallocate", disk.name, errno.EOPNOTSUPP):
-            h.zero (M, 0, nbd.CMD_FLAG_FAST_ZERO)
-        assert [(c.offset, c.count) for c in server.calls ("zero")] == [(0, M)]
-        assert h.pread (M, 0) == bytes (M)
-
-
             return found
 
         h = server.connect ()
