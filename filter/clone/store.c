@@ -424,6 +424,22 @@ store_commit (struct store *store)
   return store->commit_result;
 }
 
+/* -- messages -------------------------------------------------------------- */
+
+static const char *
+shown_name (const struct store *store)
+{
+  return store->path != NULL ? store->path : "the temporary file";
+}
+
+void
+store_report (const struct store *store, const char *what, uint64_t offset,
+              int err)
+{
+  nbdkit_error ("clone: cannot %s %s at offset %" PRIu64 ": %s", what,
+                shown_name (store), offset, strerror (err));
+}
+
 /* -- keep what was fetched ------------------------------------------------- */
 
 bool
@@ -444,8 +460,7 @@ store_has_room (struct store *store, uint64_t bytes)
     nbdkit_error ("clone: warning: %s: only %" PRIu64 " bytes are free on its "
                   "file system, and clone-reserve keeps %" PRIu64 " for what "
                   "clients write; what is fetched is not kept until there is "
-                  "more", store->path ? store->path : "the temporary file",
-                  free_bytes, reserve);
+                  "more", shown_name (store), free_bytes, reserve);
   return false;
 }
 
@@ -455,8 +470,7 @@ warn_not_kept (struct store *store, int err)
   count (&store->counters, COUNT_NOT_KEPT, 1);
   if (!atomic_exchange (&store->warned_store, true))
     nbdkit_error ("clone: warning: %s: what was fetched cannot be kept: %s",
-                  store->path ? store->path : "the temporary file",
-                  strerror (err));
+                  shown_name (store), strerror (err));
 }
 
 /* Store what may be stored of the blocks in this range; data is of the first of

@@ -122,6 +122,26 @@ def test_a_sync_that_a_signal_interrupts_goes_on (disk, fail, what):
         h.flush ()
 
 
+def test_why_a_write_fails_is_said (disk, fail):
+    """A client may not tell, and all that it is told is an errno."""
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        with fail ("pwrite", disk.name, errno.ENOSPC):
+            fails (errno.ENOSPC, h.pwrite, b"w" * BLOCK, BLOCK)
+            assert server.wait_line (
+                f"clone: cannot write {disk} at offset {BLOCK}: No space left")
+            fails (errno.ENOSPC, h.pwrite, b"w", 100)       # its edge can't be kept
+            assert server.wait_line (f"clone: cannot write {disk} at offset 0: No space")
+        with fail ("fallocate", disk.name):
+            fails (errno.EIO, h.trim, BLOCK, 2 * BLOCK)
+            assert server.wait_line (f"clone: cannot write {disk} at offset {2 * BLOCK}: ")
+        # A client that asks for what is fast or nothing has another way.
+        n = len (server.errors ())
+        with fail ("fallocate", disk.name, errno.EOPNOTSUPP):
+            fails (errno.EOPNOTSUPP, h.zero, BLOCK, 0, nbd.CMD_FLAG_FAST_ZERO)
+        assert len (server.errors ()) == n
+
+
 @pytest.mark.parametrize ("call", ["pwrite", "sync"])
 def test_what_could_not_be_committed_is_not_let_go (tmp_path, fail, call):
     """Many exports, so that those nobody uses are closed: not one whose writes would
