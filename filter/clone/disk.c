@@ -55,17 +55,14 @@ check_owner (const char *path, const struct stat *st)
 }
 
 int
-disk_open (const char *path, bool create, enum disk_found *found)
+disk_open (const char *path, bool create)
 {
   struct stat st;
   int fd, err;
 
-  *found = DISK_WAS_THERE;
   fd = open (path, OPEN_FLAGS);
-  if (fd == -1 && errno == ENOENT && create) {
-    *found = DISK_MADE;
+  if (fd == -1 && errno == ENOENT && create)
     fd = open (path, OPEN_FLAGS | O_CREAT | O_EXCL, MODE_OWNER_ONLY);
-  }
   if (fd == -1)
     return -1;
   err = fstat (fd, &st) == -1 ? errno : S_ISREG (st.st_mode)

@@ -76,8 +76,7 @@ store_close (struct store *store)
 static int
 open_file (const char *path, bool create, bool *missing)
 {
-  enum disk_found found;
-  const int fd = disk_open (path, create, &found);
+  const int fd = disk_open (path, create);
 
   *missing = fd == -1 && errno == ENOENT && !create;
   if (fd != -1 || *missing)
