@@ -205,14 +205,21 @@ write_disk (const struct request *req, const void *data, uint32_t count_,
     .whole_end = offset + count_ == store->size ? map_blocks (store->map)
       : store_block (store, offset + count_),
   };
+  int r;
 
   if (ch.whole_end < ch.whole_first) /* within one block */
     ch.whole_end = ch.whole_first;
   map_note_write (store->map);
   count (&store->counters, COUNT_WRITTEN_BYTES, count_);
-  if ((options.through ? write_through : write_local) (req, &ch, err) == -1)
-    return -1;
-  return flags & NBDKIT_FLAG_FUA ? commit (req, err) : 0;
+  r = (options.through ? write_through : write_local) (req, &ch, err);
+  if (r == 0 && flags & NBDKIT_FLAG_FUA)
+    r = commit (req, err);
+  /* The server dies of this error if it was not asked to be fast.  The plugin may
+   * fail with it when an edge is read.
+   */
+  if (r == -1 && *err == EOPNOTSUPP && !(flags & NBDKIT_FLAG_FAST_ZERO))
+    *err = EIO;
+  return r;
 }
 
 int

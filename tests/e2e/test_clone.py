@@ -372,6 +372,21 @@ def test_a_fast_zero_is_fast_or_refused ():
         assert reads (server) == []
 
 
+@pytest.mark.parametrize ("what", ["zero", "trim", "pwrite"])
+def test_a_source_may_fail_as_it_likes (what):
+    """Of a zero that need not be fast the server doesn't survive an ENOTSUP."""
+    with clone () as server:
+        h = server.connect ()
+        server.send (f"fail read {errno.ENOTSUP}")
+        server.wait_line ("done fail read")
+        with pytest.raises (nbd.Error) as error:
+            getattr (h, what) (b"w" if what == "pwrite" else 100, 10)
+        assert error.value.errnum == errno.EIO
+        server.send ("fail read 0")
+        server.wait_line ("done fail read 0")
+        assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
+
+
 # -- clone-write=through -----------------------------------------------------------
 
 def through (*plugin_args, **kw):
