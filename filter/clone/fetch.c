@@ -356,7 +356,9 @@ fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
     .req = req, .purpose = WALK_CACHE, .join = { .blocks = UINT64_MAX },
   };
 
-  if (first == end || !store_has_room (store, count_))
+  /* For a part of it is enough: the rest may be present. */
+  if (first == end ||
+      !store_has_room (store, min64 (count_, options.fetch_size)))
     return 0;
   if (req->source->can_extents)
     extents_learn (req, first, end);

@@ -593,6 +593,18 @@ def test_fetches_leave_the_reserve (small):
         assert len (warnings) == 1
 
 
+def test_a_prefetch_of_more_than_there_is_room_for (small):
+    """It takes what there is, and most of what it is of may be here already."""
+    with clone (small / "disk", "clone-reserve=512K", "clone-fetch-size=64K",
+                plugin=["size=4M"]) as server:
+        h = server.connect ()
+        h.cache (4 * M, 0)
+        assert 512 * K <= free (small) < 512 * K + 64 * K
+        n = len (reads (server))
+        h.cache (4 * M, 0)                      # not fetched for nothing
+        assert len (reads (server)) == n
+
+
 def test_no_room_at_all (small):
     with clone (small / "disk", "clone-reserve=0", plugin=["size=4M"]) as server:
         h = server.connect ()
