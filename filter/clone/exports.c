@@ -245,19 +245,19 @@ static void
 let_go (struct export *export)
 {
   {
+    bool stays;
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
 
     {
       ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
       /* Somebody has come for it, and may have left again. */
-      if (export->users > 1 || !is_lasting (export)) {
-        export->users--;
-        return;
-      }
+      stays = export->users > 1 || !is_lasting (export);
     }
-    store_close (export->store);
-    export->store = NULL;
+    if (!stays) {
+      store_close (export->store);
+      export->store = NULL;
+    }
   }
   exports_put (export);
 }
@@ -274,30 +274,29 @@ void
 exports_put (struct export *export)
 {
   struct export *surplus;
-  struct store *store;
-  bool last;
+  bool is_nothing;
+  int err = 0;
 
   if (export == NULL)
     return;
-  {
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+  for (;;) {
+    {
+      ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
-    last = export->users == 1;
+      /* The last user commits before it gives it up, so that nobody closes it
+       * meanwhile; somebody may have come, written and left again by then.
+       */
+      if (err != 0 || export->users > 1 || export->store == NULL ||
+          !store_dirty (export->store)) {
+        is_nothing = --export->users == 0 && export->store == NULL;
+        if (is_nothing)
+          take_named (export->name);
+        break;
+      }
+    }
+    err = store_commit (export->store);
   }
-  /* Before it is given up, so that nobody closes it meanwhile. */
-  store = last ? exports_store (export) : NULL;
-  if (store != NULL)
-    store_commit (store);
-
-  {
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
-
-    if (--export->users == 0 && export->store == NULL)
-      take_named (export->name); /* it has come to nothing */
-    else
-      export = NULL;
-  }
-  if (export != NULL)
+  if (is_nothing)
     free_export (export);
   while ((surplus = get_surplus ()) != NULL)
     let_go (surplus);

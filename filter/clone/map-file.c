@@ -370,13 +370,42 @@ map_commit (struct map *map, int (*sync_data) (void *), void *opaque,
 
 /* -- create ---------------------------------------------------------------- */
 
-/* The first page is the last to be written; the second is durable before it.
- * Only a commit writes the second record and "settled".
+/* Is there nothing but zeroes from this page on?  Returns -1 with errno set if it
+ * can't be read.
+ */
+static int
+is_blank_from (int fd, uint64_t where, uint64_t size)
+{
+  uint64_t offset = where * PAGE, next;
+  union page page;
+  bool is_hole;
+  int err;
+
+  for (; offset < size; offset = next) {
+    next = disk_extent (fd, offset, size, &is_hole);
+    if (is_hole)
+      continue;
+    next = offset + PAGE < size ? offset + PAGE : size;
+    memset (&page, 0, sizeof page);
+    err = disk_read (fd, &page, next - offset, offset);
+    if (err != 0) {
+      errno = err;
+      return -1;
+    }
+    if (!is_zero (&page))
+      return 0;
+  }
+  return 1;
+}
+
+/* The first page is the last to be written; the second is durable before it, and
+ * the record before that.  Nothing else is written before there is a map, so what
+ * holds more is another file, or a map that was damaged.
  */
 int
 map_file_is_unborn (int fd)
 {
-  union page pages[SETTLED + 1];
+  union page pages[RECORD + 1];
   struct stat st;
   int err;
 
@@ -389,9 +418,12 @@ map_file_is_unborn (int fd)
     errno = err;
     return -1;
   }
-  return is_zero (&pages[IDENTITY]) &&
-    !is_sealed (&pages[IDENTITY + 1], KIND_IDENTITY, 0) &&
-    is_zero (&pages[RECORD + 1]) && is_zero (&pages[SETTLED]);
+  if (!is_zero (&pages[IDENTITY]) ||
+      is_sealed (&pages[IDENTITY + 1], KIND_IDENTITY, 0) ||
+      (!is_sealed (&pages[RECORD], KIND_RECORD, 0) &&
+       !(is_zero (&pages[RECORD]) && is_zero (&pages[IDENTITY + 1]))))
+    return 0;
+  return is_blank_from (fd, RECORD + 1, st.st_size);
 }
 
 int

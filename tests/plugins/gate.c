@@ -90,7 +90,7 @@ struct range { uint64_t offset, count; };
 static int64_t size = 1024 * 1024;
 static int model = NBDKIT_THREAD_MODEL_PARALLEL;
 static int cache_mode = NBDKIT_CACHE_NATIVE;
-static bool writable;
+static bool writable, fast_zero;
 static unsigned minimum, maximum;      /* of the count of a request; 0: any */
 static int control = -1;
 static struct range data[MAX_DATA_RANGES];
@@ -325,6 +325,11 @@ gate_config (const char *key, const char *value)
     writable = r == 1;
     return r == -1 ? -1 : 0;
   }
+  if (strcmp (key, "fast-zero") == 0) {
+    r = nbdkit_parse_bool (value);
+    fast_zero = r == 1;
+    return r == -1 ? -1 : 0;
+  }
   if (strcmp (key, "blocks") == 0) {
     if (sscanf (value, "%u-%u", &minimum, &maximum) != 2) {
       nbdkit_error ("blocks: expected MINIMUM-MAXIMUM, got '%s'", value);
@@ -411,6 +416,7 @@ gate_config (const char *key, const char *value)
   "                            two requests at once on one connection abort.\n" \
   "cache=none|emulate|native   What .can_cache says (default native).\n" \
   "write=true                  Allow writing.\n" \
+  "fast-zero=true              Say that zeroes are fast.\n" \
   "blocks=MINIMUM-MAXIMUM      Say that requests are to be of these sizes, and\n" \
   "                            abort if one isn't.\n" \
   "data=OFFSET+COUNT           The disk has holes except here; may be repeated.\n" \
@@ -578,6 +584,12 @@ gate_can_write (void *handle)
 }
 
 static int
+gate_can_fast_zero (void *handle)
+{
+  return fast_zero;
+}
+
+static int
 gate_can_cache (void *handle)
 {
   return cache_mode;
@@ -725,6 +737,7 @@ static struct nbdkit_plugin plugin = {
   .get_size          = gate_get_size,
   .block_size        = gate_block_size,
   .can_write         = gate_can_write,
+  .can_fast_zero     = gate_can_fast_zero,
   .can_cache         = gate_can_cache,
   .can_extents       = gate_can_extents,
   .can_fua           = gate_can_fua,

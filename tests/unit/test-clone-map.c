@@ -183,6 +183,12 @@ test_file (void)
   memset (image + PAGE + 100, 0, SECTOR);
   put_image (fd, image);
   check (map_file_is_unborn (fd) == 1, "before that it is");
+  memset (image + PAGE, 0, PAGE);
+  put_image (fd, image);
+  check (map_file_is_unborn (fd) == 1, "and while only its record is there");
+  image[FILE_BYTES - 1] = 1;
+  put_image (fd, image);
+  check (map_file_is_unborn (fd) == 0, "not if there is anything else");
   map_free (map);
   map = create (fd);
   fstat (fd, &st);
