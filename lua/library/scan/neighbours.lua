@@ -27,7 +27,7 @@ local HOLE_READS = 4
 -- @tparam table disk
 -- @treturn table generator
 function M.new (disk)
-  return setmetatable ({ disk = disk, worth = 0.3, hints = {}, hole_reads = 0 }, META)
+  return setmetatable ({ disk = disk, hints = {}, hole_reads = 0 }, META)
 end
 
 --- A client read.
