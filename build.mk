@@ -32,7 +32,10 @@ endif
 
 PLAIN_CFLAGS := -std=gnu11 -D_GNU_SOURCE -fPIC -pthread \
 	-Wall -Wextra -Wshadow -Wvla -Wno-unused-parameter
-PROJECT_CFLAGS := $(PLAIN_CFLAGS) -Wstrict-prototypes -Wmissing-prototypes \
+# Offsets in files have 64 bits, also where a long has 32.  Libraries to preload stand
+# for the functions of both kinds, and are built without this.
+PROJECT_CFLAGS := $(PLAIN_CFLAGS) -D_FILE_OFFSET_BITS=64 \
+	-Wstrict-prototypes -Wmissing-prototypes \
 	-fvisibility=hidden $(SANITIZER_FLAGS)
 ifeq ($(WERROR),1)
 PROJECT_CFLAGS += -Werror

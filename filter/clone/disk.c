@@ -18,6 +18,10 @@
 #include "cleanup.h"
 #include "disk.h"
 
+/* Of 32 bits it would put what lies beyond 4G at the beginning, and say nothing. */
+_Static_assert (sizeof (off_t) == sizeof (uint64_t),
+                "offsets in files have 64 bits");
+
 #define MODE_OWNER_ONLY 0600
 
 /* O_NONBLOCK, as opening a FIFO would wait; it means nothing for files. */

@@ -13,8 +13,8 @@
 /* How far ahead to ask for extents: a scan asks once for many pieces. */
 #define ASK_BYTES (UINT64_C (64) << 20)
 
-/* Ask the source for its extents, of a list of just this range, which has no more
- * than that.  The holes are present afterwards.
+/* Ask the source for its extents; the list is of just this range.  The holes are
+ * present afterwards.
  */
 static int
 ask_source (const struct request *req, uint32_t count_, uint64_t offset,

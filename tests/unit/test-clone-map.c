@@ -154,6 +154,10 @@ test_bits (void)
   check (map_complete (map), "until all are");
   map_free (map);
 
+  map = map_new (INT64_MAX, BLOCK);
+  check (map == NULL, "no memory has room for the largest disk");
+  map_free (map);
+
   map = map_new (0, BLOCK);
   check (map_complete (map), "an empty disk is complete");
   map_free (map);
