@@ -24,7 +24,7 @@
 #include <nbdkit-filter.h>
 
 #include "committer.h"
-#include "default-name.h"
+#include "contexts.h"
 #include "exports.h"
 #include "extents.h"
 #include "fetch.h"
@@ -35,7 +35,6 @@
 
 /* Written before the server serves. */
 static unsigned times_loaded;   /* all share these variables */
-static int default_name_error;  /* errno of default_name_load */
 
 /* Per connection. */
 struct handle {
@@ -50,8 +49,7 @@ struct handle {
 static void
 clone_load (void)
 {
-  if (times_loaded++ == 0)
-    default_name_error = default_name_load ();
+  times_loaded++;
 }
 
 static int
@@ -60,9 +58,10 @@ clone_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 {
   const int r = options_set (key, value);
 
-  if (r == 0)
-    return next (nxdata, key, value);
-  return r == -1 ? -1 : 0;
+  if (r != 0)
+    return r == -1 ? -1 : 0;
+  contexts_note (key);
+  return next (nxdata, key, value);
 }
 
 static int
@@ -77,12 +76,14 @@ clone_config_complete (nbdkit_next_config_complete *next,
   }
   if (options_complete () == -1)
     return -1;
-  if (default_name_error != 0) {
-    errno = default_name_error;
-    nbdkit_error ("clone: pthread_key_create: %m");
-    return -1;
-  }
   return next (nxdata);
+}
+
+static int
+clone_get_ready (int thread_model)
+{
+  contexts_init ();
+  return 0;
 }
 
 /* The user of the server has changed by now, so files get the right owner. */
@@ -106,43 +107,11 @@ clone_unload (void)
 {
   if (--times_loaded > 0)
     return;
-  default_name_unload ();
   exports_free ();
   options_free ();
 }
 
 /* -- connections ----------------------------------------------------------- */
-
-static int
-clone_preconnect (nbdkit_next_preconnect *next, nbdkit_backend *nxdata,
-                  int readonly)
-{
-  default_name_forget ();
-  return next (nxdata, readonly);
-}
-
-static const char *
-clone_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
-                      int readonly, int is_tls)
-{
-  const char *name = next (nxdata, readonly);
-
-  default_name_note (name);
-  return name;
-}
-
-/* Under which name this is cloned.  A scan in the background opens the default export
- * when no client has found out yet what that is called, and then the one file is a
- * clone of the empty name.  A client that asks for the default export means the same
- * disk, if the plugin does not tell its exports by their names.
- */
-static const char *
-clone_name (const char *exportname)
-{
-  return default_name_is (exportname) &&
-    !plugin_may_use ("nbdkit_export_name") && exports_file_is_of_default ()
-    ? "" : exportname;
-}
 
 /* A complete clone needs no source, so the layer below is not even opened; but
  * one of nothing is not for ever, as the source may not have been there yet.
@@ -158,7 +127,7 @@ clone_open (nbdkit_next_open *next, nbdkit_context *context,
     nbdkit_error ("clone: malloc: %m");
     return NULL;
   }
-  h->export = exports_get (clone_name (exportname));
+  h->export = exports_get (exportname, contexts_one_disk ());
   if (h->export == NULL || exports_open_store (h->export) == -1)
     goto error;
   store = exports_store (h->export);
@@ -434,10 +403,9 @@ static struct nbdkit_filter filter = {
   .config             = clone_config,
   .config_complete    = clone_config_complete,
   .config_help        = OPTIONS_HELP,
+  .get_ready          = clone_get_ready,
   .after_fork         = clone_after_fork,
   .cleanup            = clone_cleanup,
-  .preconnect         = clone_preconnect,
-  .default_export     = clone_default_export,
   .open               = clone_open,
   .close              = clone_close,
   .prepare            = clone_prepare,

@@ -165,12 +165,15 @@ count_temporary (void)
 }
 
 struct export *
-exports_get (const char *name)
+exports_get (const char *name, bool one_disk)
 {
   char has[ESCAPE_NAME_MAX], wanted[ESCAPE_NAME_MAX];
   struct export *export;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
+  if (one_disk && options.file != NULL && exports != NULL &&
+      (*name == '\0' || *exports->name == '\0'))
+    name = exports->name;
   export = take_named (name);
   if (export == NULL) {
     if (options.file != NULL && exports != NULL) {
@@ -195,14 +198,6 @@ exports_get (const char *name)
   export->next = exports;
   exports = export;
   return export;
-}
-
-bool
-exports_file_is_of_default (void)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
-
-  return options.file != NULL && exports != NULL && *exports->name == '\0';
 }
 
 /* Can it be let go and opened again as it was?  Not if its last commit has
@@ -344,7 +339,7 @@ exports_start (void)
   store = store_open (options.file, NULL, &missing);
   if (store == NULL)
     return missing ? 0 : -1;
-  export = exports_get (store->export_name);
+  export = exports_get (store->export_name, false);
   if (export == NULL) {
     store_close (store);
     return -1;

@@ -82,7 +82,7 @@ use (unsigned n)
   struct export *export;
 
   snprintf (name, sizeof name, "%u", n);
-  export = exports_get (name);
+  export = exports_get (name, false);
   if (export == NULL || exports_open_store (export) == -1)
     abort ();
   return export;
@@ -118,7 +118,7 @@ test_one_that_is_used_meanwhile (void)
     abort ();
   sem_wait (&looked_at);
   /* Now it has been chosen, or is while this waits for the list. */
-  if (exports_get ("0") != first)
+  if (exports_get ("0", false) != first)
     abort ();
   first->store->data_dirty = true;
   exports_put (first);

@@ -53,9 +53,10 @@ end
 -- @treturn string|nil its contents, or nil and a message that names it
 M.read_file = read_file
 
--- An interpreter line is not Lua; its newline stays, for the line numbers.
-local function without_interpreter (text)
-  return text and (text:gsub ("^#[^\n]*", ""))
+-- The mark that some editors begin UTF-8 with and an interpreter line are not Lua; the
+-- newline stays, for the line numbers.
+local function code_of (text)
+  return text and (text:gsub ("^\xef\xbb\xbf", ""):gsub ("^#[^\n]*", ""))
 end
 
 local POLICY_DIR = lua_dir:sub (1, -#"lua" - 1) .. "policies"
@@ -107,7 +108,7 @@ function M.find (name)
     handle:close ()
     local read_message
     text, read_message = read_file (name)
-    if text then return without_interpreter (text), name end
+    if text then return code_of (text), name end
     return nil, read_message
   end
   if name:find ("/", 1, true) or code ~= 2 then return nil, message end
@@ -202,7 +203,7 @@ local function find_module (dir, name)
   end
   local path = ("%s/%s.lua"):format (dir, (name:gsub ("%.", "/")))
   local text, message = read_file (path)
-  if text then return without_interpreter (text), "@" .. path end
+  if text then return code_of (text), "@" .. path end
   return nil, message
 end
 
@@ -220,7 +221,7 @@ local function find_policy (dir, args, name)
   local text, path = built_in (name)
   if not text and not name:find ("/", 1, true) then
     path = ("%s/%s.lua"):format (dir, (name:gsub ("%.lua$", "")))
-    text = without_interpreter (read_file (path))
+    text = code_of (read_file (path))
   end
   if text then return text, "@" .. path end
   for _, value in pairs (args) do

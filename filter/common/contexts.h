@@ -2,7 +2,8 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* Whether a scan may open the layer below for itself.
+/* What the plugin makes of the name of an export, and so whether a scan may open the
+ * layer below for itself.
  *
  * A context that is opened outside of a connection has no export name that the
  * plugin could ask for: nbdkit gives it NULL (1.32.5), and several plugins die
@@ -14,8 +15,8 @@
  * to do so with the right parameters.  The others are never opened.
  */
 
-#ifndef SCAN_CONTEXTS_H
-#define SCAN_CONTEXTS_H
+#ifndef CONTEXTS_H
+#define CONTEXTS_H
 
 #include <stdbool.h>
 
@@ -33,10 +34,13 @@ extern void contexts_init (void);
  */
 extern bool contexts_default_has_name (void);
 
+/* Does the plugin serve one disk, whatever the name?  Any thread. */
+extern bool contexts_one_disk (void);
+
 /* NULL if a scan may open the layer below as this export, or why not: the
  * subject and verb of a message, valid until the filter is unloaded.  Any
  * thread.
  */
 extern const char *contexts_why_not (const char *export_name);
 
-#endif /* SCAN_CONTEXTS_H */
+#endif /* CONTEXTS_H */

@@ -5,7 +5,7 @@
 /* What the default export is called, for each client that has asked.
  *
  * A client that asks for the default export is given its real name, if it has one,
- * before .open.  nbdkit tells nobody that name without being asked, so a filter takes
+ * before .open.  nbdkit tells nobody that name without being asked, so the filter takes
  * note when a client is, for this client only: one that asks for that name right away
  * would else be treated in one way or the other by what others have asked before.
  *
@@ -13,8 +13,8 @@
  * another connection before; that is where the name is kept.
  */
 
-#ifndef DEFAULT_NAME_H
-#define DEFAULT_NAME_H
+#ifndef SCAN_DEFAULT_NAME_H
+#define SCAN_DEFAULT_NAME_H
 
 #include <stdbool.h>
 
@@ -35,4 +35,4 @@ extern void default_name_note (const char *name);
  */
 extern bool default_name_is (const char *name);
 
-#endif /* DEFAULT_NAME_H */
+#endif /* SCAN_DEFAULT_NAME_H */

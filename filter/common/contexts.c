@@ -84,6 +84,12 @@ contexts_init (void)
 }
 
 bool
+contexts_one_disk (void)
+{
+  return naming == ONE_DISK;
+}
+
+bool
 contexts_default_has_name (void)
 {
   return default_has_name;
