@@ -149,12 +149,31 @@ local function guarded_table (env)
   end
 end
 
--- Plain searching only: see above for what patterns can do.  And an empty string is
--- not repeated, as each time would be a step inside C.
+-- The most that one search inside C may compare, the lengths of both texts multiplied.
+local FIND_MAX_BYTES = 64 * 1024 * 1024
+
+-- Plain searching only: see above for what patterns can do.  Where each byte may be the
+-- beginning of a long text, a piece at a time.  And an empty string is not repeated, as
+-- each time would be a step inside C.
 local function guarded_string (env)
-  local find, rep = string.find, string.rep
+  local find, rep, sub = string.find, string.rep, string.sub
+
+  local function find_by_pieces (s, text, init)
+    local from = find (s, "", init, true) -- where that is, if it is there
+    local step = math.max (FIND_MAX_BYTES // #text, 1)
+    while from and from + #text - 1 <= #s do
+      local first = find (sub (s, from, from + step + #text - 2), text, 1, true)
+      if first then return from + first - 1, from + first + #text - 2 end
+      from = from + step
+    end
+    return nil
+  end
 
   function env.find (s, text, init)
+    if type (s) == "string" and type (text) == "string"
+       and #s * #text > FIND_MAX_BYTES then
+      return find_by_pieces (s, text, init)
+    end
     return find (s, text, init, true)
   end
 
