@@ -329,6 +329,27 @@ end
         assert time.monotonic () - begin < PROMPT_SECS
 
 
+def test_what_a_scan_was_loading_when_its_client_left_is_loaded_anew (tmp_path):
+    (tmp_path / "long.lua").write_text ("""\
+begun = (begun or 0) + 1
+print ("begun", begun)
+while begun == 1 do end
+return 5
+""")
+    (tmp_path / "late.lua").write_text (
+        'return function (disk) assert (require "long" == 5) end')
+    with nbdkit ([SCAN], gate (f"size={SIZE}"),
+                 [f"scan-policy={tmp_path}/late.lua", "scan-policy-timeout=3600"],
+                 VERBOSE) as server:
+        h = server.connect ()
+        server.wait_line ("scan: policy: begun\t1")
+        server.disconnect (h)
+        _, line = server.wait_line ("gate: close 1")
+        server.connect ()
+        server.wait_line (ENDED, line)
+        assert server.errors () == []
+
+
 def test_a_disk_is_empty_once_its_scan_has_ended (tmp_path):
     policy = tmp_path / "kept.lua"
     policy.write_text ("""\

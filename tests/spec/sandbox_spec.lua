@@ -322,6 +322,19 @@ describe ("scan.sandbox", function ()
       native.find_module = function () return "x = = 1", "@bad.lua" end
       assert.matches ("^bad.lua:1: ", failure ("require 'bad'"))
     end)
+
+    it ("loads anew what a scan was loading that was stopped", function ()
+      -- As the filter does if a client leaves meanwhile: nothing is closed then.
+      local stopped = true
+      env.stop = function () return stopped end
+      native.find_module = function ()
+        return "if stop () then error () end return 5", "@m"
+      end
+      local require_it = run ("return function () return require ('m') end")
+      assert.is_false ((coroutine.resume (coroutine.create (require_it))))
+      stopped = false
+      assert.equal (5, require_it ())
+    end)
   end)
 
   describe ("scan.open", function ()

@@ -265,13 +265,15 @@ end
 
 -- `require` of our modules, and of files beside the policy.
 local function requirer (env, native)
-  local loaded, loading = {}, {}
+  local loaded = {}
+  local loading = {} -- by name, the coroutine that does
   return function (name)
     if type (name) ~= "string" then
       error ("require: a module's name should be a string, got " .. type (name), 2)
     end
     if loaded[name] ~= nil then return loaded[name] end
-    if loading[name] then
+    -- One whose client has left is dead, and was not told.
+    if loading[name] and coroutine.status (loading[name]) ~= "dead" then
       error ("require: '" .. name .. "' requires itself", 2)
     end
     local text, chunk_name, ours = native.find_module (name)
@@ -279,7 +281,7 @@ local function requirer (env, native)
       error ("require: module '" .. name .. "' not found: " .. chunk_name, 2)
     end
     local value
-    loading[name] = true
+    loading[name] = coroutine.running ()
     -- Also if it fails, and is asked for again.
     local _ <close> = setmetatable ({}, { __close = function () loading[name] = nil end })
     if ours then
