@@ -166,6 +166,16 @@ def test_a_policy_file_that_is_not_there_stops_the_server (tmp_path):
     assert "default, forever" in message
 
 
+def test_the_time_to_load_is_said_in_few_digits (tmp_path):
+    """Some comes on top for the files, a byte at a time."""
+    (tmp_path / "loop.lua").write_text ("while true do end")
+    (tmp_path / "file").write_text ("x")
+    [error] = refused ([SCAN], ["null"],
+                       [*ARGS, f"scan-policy={tmp_path}/loop.lua",
+                        f"scan-file-x={tmp_path}/file"])
+    assert "the policy took longer than 0.3 seconds over" in error
+
+
 def test_a_directory_is_no_policy (tmp_path):
     assert "Is a directory" in refused_policy (tmp_path)
 
