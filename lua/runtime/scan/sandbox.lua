@@ -380,8 +380,8 @@ function M.new (native)
     native.warn (message)
   end
 
-  --- Another policy, as a function of the disk: a file beside this one, a
-  -- built-in, or what the operator named with a scan-arg.
+  --- Another policy, as a function of the disk: a built-in, else a file beside this
+  -- one, else what the operator named with a scan-arg.
   function env.scan.policy (name, args)
     local text, chunk_name = native.find_policy (name)
     if not text then error (chunk_name, 2) end
