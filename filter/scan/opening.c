@@ -214,7 +214,6 @@ rest_longer (uint64_t *rest_ns)
 static void
 put_off (struct outage *outage)
 {
-  rest_longer (&outage->rest_ns);
   outage->next_ns = clock_now_ns () + outage->rest_ns;
 }
 
@@ -227,6 +226,7 @@ begin_waiting (struct worker *w)
 
   if (s->outage.workers++ == 0) {
     s->outage.rest_ns = w->opening.rest_ns;
+    rest_longer (&s->outage.rest_ns);
     put_off (&s->outage);
   }
   opening_count (s);
@@ -245,6 +245,9 @@ wait_for_turn (struct worker *w, unsigned *calls)
   while (scan_phase (s) == SCAN_GOES_ON && s->outage.calls == *calls &&
          clock_now_ns () < s->outage.next_ns)
     clock_wait_until (&s->try_now, &s->lock, s->outage.next_ns);
+  /* What all are called to is one attempt, and no reason to wait for longer. */
+  if (s->outage.calls == *calls)
+    rest_longer (&s->outage.rest_ns);
   put_off (&s->outage);
   *calls = s->outage.calls;
   w->opening.rest_ns = s->outage.rest_ns;

@@ -107,6 +107,7 @@ struct scanner {
 
   /* Decider only. */
   struct range pending;         /* asked for and not yet issued */
+  bool settled;                 /* nothing was asked for since disk:settle */
   struct ticket ticket;
   struct met_read read_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];

@@ -314,6 +314,27 @@ def test_a_source_that_goes_away_and_comes_back (model, threads):
         assert len (our_errors (server)) == 1
 
 
+def test_threads_that_fail_together_do_not_put_off_the_next_attempt ():
+    """One can open the source, and the others, which try at once, can't yet."""
+    threads = 8
+    with nbdkit ([SCAN], gate ("size=64K", "hold=cache"),
+                 [BACKGROUND, f"scan-size={BLOCK}", f"scan-threads={threads}"],
+                 VERBOSE) as server:
+        held = [server.next_call ("cache") for _ in range (threads)]
+        server.send ("hold open 1")
+        for call in held:
+            server.release (call, 107)
+        for _ in range (threads):
+            server.release (server.next_call ("open"), 107)
+        server.release (server.next_call ("open"))
+        server.next_call ("cache")
+        for _ in range (threads - 1):
+            server.release (server.next_call ("open"), 107)
+        # Not when all of them have doubled the time, one after the other.
+        server.release (server.next_call ("open"))
+        server.next_call ("cache")
+
+
 def test_a_source_that_is_there_again_at_once ():
     """Its handle was of no use any more, as after a restart."""
     with nbdkit ([SCAN], gate ("size=64K", "hold=cache"),
