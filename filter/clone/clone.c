@@ -20,6 +20,8 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
+#include <sys/stat.h>
 
 #include <nbdkit-filter.h>
 
@@ -35,6 +37,7 @@
 
 /* Written before the server serves. */
 static unsigned times_loaded;   /* all share these variables */
+static uid_t user;              /* in .get_ready; another one may be to come */
 
 /* Per connection. */
 struct handle {
@@ -79,17 +82,30 @@ clone_config_complete (nbdkit_next_config_complete *next,
   return next (nxdata);
 }
 
+/* What is wrong with a clone is said here, unless its file belongs to somebody that the
+ * server may yet become: a command of --run has been started by .after_fork, and would
+ * wait for ever for a server that ends there.
+ */
 static int
 clone_get_ready (int thread_model)
 {
+  struct stat st;
+
   contexts_init ();
-  return 0;
+  user = geteuid ();
+  if (options.file == NULL || lstat (options.file, &st) == -1 || st.st_uid != user)
+    return 0;
+  return exports_start ();
 }
 
-/* The user of the server has changed by now, so files get the right owner. */
+/* The user of the server has changed by now, so files get the right owner, and it is
+ * seen whether they may be opened.
+ */
 static int
 clone_after_fork (nbdkit_backend *backend)
 {
+  if (geteuid () != user)
+    exports_free ();
   if (exports_start () == -1)
     return -1;
   return committer_start ();

@@ -334,7 +334,7 @@ exports_start (void)
   struct export *export;
   bool missing;
 
-  if (options.file == NULL)
+  if (options.file == NULL || exports != NULL)
     return 0;
   store = store_open (options.file, NULL, &missing);
   if (store == NULL)

@@ -35,7 +35,8 @@ struct export {
 };
 
 /* With clone-file, open the clone if there is one, so that what is wrong with
- * it is said before there are clients.  Returns -1 after nbdkit_error.
+ * it is said before there are clients.  Changes nothing if it is open.  Returns -1 after
+ * nbdkit_error.
  */
 extern int exports_start (void);
 
@@ -69,7 +70,7 @@ extern int exports_make_store (struct export *export, uint64_t size);
  */
 extern struct export *exports_after (uint64_t number);
 
-/* At the end: commit and close all. */
+/* Commit and close all.  When nobody uses one. */
 extern void exports_free (void);
 
 #endif /* CLONE_EXPORTS_H */

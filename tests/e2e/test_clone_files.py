@@ -6,16 +6,19 @@
 import contextlib
 import errno
 import os
+import pwd
 import re
 import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 
 import nbd
 import pytest
 
-from harness import CLONE, gate, nbdkit, pattern, refused
+from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, gate, nbdkit, pattern,
+                     refused)
 
 K = 1024
 M = 1024 * K
@@ -246,6 +249,40 @@ def test_a_second_server_is_refused (disk):
         server.connect ()
         assert refused ([CLONE], gate (), [f"clone-file={disk}"]) == [
             f"clone: {disk} is in use by another server; give each its own file"]
+
+
+@pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit itself")
+def test_no_command_is_run_for_a_clone_that_is_refused (disk, tmp_path):
+    """It would wait for a server that has ended."""
+    disk.write_bytes (b"precious")
+    run = subprocess.run (["nbdkit", "-U", "-", f"--filter={CLONE}", "null", "1M",
+                           f"clone-file={disk}", "--run", f'touch {tmp_path}/ran; '
+                           'nbdinfo --size "$uri"'],
+                          stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECS)
+    assert run.returncode == 1 and "is there and holds data" in run.stderr
+    assert not (tmp_path / "ran").exists ()
+
+
+@pytest.mark.skipif (os.geteuid () != 0 or CHECK_WITH != "",
+                     reason="only root can become another user")
+def test_a_clone_that_the_user_may_not_open (tmp_path):
+    """Who may open it is seen when the server has become that user."""
+    with tempfile.TemporaryDirectory () as folder:
+        os.chmod (folder, 0o755)
+        disk = f"{folder}/disk.img"
+        with nbdkit ([CLONE], ["null", "1M"], [f"clone-file={disk}"]) as server:
+            server.connect ()
+        assert "Permission denied" in subprocess.run (
+            ["nbdkit", "-f", "-U", f"{folder}/sock", "--user=nobody", f"--filter={CLONE}",
+             "null", "1M", f"clone-file={disk}"], stderr=subprocess.PIPE, text=True,
+            timeout=PATIENCE_SECS).stderr
+        for name in disk, disk + ".map":
+            os.chown (name, pwd.getpwnam ("nobody").pw_uid, -1)
+        run = subprocess.run (["nbdkit", "-U", "-", "--user=nobody", f"--filter={CLONE}",
+                               "null", "1M", f"clone-file={disk}", "--run",
+                               'nbdinfo --size "$uri"'], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECS)
+        assert (run.stdout, run.stderr) == ("1048576\n", "")
 
 
 @pytest.mark.parametrize ("data", [b"x", b"precious" * 1000])
