@@ -3,8 +3,8 @@
 
 -- adaptive: for when nothing is known about the client.
 --
--- Made of generators, each in a file of its own in lua/library/scan; the one whose
--- fetched bytes have been read most so far is taken from first (generators.lua):
+-- Made of generators, each in a file of its own in lua/library/scan; the first of them
+-- that has something to offer is taken from (generators.lua):
 --
 -- - streams.lua: what lies ahead of sequential readers, upwards or downwards;
 -- - strides.lua: what lies ahead of readers that go in steps;
@@ -17,8 +17,8 @@
 -- more than that.  What a client has read or somebody has fetched is left out, and
 -- holes are.  All connections of an export share that.  It ends when all is there.
 --
--- Memory: 64 streams, 16 walks in steps, 256 places of lone reads, 65536 units that
--- it had fetched, and 256 ranges that failed.  It loses a little to `data` and to
+-- Memory: 64 streams, 16 walks in steps, 256 places of lone reads, and 256 ranges that
+-- failed.  It loses a little to `data` and to
 -- `default` where a client reads all of the disk upwards, and much to `replay` where
 -- there is a trace.
 --

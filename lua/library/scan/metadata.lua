@@ -102,7 +102,7 @@ end
 -- @treturn table generator
 function M.new (disk, lone_reads)
   return setmetatable ({
-    disk = disk, worth = 0.5, left = lone_reads or LONE_READS,
+    disk = disk, left = lone_reads or LONE_READS,
     body = coroutine.create (function ()
       walk (looking_ahead (disk), function (offset, count)
         coroutine.yield ("offer", offset, count)

@@ -6,7 +6,8 @@
 -- A program that reads a little here will read more near by: the MiB in which a read
 -- was is offered, from the read up and then what is before it.  The newest read comes
 -- first; the newest 256 are kept.  Holes are left out, unless most of the last lone
--- reads were in holes.
+-- reads were in holes.  While hardly any lone read finds that it is there already,
+-- nothing is offered.
 --
 -- @module scan.neighbours
 
@@ -22,16 +23,21 @@ local HINTS = 256
 local UNIT_BYTES = 65536
 -- Lone reads in holes, more than others, after which holes are fetched.
 local HOLE_READS = 4
+-- The share of lone reads that have to find that they are there, a guess to begin with,
+-- and of how many reads that is.
+local LEAST_SHARE, FIRST_SHARE, READS = 0.1, 0.3, 64
 
 --- Make one.
 -- @tparam table disk
 -- @treturn table generator
 function M.new (disk)
-  return setmetatable ({ disk = disk, worth = 0.3, hints = {}, hole_reads = 0 }, META)
+  return setmetatable ({ disk = disk, hints = {}, hole_reads = 0, share = FIRST_SHARE },
+                       META)
 end
 
 --- A client read.
 function Neighbours:note (offset, _, met)
+  self.share = self.share + ((met == "miss" and 0 or 1) - self.share) / READS
   local disk, hints = self.disk, self.hints
   local is_hole = met == "miss" and offset < disk.size
     and holes.is_hole (disk, offset)
@@ -60,6 +66,7 @@ end
 -- @treturn integer count in bytes
 function Neighbours:next ()
   local hints, block = self.hints, self.disk.block
+  if self.share < LEAST_SHARE then return nil end
   while #hints > 0 do
     local hint = hints[#hints]
     local first = hint.offset - hint.offset % NEAR_BYTES

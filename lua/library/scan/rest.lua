@@ -22,7 +22,7 @@ local RETRIES, RETRY_SECONDS, RETRY_RANGES = 3, 1, 256
 -- @treturn table generator
 function M.new (disk, readers)
   return setmetatable ({
-    disk = disk, readers = readers, worth = 0.1, at = 0, start = 0, wrapped = false,
+    disk = disk, readers = readers, at = 0, start = 0, wrapped = false,
     failed = {}, tries = {},
   }, META)
 end

@@ -38,7 +38,7 @@ local UNIT_BYTES = 65536
 -- @treturn table generator
 function M.new (disk, window)
   return setmetatable ({
-    disk = disk, window = window, list = {}, at = {}, turn = 0, worth = 0.9,
+    disk = disk, window = window, list = {}, at = {}, turn = 0,
     unit = math.min (UNIT_BYTES, disk.block),
   }, META)
 end

@@ -33,7 +33,7 @@ local REACH_BYTES = 64 << 20
 -- @treturn table generator
 function M.new (disk, depth)
   return setmetatable ({
-    disk = disk, depth = depth or 32, list = {}, turn = 0, worth = 0.8,
+    disk = disk, depth = depth or 32, list = {}, turn = 0,
   }, META)
 end
 
