@@ -11,16 +11,15 @@
 -- - metadata.lua: the file systems' metadata, once there were a few lone reads;
 -- - neighbours.lua: the MiB around each lone read, the newest first;
 -- - rest.lua: all other data, upwards from where a stream was read last, then what was
---   left out before; what failed again, three times.
+--   left out before; then what failed, three times.
 --
 -- How much is in flight is not its business: scan-pace keeps the line full and no
 -- more than that.  What a client has read or somebody has fetched is left out, and
 -- holes are.  All connections of an export share that.  It ends when all is there.
 --
--- Memory: 64 streams, 16 walks in steps, 256 places of lone reads, and 256 ranges that
--- failed.  It loses a little to `data` and to
--- `default` where a client reads all of the disk upwards, and much to `replay` where
--- there is a trace.
+-- Memory: 64 streams, 16 walks in steps, and 256 places of lone reads.  It loses a
+-- little to `data` and to `default` where a client reads all of the disk upwards, and
+-- much to `replay` where there is a trace.
 --
 -- scan-arg-window=SIZE       most bytes ahead of a sequential reader (32M)
 -- scan-arg-fill=BOOL         false: streams and strides alone (true)

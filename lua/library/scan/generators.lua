@@ -6,14 +6,15 @@
 --
 -- A generator is a table with
 --
--- - `next (self)`: the next range that it would fetch, as offset and count in bytes,
---   or nil if there is none now;
--- - `took (self, offset, count)`: that, or a first part of it, is being fetched;
+-- - `next (self, most)`: the next range to fetch, as offset and count in bytes, at most
+--   so many of them; or nil if there is none now, and seconds after which there may be
+--   one if it does not wait for a read;
+-- - `took (self, offset, count)`, optional: that, or a first part of it, is being
+--   fetched; without it, it is taken as soon as it is offered;
 -- - `note (self, offset, count, met)`, optional: sees each client read, before any
 --   `next`; if it returns something true, the read is not shown to the generators
 --   behind;
--- - `ended (self, offset, count, errno)`, optional: sees each prefetch that ended;
--- - `due (self)`, optional: seconds after which it may have something to offer.
+-- - `ended (self, offset, count, errno)`, optional: sees each prefetch that ended.
 --
 -- How much may be in flight is not decided here.
 --
@@ -25,13 +26,19 @@ local SECTOR_BYTES = 512
 -- What a short first piece does not mean: so much is asked for at once in any case.
 local LEAST_BYTES = 128 << 10
 
--- The first that there is: offset, count and its generator.
-local function first_of (generators)
+-- The first that there is: offset and count; or nil, and when there may be one.
+local function take_first (generators, most)
+  local due
   for _, generator in ipairs (generators) do
-    local offset, count = generator:next ()
-    if offset then return offset, count, generator end
+    local offset, count = generator:next (most)
+    if offset then
+      count = math.min (count, most)
+      if generator.took then generator:took (offset, count) end
+      return offset, count
+    end
+    due = due or count
   end
-  return nil
+  return nil, due
 end
 
 --- Scan with generators until the client goes, or for as long as there is something
@@ -69,31 +76,22 @@ function M.run (disk, generators, ends)
   local settled = false
   while not disk:closed () do
     look ()
-    local offset, count, generator = first_of (generators)
+    local offset, count = take_first (generators, most)
     if offset then
       settled = false
-      if count > most then count = most end
-      generator:took (offset, count)
       -- What is less than a sector is there, but for how that is kept in mind.
       if count >= SECTOR_BYTES or offset + count == disk.size then
         asked[offset] = count
         disk:prefetch (offset, count)
       end
+    elseif count or not ends then
+      disk:wait (count)
+    elseif not settled then
+      -- What is in flight may fail, or be waited for.
+      settled = true
+      disk:settle ()
     else
-      local due
-      for _, other in ipairs (generators) do
-        local seconds = other.due and other:due ()
-        if seconds and (not due or seconds < due) then due = seconds end
-      end
-      if due or not ends then
-        disk:wait (due)
-      elseif not settled then
-        -- What is in flight may fail, or be waited for.
-        settled = true
-        disk:settle ()
-      else
-        return
-      end
+      return
     end
   end
 end
