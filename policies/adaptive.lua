@@ -17,7 +17,7 @@
 -- more than that.  What a client has read or somebody has fetched is left out, and
 -- holes are.  All connections of an export share that.  It ends when all is there.
 --
--- Memory: 64 streams, 16 walks in steps, and 256 places of lone reads.  It loses a
+-- Memory: 64 streams, 16 walks in steps, and 16 places of lone reads.  It loses a
 -- little to `data` and to `default` where a client reads all of the disk upwards, and
 -- much to `replay` where there is a trace.
 --
