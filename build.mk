@@ -32,7 +32,10 @@ endif
 
 PLAIN_CFLAGS := -std=gnu11 -D_GNU_SOURCE -fPIC -pthread \
 	-Wall -Wextra -Wshadow -Wvla -Wno-unused-parameter
-PROJECT_CFLAGS := $(PLAIN_CFLAGS) -Wstrict-prototypes -Wmissing-prototypes \
+# Offsets in files have 64 bits, also where a long has 32.  Libraries to preload stand
+# for the functions of both kinds, and are built without this.
+PROJECT_CFLAGS := $(PLAIN_CFLAGS) -D_FILE_OFFSET_BITS=64 \
+	-Wstrict-prototypes -Wmissing-prototypes \
 	-fvisibility=hidden $(SANITIZER_FLAGS)
 ifeq ($(WERROR),1)
 PROJECT_CFLAGS += -Werror
@@ -168,6 +171,7 @@ $(B)/tests/unit-clone-bits: $(call unit_objects,$(filter-out clone/map,$(map_uni
 $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims $(map_units))
 $(B)/tests/unit-clone-exports: $(call unit_objects,clone/exports common/escape)
 $(B)/tests/unit-clone-map: $(call unit_objects,$(map_units))
+$(B)/tests/unit-counters-file: $(call unit_objects,common/counters-file)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-escape: $(call unit_objects,common/escape)
 $(B)/tests/unit-pace: $(call unit_objects,scan/pace)
@@ -184,6 +188,10 @@ $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/looker scan/worke
 	scan/source scan/map scan/recorder scan/journal report/stats) $(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
+
+# What is done while a lock is held.
+$(B)/tests/unit-map: STUB_WRAP += $(addprefix -Wl$(comma)--wrap=, \
+	pthread_mutex_lock pthread_mutex_unlock)
 
 $(unit_tests): $(B)/tests/unit-%: $(B)/tests/unit/test-%.o
 	$(call SAY,LINK,$@)

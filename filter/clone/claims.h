@@ -13,8 +13,9 @@
  *   - a write waits while somebody stores there;
  *   - bits are set before the claim ends.
  *
- * So a fetch never stores over a client's data, however late it comes, and a
- * write never waits for the plugin's answer to somebody else's read.
+ * So a fetch never stores over a client's data, however late it comes, and who
+ * writes whole blocks never waits for the plugin's answer to somebody else's read.
+ * (Who writes a part of one that is absent needs the rest, and may join the read.)
  *
  * How long reads of the plugin take is measured, by their length, so that one
  * can be joined that is expected to end soon.

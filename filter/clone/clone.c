@@ -24,6 +24,7 @@
 #include <nbdkit-filter.h>
 
 #include "committer.h"
+#include "contexts.h"
 #include "exports.h"
 #include "extents.h"
 #include "fetch.h"
@@ -33,7 +34,7 @@
 #include "write.h"
 
 /* Written before the server serves. */
-static unsigned times_loaded;
+static unsigned times_loaded;   /* all share these variables */
 
 /* Per connection. */
 struct handle {
@@ -57,9 +58,10 @@ clone_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 {
   const int r = options_set (key, value);
 
-  if (r == 0)
-    return next (nxdata, key, value);
-  return r == -1 ? -1 : 0;
+  if (r != 0)
+    return r == -1 ? -1 : 0;
+  contexts_note (key);
+  return next (nxdata, key, value);
 }
 
 static int
@@ -75,6 +77,13 @@ clone_config_complete (nbdkit_next_config_complete *next,
   if (options_complete () == -1)
     return -1;
   return next (nxdata);
+}
+
+static int
+clone_get_ready (int thread_model)
+{
+  contexts_init ();
+  return 0;
 }
 
 /* The user of the server has changed by now, so files get the right owner. */
@@ -96,6 +105,8 @@ clone_cleanup (nbdkit_backend *backend)
 static void
 clone_unload (void)
 {
+  if (--times_loaded > 0)
+    return;
   exports_free ();
   options_free ();
 }
@@ -116,7 +127,7 @@ clone_open (nbdkit_next_open *next, nbdkit_context *context,
     nbdkit_error ("clone: malloc: %m");
     return NULL;
   }
-  h->export = exports_get (exportname);
+  h->export = exports_get (exportname, contexts_one_disk ());
   if (h->export == NULL || exports_open_store (h->export) == -1)
     goto error;
   store = exports_store (h->export);
@@ -392,6 +403,7 @@ static struct nbdkit_filter filter = {
   .config             = clone_config,
   .config_complete    = clone_config_complete,
   .config_help        = OPTIONS_HELP,
+  .get_ready          = clone_get_ready,
   .after_fork         = clone_after_fork,
   .cleanup            = clone_cleanup,
   .open               = clone_open,

@@ -18,6 +18,10 @@
 #include "cleanup.h"
 #include "disk.h"
 
+/* Of 32 bits it would put what lies beyond 4G at the beginning, and say nothing. */
+_Static_assert (sizeof (off_t) == sizeof (uint64_t),
+                "offsets in files have 64 bits");
+
 #define MODE_OWNER_ONLY 0600
 
 /* O_NONBLOCK, as opening a FIFO would wait; it means nothing for files. */
@@ -55,17 +59,14 @@ check_owner (const char *path, const struct stat *st)
 }
 
 int
-disk_open (const char *path, bool create, enum disk_found *found)
+disk_open (const char *path, bool create)
 {
   struct stat st;
   int fd, err;
 
-  *found = DISK_WAS_THERE;
   fd = open (path, OPEN_FLAGS);
-  if (fd == -1 && errno == ENOENT && create) {
-    *found = DISK_MADE;
+  if (fd == -1 && errno == ENOENT && create)
     fd = open (path, OPEN_FLAGS | O_CREAT | O_EXCL, MODE_OWNER_ONLY);
-  }
   if (fd == -1)
     return -1;
   err = fstat (fd, &st) == -1 ? errno : S_ISREG (st.st_mode)
@@ -113,7 +114,9 @@ disk_sync_folder (const char *path)
   fd = open (folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd == -1)
     return errno;
-  err = fsync (fd) == -1 ? errno : 0;
+  do
+    err = fsync (fd) == -1 ? errno : 0;
+  while (err == EINTR);
   close (fd);
   return err;
 }
@@ -169,7 +172,10 @@ disk_write (int fd, const void *buf, size_t count, uint64_t offset)
 int
 disk_sync (int fd)
 {
-  return fdatasync (fd) == -1 ? errno : 0;
+  while (fdatasync (fd) == -1)
+    if (errno != EINTR)
+      return errno;
+  return 0;
 }
 
 int

@@ -17,16 +17,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What disk_open found. */
-enum disk_found { DISK_MADE, DISK_WAS_THERE };
-
 /* Open a regular file for reading and writing, never through a link; if create
  * and it is missing, make it, for its owner alone.  Returns the descriptor, or
  * -1 with errno set: ENOENT if it is missing, ELOOP for a link, EINVAL for what
  * is not a regular file, EPERM for one that somebody else may have put in a
  * folder for all.
  */
-extern int disk_open (const char *path, bool create, enum disk_found *found);
+extern int disk_open (const char *path, bool create);
 
 /* Make a file without a name, in TMPDIR or /var/tmp, that is gone when it is
  * closed.  Returns the descriptor, or -1 after nbdkit_error.

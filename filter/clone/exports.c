@@ -165,12 +165,15 @@ count_temporary (void)
 }
 
 struct export *
-exports_get (const char *name)
+exports_get (const char *name, bool one_disk)
 {
   char has[ESCAPE_NAME_MAX], wanted[ESCAPE_NAME_MAX];
   struct export *export;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
+  if (one_disk && options.file != NULL && exports != NULL &&
+      (*name == '\0' || *exports->name == '\0'))
+    name = exports->name;
   export = take_named (name);
   if (export == NULL) {
     if (options.file != NULL && exports != NULL) {
@@ -237,19 +240,19 @@ static void
 let_go (struct export *export)
 {
   {
+    bool stays;
     ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
 
     {
       ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
       /* Somebody has come for it, and may have left again. */
-      if (export->users > 1 || !is_lasting (export)) {
-        export->users--;
-        return;
-      }
+      stays = export->users > 1 || !is_lasting (export);
     }
-    store_close (export->store);
-    export->store = NULL;
+    if (!stays) {
+      store_close (export->store);
+      export->store = NULL;
+    }
   }
   exports_put (export);
 }
@@ -266,30 +269,29 @@ void
 exports_put (struct export *export)
 {
   struct export *surplus;
-  struct store *store;
-  bool last;
+  bool is_nothing;
+  int err = 0;
 
   if (export == NULL)
     return;
-  {
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+  for (;;) {
+    {
+      ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
-    last = export->users == 1;
+      /* The last user commits before it gives it up, so that nobody closes it
+       * meanwhile; somebody may have come, written and left again by then.
+       */
+      if (err != 0 || export->users > 1 || export->store == NULL ||
+          !store_dirty (export->store)) {
+        is_nothing = --export->users == 0 && export->store == NULL;
+        if (is_nothing)
+          take_named (export->name);
+        break;
+      }
+    }
+    err = store_commit (export->store);
   }
-  /* Before it is given up, so that nobody closes it meanwhile. */
-  store = last ? exports_store (export) : NULL;
-  if (store != NULL)
-    store_commit (store);
-
-  {
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
-
-    if (--export->users == 0 && export->store == NULL)
-      take_named (export->name); /* it has come to nothing */
-    else
-      export = NULL;
-  }
-  if (export != NULL)
+  if (is_nothing)
     free_export (export);
   while ((surplus = get_surplus ()) != NULL)
     let_go (surplus);
@@ -337,7 +339,7 @@ exports_start (void)
   store = store_open (options.file, NULL, &missing);
   if (store == NULL)
     return missing ? 0 : -1;
-  export = exports_get (store->export_name);
+  export = exports_get (store->export_name, false);
   if (export == NULL) {
     store_close (store);
     return -1;

@@ -39,8 +39,13 @@ struct export {
  */
 extern int exports_start (void);
 
-/* Use an export, until exports_put.  NULL after nbdkit_error. */
-extern struct export *exports_get (const char *name);
+/* Use an export, until exports_put.  NULL after nbdkit_error.
+ *
+ * one_disk: all names are names of one disk.  Then the empty name and any other mean the
+ * same clone-file.  A scan in the background opens the empty one, before it is known by
+ * which name clients will ask for the disk.
+ */
+extern struct export *exports_get (const char *name, bool one_disk);
 
 /* NULL is allowed.  When the last user goes, commits. */
 extern void exports_put (struct export *export);

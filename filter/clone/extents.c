@@ -13,8 +13,8 @@
 /* How far ahead to ask for extents: a scan asks once for many pieces. */
 #define ASK_BYTES (UINT64_C (64) << 20)
 
-/* Ask the source for its extents, of a list of just this range, which has no more
- * than that.  The holes are present afterwards.
+/* Ask the source for its extents; the list is of just this range.  The holes are
+ * present afterwards.
  */
 static int
 ask_source (const struct request *req, uint32_t count_, uint64_t offset,
@@ -103,36 +103,65 @@ add_present (const struct store *store, uint64_t offset, uint64_t end,
   return 0;
 }
 
-/* Of what is absent: what the source says.  *to is how far that goes. */
+/* What the source has said in the course of one question. */
+struct answer {
+  struct nbdkit_extents *list;  /* NULL: nothing yet */
+  size_t next;                  /* those before this one are done with */
+  uint64_t end;                 /* how far it goes */
+};
+
+/* Ask from offset to end. */
+static int
+ask_for_answer (const struct request *req, uint64_t offset, uint64_t end,
+                struct answer *answer, int *err)
+{
+  struct nbdkit_extent last;
+  size_t n;
+
+  nbdkit_extents_free (answer->list);
+  *answer = (struct answer) { .list = nbdkit_extents_new (offset, end) };
+  if (answer->list == NULL ||
+      ask_source (req, end - offset, offset, answer->list, err) == -1)
+    return -1;
+  n = nbdkit_extents_count (answer->list);
+  if (n == 0) {                 /* of a plugin the server makes an error of that */
+    *err = EIO;
+    return -1;
+  }
+  last = nbdkit_get_extent (answer->list, n - 1);
+  answer->end = last.offset + last.length;
+  return 0;
+}
+
+/* Of what is absent: what the source says.  *to is how far that goes.  What has to be
+ * asked is asked up to `ahead`, as more that is absent may follow what is present.
+ */
 static int
 add_absent (const struct request *req, uint64_t offset, uint64_t *to,
+            uint64_t ahead, struct answer *answer,
             struct nbdkit_extents *extents, int *err)
 {
-  struct nbdkit_extents *below;
   struct nbdkit_extent e;
-  size_t i, n;
-  int r = -1;
+  uint64_t end;
 
   if (!req->source->can_extents)
     return nbdkit_add_extent (extents, offset, *to - offset, 0);
-  below = nbdkit_extents_new (offset, *to);
-  if (below == NULL)
+  if (offset >= answer->end &&
+      ask_for_answer (req, offset, ahead, answer, err) == -1)
     return -1;
-  if (ask_source (req, *to - offset, offset, below, err) == -1)
-    goto out;
-  *to = offset;
-  n = nbdkit_extents_count (below);
-  for (i = 0; i < n; ++i) {
-    e = nbdkit_get_extent (below, i);
-    if (nbdkit_add_extent (extents, e.offset, e.length, e.type) == -1)
-      goto out;
-    *to = e.offset + e.length;
+  *to = min64 (*to, answer->end);
+  while (offset < *to) {
+    e = nbdkit_get_extent (answer->list, answer->next);
+    end = min64 (e.offset + e.length, *to);
+    if (end > offset) {
+      if (nbdkit_add_extent (extents, offset, end - offset, e.type) == -1)
+        return -1;
+      offset = end;
+    }
+    if (end == e.offset + e.length)
+      answer->next++;
   }
-  r = 0;
-
- out:
-  nbdkit_extents_free (below);
-  return r;
+  return 0;
 }
 
 int
@@ -142,30 +171,28 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
   const struct store *const store = req->store;
   const uint64_t end = offset + count_;
   const uint64_t end_block = store_block_after (store, end);
+  struct answer answer = { 0 };
   uint64_t block, stop, to;
+  int r = 0;
 
   *err = 0;
-  for (; offset < end; offset = to) {
+  for (; r == 0 && offset < end; offset = to) {
     block = store_block (store, offset);
     stop = map_find (store->map, block, end_block, false);
     if (stop > block) {
       to = min64 (store_offset (store, stop), end);
-      if (add_present (store, offset, to, one, extents) == -1)
-        goto error;
+      r = add_present (store, offset, to, one, extents);
     }
     else {
       stop = map_find (store->map, block, end_block, true);
       to = min64 (store_offset (store, stop), end);
-      if (add_absent (req, offset, &to, extents, err) == -1)
-        goto error;
+      r = add_absent (req, offset, &to, one ? to : end, &answer, extents, err);
     }
-    if (one || to == offset)
+    if (one)
       break;
   }
-  return 0;
-
- error:
-  if (*err == 0)
+  if (r == -1 && *err == 0)
     *err = errno != 0 ? errno : EIO;
-  return -1;
+  nbdkit_extents_free (answer.list);
+  return r;
 }

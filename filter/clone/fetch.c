@@ -65,9 +65,7 @@ read_present (const struct walk *w, uint64_t first, uint64_t end)
     return 0;
   err = disk_read (store->fd, w->buf + (lo - w->offset), hi - lo, lo);
   if (err != 0)
-    nbdkit_error ("clone: cannot read %s at offset %" PRIu64 ": %s",
-                  store->path ? store->path : "the temporary file", lo,
-                  strerror (err));
+    store_report (store, "read", lo, err);
   return err;
 }
 
@@ -113,8 +111,10 @@ overlay_present (const struct store *store, char *data, uint64_t first,
     offset = store_offset (store, first);
     err = disk_read (store->fd, data + (offset - base),
                      store_offset (store, stop) - offset, offset);
-    if (err != 0)
+    if (err != 0) {
+      store_report (store, "read", offset, err);
       return err;
+    }
   }
   return 0;
 }
@@ -330,8 +330,10 @@ fetch_block (const struct request *req, uint64_t block, int *err)
     };
 
     r = walk_blocks (&w, block, block + 1);
-    if (r == 0)
+    if (r == 0 && w.keep_err != 0) {
       r = w.keep_err;
+      store_report (store, "write", store_offset (store, block), r);
+    }
     if (r != 0)
       return result (r, err);
     /* If it could not be stored, as somebody writes it, it will be there once
@@ -354,7 +356,9 @@ fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
     .req = req, .purpose = WALK_CACHE, .join = { .blocks = UINT64_MAX },
   };
 
-  if (first == end || !store_has_room (store, count_))
+  /* For a part of it is enough: the rest may be present. */
+  if (first == end ||
+      !store_has_room (store, min64 (count_, options.fetch_size)))
     return 0;
   if (req->source->can_extents)
     extents_learn (req, first, end);

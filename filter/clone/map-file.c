@@ -370,13 +370,42 @@ map_commit (struct map *map, int (*sync_data) (void *), void *opaque,
 
 /* -- create ---------------------------------------------------------------- */
 
-/* The first page is the last to be written; the second is durable before it.
- * Only a commit writes the second record and "settled".
+/* Is there nothing but zeroes from this page on?  Returns -1 with errno set if it
+ * can't be read.
+ */
+static int
+is_blank_from (int fd, uint64_t where, uint64_t size)
+{
+  uint64_t offset = where * PAGE, next;
+  union page page;
+  bool is_hole;
+  int err;
+
+  for (; offset < size; offset = next) {
+    next = disk_extent (fd, offset, size, &is_hole);
+    if (is_hole)
+      continue;
+    next = offset + PAGE < size ? offset + PAGE : size;
+    memset (&page, 0, sizeof page);
+    err = disk_read (fd, &page, next - offset, offset);
+    if (err != 0) {
+      errno = err;
+      return -1;
+    }
+    if (!is_zero (&page))
+      return 0;
+  }
+  return 1;
+}
+
+/* The first page is the last to be written; the second is durable before it, and
+ * the record before that.  Nothing else is written before there is a map, so what
+ * holds more is another file, or a map that was damaged.
  */
 int
 map_file_is_unborn (int fd)
 {
-  union page pages[SETTLED + 1];
+  union page pages[RECORD + 1];
   struct stat st;
   int err;
 
@@ -389,9 +418,12 @@ map_file_is_unborn (int fd)
     errno = err;
     return -1;
   }
-  return is_zero (&pages[IDENTITY]) &&
-    !is_sealed (&pages[IDENTITY + 1], KIND_IDENTITY, 0) &&
-    is_zero (&pages[RECORD + 1]) && is_zero (&pages[SETTLED]);
+  if (!is_zero (&pages[IDENTITY]) ||
+      is_sealed (&pages[IDENTITY + 1], KIND_IDENTITY, 0) ||
+      (!is_sealed (&pages[RECORD], KIND_RECORD, 0) &&
+       !(is_zero (&pages[RECORD]) && is_zero (&pages[IDENTITY + 1]))))
+    return 0;
+  return is_blank_from (fd, RECORD + 1, st.st_size);
 }
 
 int
@@ -464,14 +496,21 @@ read_page (int fd, union page *page, uint64_t where, char *error)
   return err == 0;
 }
 
+/* Also tells how many bytes the file has. */
 static int
-load_identity (int fd, struct map_identity *identity, char *error)
+load_identity (int fd, struct map_identity *identity, uint64_t *bytes,
+               char *error)
 {
   union page page;
   struct stat st;
   unsigned copy;
 
-  if (fstat (fd, &st) == -1 || st.st_size < BITS * PAGE) {
+  if (fstat (fd, &st) == -1) {
+    snprintf (error, MAP_ERROR_MAX, "cannot be read: %s", strerror (errno));
+    return -1;
+  }
+  *bytes = st.st_size;
+  if (*bytes < BITS * PAGE) {
     snprintf (error, MAP_ERROR_MAX, "is too short for a map of a clone; put "
               "back a copy of both files, or move both away to begin anew");
     return -1;
@@ -672,7 +711,7 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
   struct records records;
   struct findings findings = { 0 };
   struct map *map;
-  struct stat st;
+  uint64_t bytes;
   int err;
 
   *repaired = false;
@@ -684,7 +723,7 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
     snprintf (error, MAP_ERROR_MAX, "cannot be synced: %s", strerror (err));
     return NULL;
   }
-  if (load_identity (fd, identity, error) == -1 ||
+  if (load_identity (fd, identity, &bytes, error) == -1 ||
       load_records (fd, &records, error) == -1)
     return NULL;
   map = map_new (identity->size, identity->block_size);
@@ -695,10 +734,10 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
   }
   map->file->generation = records.known;
   map->file->record_slot = records.slot;
-  if (fstat (fd, &st) == -1 || (uint64_t) st.st_size != file_size (map)) {
-    snprintf (error, MAP_ERROR_MAX, "is %" PRIi64 " bytes and should be %"
+  if (bytes != file_size (map)) {
+    snprintf (error, MAP_ERROR_MAX, "is %" PRIu64 " bytes and should be %"
               PRIu64 "; put back a copy of both files, or move both away to "
-              "begin anew", (int64_t) st.st_size, file_size (map));
+              "begin anew", bytes, file_size (map));
     goto error;
   }
   if (load_pages (map, &records, &findings, error) == -1)

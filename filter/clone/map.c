@@ -26,6 +26,11 @@ map_new (uint64_t size, uint32_t block_size)
     return NULL;
   map->blocks = size / block_size + (size % block_size != 0);
   map->nr_pages = pages_of (map->blocks);
+  if (map->nr_pages >= SIZE_MAX / (PAGE_WORDS * sizeof map->words[0])) {
+    free (map);
+    errno = ENOMEM;
+    return NULL;
+  }
   map->words_bytes = (map->nr_pages + 1) * PAGE_WORDS * sizeof map->words[0];
   words = mmap (NULL, map->words_bytes, PROT_READ | PROT_WRITE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

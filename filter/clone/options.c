@@ -94,6 +94,15 @@ options_set (const char *key, const char *value)
     options.id = value;
     return 1;
   }
+  /* No other filter and no plugin of nbdkit has parameters of this prefix, and some
+   * plugins take any: then what clients write would be gone in the end.
+   */
+  if (strncmp (key, "clone-", 6) == 0) {
+    nbdkit_error ("%s: the clone filter has no such parameter; it has: clone-file, "
+                  "clone-dir, clone-block-size, clone-fetch-size, clone-commit, "
+                  "clone-write, clone-reserve, clone-id, clone-stats", key);
+    return -1;
+  }
   return 0;
 }
 
@@ -163,9 +172,7 @@ ends_with (const char *path, const char *suffix)
   return n >= end && strcmp (path + n - end, suffix) == 0;
 }
 
-/* Would the counters be put in the place of a clone?  They are written aside first,
- * as counters-file.h says.
- */
+/* Would the counters be put in the place of a clone? */
 static bool
 stats_are_a_clone (void)
 {
@@ -174,8 +181,7 @@ stats_are_a_clone (void)
 
   if (options.file != NULL)
     return is_path_and (stats, options.file, "") ||
-      is_path_and (stats, options.file, MAP_SUFFIX) ||
-      is_path_and (options.file, stats, ".tmp");
+      is_path_and (stats, options.file, MAP_SUFFIX);
   if (options.dir == NULL)
     return false;
   for (n = strlen (options.dir); n > 0 && options.dir[n-1] == '/'; --n)
@@ -184,6 +190,25 @@ stats_are_a_clone (void)
     strrchr (stats, '/') == stats + n &&
     (ends_with (stats, CLONE_SUFFIX) ||
      ends_with (stats, CLONE_SUFFIX MAP_SUFFIX));
+}
+
+/* Here too, who writes it is not known yet. */
+static int
+check_stats_file (void)
+{
+  const char *const path = options.stats_file;
+  struct stat st;
+
+  if (stats_are_a_clone ()) {
+    nbdkit_error ("clone-stats=%s is a file of the clone; it should be one of "
+                  "its own", path);
+    return -1;
+  }
+  if (lstat (path, &st) == 0 && !S_ISREG (st.st_mode)) {
+    nbdkit_error ("clone-stats: %s is there and is not a regular file", path);
+    return -1;
+  }
+  return check_folder ("clone-stats", path, strrchr (path, '/') - path);
 }
 
 int
@@ -210,11 +235,8 @@ options_complete (void)
                      strrchr (options.file, '/') - options.file) == -1 ||
        check_file () == -1))
     return -1;
-  if (options.stats_file != NULL && stats_are_a_clone ()) {
-    nbdkit_error ("clone-stats=%s is a file of the clone; it should be one of "
-                  "its own", options.stats_file);
+  if (options.stats_file != NULL && check_stats_file () == -1)
     return -1;
-  }
   if (options.dir != NULL &&
       check_folder ("clone-dir", options.dir, strlen (options.dir)) == -1)
     return -1;

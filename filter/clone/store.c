@@ -76,8 +76,7 @@ store_close (struct store *store)
 static int
 open_file (const char *path, bool create, bool *missing)
 {
-  enum disk_found found;
-  const int fd = disk_open (path, create, &found);
+  const int fd = disk_open (path, create);
 
   *missing = fd == -1 && errno == ENOENT && !create;
   if (fd != -1 || *missing)
@@ -96,16 +95,17 @@ open_file (const char *path, bool create, bool *missing)
   return -1;
 }
 
+/* Each of the pair, as one server's map may have the name of another's disk. */
 static int
-lock_file (struct store *store)
+lock_file (int fd, const char *path)
 {
-  const int err = disk_lock (store->fd);
+  const int err = disk_lock (fd);
 
   if (err == EAGAIN)
     nbdkit_error ("clone: %s is in use by another server; give each its own "
-                  "file", store->path);
+                  "file", path);
   else if (err != 0)
-    nbdkit_error ("clone: cannot lock %s: %s", store->path, strerror (err));
+    nbdkit_error ("clone: cannot lock %s: %s", path, strerror (err));
   return err == 0 ? 0 : -1;
 }
 
@@ -206,10 +206,11 @@ store_open (const char *path, const char *expect_name, bool *missing)
                     store->map_path, path);
     goto error;
   }
-  if (lock_file (store) == -1)
+  if (lock_file (store->fd, path) == -1)
     goto error;
   store->map_fd = open_file (store->map_path, false, &no_map);
-  if (store->map_fd == -1 && !no_map)
+  if (store->map_fd == -1 ? !no_map
+      : lock_file (store->map_fd, store->map_path) == -1)
     goto error;
   r = no_map ? 1 : map_file_is_unborn (store->map_fd);
   if (r != 0) {
@@ -255,10 +256,10 @@ make_files (struct store *store, const struct map_identity *identity)
   int err;
 
   store->fd = open_file (store->path, true, &missing);
-  if (store->fd == -1 || lock_file (store) == -1)
+  if (store->fd == -1 || lock_file (store->fd, store->path) == -1)
     return -1;
   store->map_fd = open_file (store->map_path, true, &missing);
-  if (store->map_fd == -1)
+  if (store->map_fd == -1 || lock_file (store->map_fd, store->map_path) == -1)
     return -1;
   /* Another server may have been here since store_open looked. */
   switch (is_unborn (store)) {
@@ -270,8 +271,8 @@ make_files (struct store *store, const struct map_identity *identity)
     return -1;
   }
   err = disk_make_empty (store->fd, store->size, false);
-  if (err == 0 && fsync (store->fd) == -1)
-    err = errno;
+  if (err == 0)
+    err = disk_sync (store->fd);
   if (err != 0) {
     nbdkit_error ("clone: %s cannot be made %" PRIu64 " bytes long: %s",
                   store->path, store->size, strerror (err));
@@ -314,13 +315,18 @@ store_create (const char *path, const char *export_name, uint64_t size)
   store->size = size;
   store->block_size = identity.block_size;
   store->export_name = strdup (export_name);
-  store->map = map_new (size, identity.block_size);
-  if (store->map != NULL)
-    claims_init (&store->claims, store->map);
-  if (store->map == NULL || store->export_name == NULL) {
-    nbdkit_error ("clone: malloc: %m");
+  if (store->export_name == NULL) {
+    nbdkit_error ("clone: strdup: %m");
     goto error;
   }
+  store->map = map_new (size, identity.block_size);
+  if (store->map == NULL) {
+    nbdkit_error ("clone: the map of a disk of %" PRIu64 " bytes, in blocks of %"
+                  PRIu32 ", does not fit into memory: %m; with a larger "
+                  "clone-block-size it is smaller", size, identity.block_size);
+    goto error;
+  }
+  claims_init (&store->claims, store->map);
   if (path != NULL) {
     if (make_files (store, &identity) == -1)
       goto error;
@@ -422,6 +428,22 @@ store_commit (struct store *store)
   return store->commit_result;
 }
 
+/* -- messages -------------------------------------------------------------- */
+
+static const char *
+shown_name (const struct store *store)
+{
+  return store->path != NULL ? store->path : "the temporary file";
+}
+
+void
+store_report (const struct store *store, const char *what, uint64_t offset,
+              int err)
+{
+  nbdkit_error ("clone: cannot %s %s at offset %" PRIu64 ": %s", what,
+                shown_name (store), offset, strerror (err));
+}
+
 /* -- keep what was fetched ------------------------------------------------- */
 
 bool
@@ -442,8 +464,7 @@ store_has_room (struct store *store, uint64_t bytes)
     nbdkit_error ("clone: warning: %s: only %" PRIu64 " bytes are free on its "
                   "file system, and clone-reserve keeps %" PRIu64 " for what "
                   "clients write; what is fetched is not kept until there is "
-                  "more", store->path ? store->path : "the temporary file",
-                  free_bytes, reserve);
+                  "more", shown_name (store), free_bytes, reserve);
   return false;
 }
 
@@ -453,8 +474,7 @@ warn_not_kept (struct store *store, int err)
   count (&store->counters, COUNT_NOT_KEPT, 1);
   if (!atomic_exchange (&store->warned_store, true))
     nbdkit_error ("clone: warning: %s: what was fetched cannot be kept: %s",
-                  store->path ? store->path : "the temporary file",
-                  strerror (err));
+                  shown_name (store), strerror (err));
 }
 
 /* Store what may be stored of the blocks in this range; data is of the first of

@@ -99,6 +99,10 @@ extern int store_keep (struct store *store, const struct claim *read,
 extern int store_keep_hole (struct store *store, const struct claim *read,
                             uint64_t offset, uint64_t bytes);
 
+/* Report that the file can't be read or written (that is what) at this offset. */
+extern void store_report (const struct store *store, const char *what,
+                          uint64_t offset, int err);
+
 /* -- bytes and blocks ------------------------------------------------------ */
 
 static inline uint64_t

@@ -23,15 +23,22 @@ static int
 put (const struct store *store, const struct change *ch, uint64_t from,
      uint64_t to)
 {
+  const bool quick = ch->flags & NBDKIT_FLAG_FAST_ZERO;
+  int err;
+
   if (from >= to)
     return 0;
   if (ch->data != NULL)
-    return disk_write (store->fd, ch->data + (from - ch->offset), to - from,
-                       from);
-  return disk_zero (store->fd, to - from, from,
-                    ch->flags & NBDKIT_FLAG_MAY_TRIM ? DISK_PUNCH
-                    : DISK_ALLOCATE,
-                    ch->flags & NBDKIT_FLAG_FAST_ZERO);
+    err = disk_write (store->fd, ch->data + (from - ch->offset), to - from,
+                      from);
+  else
+    err = disk_zero (store->fd, to - from, from,
+                     ch->flags & NBDKIT_FLAG_MAY_TRIM ? DISK_PUNCH
+                     : DISK_ALLOCATE, quick);
+  /* Who wants it quick or not at all is prepared for that. */
+  if (err != 0 && !(quick && err == EOPNOTSUPP))
+    store_report (store, "write", from, err);
+  return err;
 }
 
 /* The file has what it should have of these blocks. */
@@ -140,18 +147,22 @@ write_through (const struct request *req, const struct change *ch, int *err)
 {
   struct store *const store = req->store;
   const uint32_t unit = req->source->minimum;
+  struct change here = *ch;
   struct claim claim;
   int r, e = 0;
+
+  /* What the plugin has done has to be done here too, quick or not. */
+  here.flags &= ~NBDKIT_FLAG_FAST_ZERO;
 
   claims_begin_write (&store->claims, &claim, ch->first, ch->end, true);
   r = write_source (req, ch, err);
   if (r == 0) {
-    e = put (store, ch, store_offset (store, ch->whole_first),
+    e = put (store, &here, store_offset (store, ch->whole_first),
              store_offset (store, ch->whole_end));
     if (e == 0)
-      e = put_edge (store, ch, ch->first);
+      e = put_edge (store, &here, ch->first);
     if (e == 0 && ch->end - 1 != ch->first)
-      e = put_edge (store, ch, ch->end - 1);
+      e = put_edge (store, &here, ch->end - 1);
     if (e == 0)
       done (store, ch);
   }
@@ -194,14 +205,21 @@ write_disk (const struct request *req, const void *data, uint32_t count_,
     .whole_end = offset + count_ == store->size ? map_blocks (store->map)
       : store_block (store, offset + count_),
   };
+  int r;
 
   if (ch.whole_end < ch.whole_first) /* within one block */
     ch.whole_end = ch.whole_first;
   map_note_write (store->map);
   count (&store->counters, COUNT_WRITTEN_BYTES, count_);
-  if ((options.through ? write_through : write_local) (req, &ch, err) == -1)
-    return -1;
-  return flags & NBDKIT_FLAG_FUA ? commit (req, err) : 0;
+  r = (options.through ? write_through : write_local) (req, &ch, err);
+  if (r == 0 && flags & NBDKIT_FLAG_FUA)
+    r = commit (req, err);
+  /* The server dies of this error if it was not asked to be fast.  The plugin may
+   * fail with it when an edge is read.
+   */
+  if (r == -1 && *err == EOPNOTSUPP && !(flags & NBDKIT_FLAG_FAST_ZERO))
+    *err = EIO;
+  return r;
 }
 
 int

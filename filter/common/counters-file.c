@@ -6,8 +6,10 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,14 +25,43 @@ is_other (const char *path)
   return lstat (path, &st) == 0 && !S_ISREG (st.st_mode);
 }
 
-static int
-replace_file (const char *path, const char *aside, int (*write) (FILE *fp))
+/* Make a file beside path that no other server writes to.  *aside is to be freed.
+ * Returns NULL with errno set if that fails.
+ */
+static FILE *
+open_aside (const char *path, char **aside)
 {
+  unsigned tries, number;
+  FILE *fp;
+
+  for (tries = 0; tries < 16; ++tries) {
+    /* Not the process id: servers in containers of their own may share that. */
+    if (getrandom (&number, sizeof number, 0) != sizeof number)
+      break;
+    if (asprintf (aside, "%s.tmp-%08x", path, number) == -1) {
+      *aside = NULL;
+      errno = ENOMEM;
+      break;
+    }
+    fp = fopen (*aside, "wxe");
+    if (fp != NULL)
+      return fp;
+    free (*aside);
+    *aside = NULL;
+    if (errno != EEXIST)
+      break;
+  }
+  return NULL;
+}
+
+static int
+replace_file (const char *path, int (*write) (FILE *fp))
+{
+  CLEANUP_FREE char *aside = NULL;
   FILE *fp;
   int r, err;
 
-  unlink (aside);               /* of a server that was killed */
-  fp = fopen (aside, "wxe");
+  fp = open_aside (path, &aside);
   if (fp == NULL)
     return -1;
   r = write (fp) == 0 && !ferror (fp) ? 0 : -1;
@@ -53,20 +84,12 @@ int
 counters_file_write (const char *path, int (*write) (FILE *fp),
                      char why[COUNTERS_FILE_WHY_MAX])
 {
-  CLEANUP_FREE char *aside = NULL;
-
-  if (asprintf (&aside, "%s.tmp", path) == -1) {
-    aside = NULL;
-    snprintf (why, COUNTERS_FILE_WHY_MAX, "%s", strerror (ENOMEM));
-    return -1;
-  }
-  if (is_other (path) || is_other (aside)) {
+  if (is_other (path)) {
     snprintf (why, COUNTERS_FILE_WHY_MAX,
-              "%s is there and is not a regular file",
-              is_other (path) ? "it" : "the same with .tmp at its end");
+              "it is there and is not a regular file");
     return -1;
   }
-  if (replace_file (path, aside, write) == 0)
+  if (replace_file (path, write) == 0)
     return 0;
   snprintf (why, COUNTERS_FILE_WHY_MAX, "%s", strerror (errno));
   return -1;

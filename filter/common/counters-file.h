@@ -5,10 +5,10 @@
 /* A file with counters, for whoever looks now and then: scan-stats and
  * clone-stats.
  *
- * It is written aside, under its name with .tmp at the end, and put in its place,
- * so that a reader sees the old file or the new one, never a part.  Nothing but a
- * new file is ever opened, so the writer can't be made to wait by who has put
- * something else there.
+ * It is written aside, under its name with .tmp- and a random number at the end, and
+ * put in its place, so that a reader sees the old file or the new one, never a part,
+ * however many servers write it.  Nothing but a new file is ever opened, so the writer
+ * can't be made to wait by who has put something else there.
  */
 
 #ifndef COUNTERS_FILE_H
@@ -18,7 +18,8 @@
 
 #define COUNTERS_FILE_WHY_MAX 256 /* bytes, with the NUL */
 
-/* Write the file anew; path is absolute.  `write` prints the counters; it leaves an
+/* Write the file anew; path is absolute.  What is there and is no regular file is
+ * left alone, and an error.  `write` prints the counters; it leaves an
  * error of the file to be found there, and returns -1 with errno set if it has none
  * to print.  Returns 0, or -1 with the reason in why.  For one thread at a time.
  */

@@ -113,7 +113,7 @@ const char *
 vm_limit_message (const struct vm *vm, int status, char *out, size_t size)
 {
   if (vm->killed == TIMED_OUT)
-    snprintf (out, size, "the policy took longer than %g seconds over one "
+    snprintf (out, size, "the policy took longer than %.4g seconds over one "
               "decision; see scan-policy-timeout",
               (double) vm->allowed_ns / NS_PER_SECOND);
   else if (status == LUA_ERRMEM && vm->refused)

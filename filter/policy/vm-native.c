@@ -115,6 +115,27 @@ native_warn (lua_State *L)
   return 0;
 }
 
+/* Push the text without what the lua command skips, too: the mark that some editors
+ * begin UTF-8 with, and an interpreter line.  The newline stays, so that lines stay
+ * numbered.
+ */
+static void
+push_code (lua_State *L, const struct text *text)
+{
+  static const char mark[] = "\xef\xbb\xbf";
+  const size_t mark_length = sizeof mark - 1;
+  const char *p = text->data, *const end = p + text->length;
+
+  if (text->length >= mark_length && memcmp (p, mark, mark_length) == 0)
+    p += mark_length;
+  if (p < end && *p == '#') {
+    p = memchr (p, '\n', end - p);
+    if (p == NULL)
+      p = end;
+  }
+  lua_pushlstring (L, p, end - p);
+}
+
 /* Text, chunk name and whether it is ours; or nil and an error. */
 int
 vm_push_text (lua_State *L, const struct text *text, const char *error)
@@ -124,15 +145,7 @@ vm_push_text (lua_State *L, const struct text *text, const char *error)
     lua_pushstring (L, error);
     return 2;
   }
-  if (text->length > 0 && text->data[0] == '#') {
-    /* An interpreter line; keep the newline, so that lines stay numbered. */
-    const char *newline = memchr (text->data, '\n', text->length);
-
-    lua_pushlstring (L, newline ? newline : "",
-                     newline ? text->data + text->length - newline : 0);
-  }
-  else
-    lua_pushlstring (L, text->data, text->length);
+  push_code (L, text);
   lua_pushfstring (L, "@%s", text->name);
   lua_pushboolean (L, text->builtin);
   return 3;

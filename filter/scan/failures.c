@@ -32,6 +32,14 @@ failures_destroy (struct failures *failures)
   pthread_mutex_destroy (&failures->lock);
 }
 
+/* The lock must be held. */
+static void
+count (struct failures *failures)
+{
+  if (failures->in_a_row < UINT_MAX)
+    failures->in_a_row++;
+}
+
 /* Returns whether this is the first fault. */
 static bool
 keep (struct failures *failures, struct vm_failure failure)
@@ -42,8 +50,7 @@ keep (struct failures *failures, struct vm_failure failure)
     failures->list[failures->len++] = failure;
   if (failure.err == VM_SKIPPED)
     return false;
-  if (failures->in_a_row < UINT_MAX)
-    failures->in_a_row++;
+  count (failures);
   if (failure.err == ENOSPC)
     failures->is_full = true;
   const bool first = !failures->warned;
@@ -75,6 +82,14 @@ failures_add (struct failures *failures, struct range range, int err,
     nbdkit_error ("scan: warning: prefetch of %" PRIu64 " bytes at offset %"
                   PRIu64 " failed: %s; the scan goes on, and will not warn "
                   "again", range.count, range.offset, strerror (err));
+}
+
+void
+failures_count (struct failures *failures)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&failures->lock);
+
+  count (failures);
 }
 
 void

@@ -46,11 +46,17 @@ extern void failures_add (struct failures *failures, struct range range,
 extern size_t failures_take (struct failures *failures,
                              struct vm_failure *out);
 
-/* A prefetch has not failed.  Any thread. */
+/* What the policy itself wanted to read has failed: it knows, and nobody is warned.
+ * Any thread.
+ */
+extern void failures_count (struct failures *failures);
+
+/* A prefetch or a read has not failed.  Any thread. */
 extern void failures_end_row (struct failures *failures);
 
 /* How long to leave the source alone, as things are: nothing for the first few
- * failures in a row, then twice as long with each FAILURES_DOUBLE more.
+ * failures in a row, of prefetches and reads, then twice as long with each
+ * FAILURES_DOUBLE more.
  */
 #define FAILURES_DOUBLE 16
 extern uint64_t failures_pause_ns (struct failures *failures);

@@ -90,5 +90,9 @@ fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
   if (again)
     err = read_once (s, w, range, buf);
   ticket_end (w, err == 0 && !again ? range.count : 0);
+  if (err == 0)
+    failures_end_row (&s->failures);
+  else if (err != VM_SKIPPED)
+    failures_count (&s->failures);
   return err;
 }

@@ -265,11 +265,21 @@ journal_open (const char *path, bool *busy, char error[JOURNAL_ERROR_MAX])
   return NULL;
 }
 
+/* Let go of a file, also where a process that was forked since (the one that runs the
+ * command of --run) has it open, and so the lock.
+ */
+static void
+close_locked (FILE *fp)
+{
+  flock (fileno (fp), LOCK_UN);
+  fclose (fp);
+}
+
 void
 journal_free (struct journal *j)
 {
   if (j != NULL && j->file != NULL)
-    fclose (j->file);
+    close_locked (j->file);
   free (j);
 }
 
@@ -437,7 +447,7 @@ journal_write (struct journal *j)
   if (fflush (fp) == 0 && fsync (fileno (fp)) == 0 &&
       put_in_place (j, name) == 0) {
     if (j->file != NULL)
-      fclose (j->file);
+      close_locked (j->file);
     j->file = fp;
     return 0;
   }

@@ -18,8 +18,8 @@
  * there is.  The last JOURNAL_RUNS_MAX runs count: what none of them read is
  * forgotten.
  *
- * A journal is for one thread at a time.  Nothing here allocates after
- * journal_open.
+ * A journal is for one thread at a time.  Only journal_open and journal_write
+ * allocate: what a run adds has its room from the start.
  */
 
 #ifndef SCAN_JOURNAL_H

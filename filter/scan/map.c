@@ -355,11 +355,42 @@ map_prefetch_ends (struct map *map, struct range range, bool ok)
   }
 }
 
+/* Flag whole granules first .. last-1 as done, without the lock.  Returns the bytes of
+ * those that were not.
+ */
+static uint64_t
+set_done (struct map *map, uint64_t first, uint64_t last)
+{
+  uint64_t bytes = 0, g;
+
+  for (g = first; g < last; ++g)
+    if (!(flags_of (&map->cells, g) & MAP_DONE) &&
+        !(atomic_fetch_or (&map->cells.flags[g], MAP_DONE) & MAP_DONE))
+      bytes += granule_range (map, g).count;
+  return bytes;
+}
+
+/* A hole may be nearly all of the disk, and a client's read may want the lock: only
+ * its two ends are for that.
+ */
 void
 map_hole (struct map *map, struct range range)
 {
+  const struct span span = span_of (map, range);
+  const uint64_t bytes = set_done (map, span.whole_first, span.whole_last);
+  const uint64_t end = range_end (range);
+  struct range whole;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
 
+  if (span.whole_first < span.whole_last) {
+    whole = granules_range (map, span.whole_first, span.whole_last);
+    map->done += bytes;
+    drop_parts (&map->done_parts, whole);
+    range.count = whole.offset - range.offset;
+    add_range (map, &map->done_parts, range, MAP_DONE, 0);
+    range.offset = range_end (whole);
+    range.count = end > range.offset ? end - range.offset : 0;
+  }
   add_range (map, &map->done_parts, range, MAP_DONE, 0);
 }
 

@@ -5,6 +5,14 @@
 /* See opening.h. */
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <nbdkit-filter.h>
 
@@ -28,20 +36,115 @@ enter (struct worker *w, int state)
     w->state = state;
 }
 
-/* Returns NULL if it can't be opened, or the scan stops. */
+/* Wait until there is a name to open.  It lasts as long as the scan. */
+static const char *
+get_name (struct scanner *s)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  while (s->config.waits_for_name && s->naming.name == NULL &&
+         scan_phase (s) == SCAN_GOES_ON)
+    pthread_cond_wait (&s->try_now, &s->lock);
+  return s->naming.name != NULL ? s->naming.name : s->config.export_name;
+}
+
+/* Something has been opened under this name.  If it was the first, all else is too,
+ * also if a client was told another one meanwhile.
+ */
+static void
+keep_name (struct scanner *s, const char *name)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  if (!s->naming.is_final && s->naming.name != name) {
+    free (s->naming.name);
+    s->naming.name = NULL;
+  }
+  s->naming.is_final = true;
+}
+
+void
+opening_set_name (struct scanner *s, const char *name)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  if (s->naming.is_final || s->naming.name != NULL ||
+      (!s->config.waits_for_name && strcmp (name, s->config.export_name) == 0))
+    return;
+  s->naming.name = strdup (name);
+  if (s->naming.name != NULL)
+    pthread_cond_broadcast (&s->try_now);
+}
+
+bool
+opening_is_of (struct scanner *s, const char *name)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+
+  return s->naming.name == NULL ? !s->config.waits_for_name
+    : strcmp (s->naming.name, name) == 0;
+}
+
+/* Sources that scan threads are opening now, of all scans. */
+static atomic_uint nr_opening;
+
+/* Is there a file descriptor to spare?  Each source has at least one, and without any the
+ * server could not accept a client, so half of those that it may have are left to
+ * clients.  Tells how many those are.
+ */
+static bool
+has_descriptors (uint64_t *most)
+{
+  struct rlimit limit;
+  int fd;
+
+  if (getrlimit (RLIMIT_NOFILE, &limit) == -1)
+    return true;
+  *most = limit.rlim_cur;
+  /* The lowest that is free, so all below are in use. */
+  fd = eventfd (0, EFD_CLOEXEC);
+  if (fd == -1)
+    return false;
+  close (fd);
+  return (uint64_t) fd + atomic_load (&nr_opening) <= *most / 2;
+}
+
+/* Open a source.  Returns NULL if it can't be opened, with `most` above 0 if that is for
+ * want of descriptors.
+ */
 static struct source *
-open_source (struct worker *w)
+try_to_open (struct worker *w, const char *name, uint64_t *most)
+{
+  const struct scanner_config *config = &w->scanner->config;
+  struct source *source = NULL;
+
+  atomic_fetch_add (&nr_opening, 1);
+  if (has_descriptors (most)) {
+    *most = 0;
+    source = source_open (config->backend, name, config->method);
+  }
+  atomic_fetch_sub (&nr_opening, 1);
+  return source;
+}
+
+/* Returns NULL if it can't be opened, as from try_to_open, or the scan stops. */
+static struct source *
+open_source (struct worker *w, uint64_t *most)
 {
   struct scanner *s = w->scanner;
+  const char *name = get_name (s);
   struct source *source = NULL;
+
+  *most = 0;
 
   /* Once it is in there nobody waits for this thread; if the scan stops
    * meanwhile, it is left in that state, and only cleans up.
    */
   enter (w, WORKER_OPENING);
   if (scan_phase (s) == SCAN_GOES_ON)
-    source = source_open (s->config.backend, s->config.export_name,
-                          s->config.method);
+    source = try_to_open (w, name, most);
+  if (source != NULL)
+    keep_name (s, name);
   enter (w, WORKER_AT_WORK);
   return source;
 }
@@ -80,6 +183,23 @@ first_warning (struct scanner *s)
   return first;
 }
 
+/* Say once why a source could not be opened; most is as from open_source. */
+static void
+warn (struct scanner *s, uint64_t most)
+{
+  if (!first_warning (s))
+    return;
+  if (most > 0)
+    nbdkit_error ("scan: warning: half of the %" PRIu64 " file descriptors that "
+                  "the server may have are in use, so no more are opened for scan "
+                  "threads; raise that limit (ulimit -n) or lower scan-threads",
+                  most);
+  else
+    nbdkit_error ("scan: warning: could not open the layer below for a scan "
+                  "thread; it goes on when that can be opened, and will not "
+                  "warn again");
+}
+
 static void
 rest_longer (uint64_t *rest_ns)
 {
@@ -94,7 +214,6 @@ rest_longer (uint64_t *rest_ns)
 static void
 put_off (struct outage *outage)
 {
-  rest_longer (&outage->rest_ns);
   outage->next_ns = clock_now_ns () + outage->rest_ns;
 }
 
@@ -107,6 +226,7 @@ begin_waiting (struct worker *w)
 
   if (s->outage.workers++ == 0) {
     s->outage.rest_ns = w->opening.rest_ns;
+    rest_longer (&s->outage.rest_ns);
     put_off (&s->outage);
   }
   opening_count (s);
@@ -125,6 +245,9 @@ wait_for_turn (struct worker *w, unsigned *calls)
   while (scan_phase (s) == SCAN_GOES_ON && s->outage.calls == *calls &&
          clock_now_ns () < s->outage.next_ns)
     clock_wait_until (&s->try_now, &s->lock, s->outage.next_ns);
+  /* What all are called to is one attempt, and no reason to wait for longer. */
+  if (s->outage.calls == *calls)
+    rest_longer (&s->outage.rest_ns);
   put_off (&s->outage);
   *calls = s->outage.calls;
   w->opening.rest_ns = s->outage.rest_ns;
@@ -134,19 +257,17 @@ struct source *
 opening_get (struct worker *w)
 {
   struct scanner *s = w->scanner;
-  struct source *source = open_source (w);
+  uint64_t most;
+  struct source *source = open_source (w, &most);
   unsigned calls;
 
   if (source != NULL || scan_phase (s) != SCAN_GOES_ON)
     return source;
   calls = begin_waiting (w);
-  if (first_warning (s))
-    nbdkit_error ("scan: warning: could not open the layer below for a scan "
-                  "thread; it goes on when that can be opened, and will not "
-                  "warn again");
+  warn (s, most);
   do {
     wait_for_turn (w, &calls);
-    source = open_source (w);
+    source = open_source (w, &most);
   } while (source == NULL && scan_phase (s) == SCAN_GOES_ON);
   end_waiting (w);
   if (source != NULL) {

@@ -12,7 +12,12 @@
  * opened again, at first at once and then after longer and longer times.  A client
  * that connects has just opened the layer below; then it is tried at once.
  *
- * Each worker calls these functions for itself, but for opening_try_now.
+ * What it opens is the default export.  A client that asks for that is told its name,
+ * if it has one, and layers below know it under that name; so a scan that has not
+ * opened anything yet takes over the name that the first client is told.
+ *
+ * Each worker calls these functions for itself, but for opening_try_now,
+ * opening_set_name and opening_is_of.
  */
 
 #ifndef SCAN_OPENING_H
@@ -41,6 +46,12 @@ struct outage {
   bool warned;
 };
 
+/* In the background: the name to open; protected by the scan's lock. */
+struct naming {
+  char *name;                   /* or NULL: the one that the scan began with */
+  bool is_final;                /* something has been opened under it */
+};
+
 /* Open a source, or try until it can be opened.  Returns NULL if the scan stops. */
 extern struct source *opening_get (struct worker *w);
 
@@ -53,6 +64,14 @@ extern bool opening_again (struct worker *w, int err);
  * thread.
  */
 extern void opening_try_now (struct scanner *s);
+
+/* A client was told that the default export has this name.  Any thread. */
+extern void opening_set_name (struct scanner *s, const char *name);
+
+/* Is this the name that the scan opens, or has it begun with one that every client
+ * that asks for the default export may share?  Any thread.
+ */
+extern bool opening_is_of (struct scanner *s, const char *name);
 
 /* Tell stats whether all workers wait, as that may have changed.  The scan's
  * lock must be held.

@@ -106,6 +106,35 @@ add_file (const char *key, const char *name, const char *value)
   return 0;
 }
 
+/* The policy knows files by their names, and has one of each. */
+static int
+trace_is_given_twice (void)
+{
+  nbdkit_error ("scan-trace and scan-file-trace both name the file that a policy "
+                "reads as 'trace'; use one of them, and scan-record=FILE to record "
+                "in another file than is read");
+  return -1;
+}
+
+static bool
+is_recorded_by (const char *key)
+{
+  return options.record_key != NULL && strcmp (options.record_key, key) == 0;
+}
+
+static int
+set_file (const char *key, const char *name, const char *value)
+{
+  if (strcmp (name, "trace") == 0 && is_recorded_by ("scan-trace"))
+    return trace_is_given_twice ();
+  if (library_file (name) != NULL) {
+    nbdkit_error ("%s: there is a file of this name already; give each one of "
+                  "its own", key);
+    return -1;
+  }
+  return add_file (key, name, value);
+}
+
 /* -- one function for each parameter ---------------------------------------- */
 
 static int
@@ -265,6 +294,8 @@ set_trace (const char *key, const char *value)
 
   if (set_record (key, value) == -1)
     return -1;
+  if (library_file ("trace") != NULL)
+    return trace_is_given_twice ();
   if (stat (value, &st) == -1) {
     if (errno == ENOENT)
       return 0;
@@ -435,7 +466,7 @@ options_set (const char *key, const char *value)
   else if ((name = after_prefix (key, "scan-arg-")) != NULL)
     r = set_arg (name, value);
   else if ((name = after_prefix (key, "scan-file-")) != NULL)
-    r = add_file (key, name, value);
+    r = set_file (key, name, value);
   else if (strncmp (key, PREFIX, strlen (PREFIX)) == 0)
     r = unknown_parameter (key);
   else {

@@ -15,13 +15,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <pthread.h>
-
 #include <nbdkit-filter.h>
 
 #include "budget.h"
 #include "contexts.h"
 #include "debug.h"
+#include "default-name.h"
 #include "escape.h"
 #include "exports.h"
 #include "guard.h"
@@ -53,13 +52,7 @@ static struct generation *background_generation;
 
 /* What clients read: all that is done for the line on the read path. */
 static struct line_clients clients;
-
-/* For each connection's thread: what the layer below has told this connection, in
- * its handshake, to be the name of the default export; NULL if the client has not
- * asked.  The server keeps it for as long.
- */
-static pthread_key_t default_name;
-static int key_error;           /* errno of making it */
+static int default_name_error;  /* errno of default_name_load */
 
 /* Per connection. */
 struct handle {
@@ -90,7 +83,7 @@ static void
 scan_load (void)
 {
   if (times_loaded++ == 0)
-    key_error = pthread_key_create (&default_name, NULL);
+    default_name_error = default_name_load ();
 }
 
 static int
@@ -125,8 +118,8 @@ scan_config_complete (nbdkit_next_config_complete *next,
   }
   if (options_complete () == -1)
     return -1;
-  if (key_error != 0) {
-    errno = key_error;
+  if (default_name_error != 0) {
+    errno = default_name_error;
     nbdkit_error ("scan: pthread_key_create: %m");
     return -1;
   }
@@ -236,6 +229,7 @@ start_scan (struct generation *generation, const char *name, nbdkit_next *next,
     .stats = generation->export->stats,
     .map = generation->map,
     .background = next == NULL,
+    .waits_for_name = next == NULL && contexts_default_has_name (),
     .backend = backend,
   };
 
@@ -279,8 +273,7 @@ scan_unload (void)
     return;
   scans_leave (background);
   recorder_free (recorder);
-  if (key_error == 0)
-    pthread_key_delete (default_name);
+  default_name_unload ();
   exports_free ();
   budget_free (budget);
   line_free (line);
@@ -288,19 +281,16 @@ scan_unload (void)
   options_free ();
 }
 
-/* A new connection, on a thread that may have had another. */
 static int
 scan_preconnect (nbdkit_next_preconnect *next, nbdkit_backend *nxdata,
                  int readonly)
 {
-  pthread_setspecific (default_name, NULL);
+  default_name_forget ();
   return next (nxdata, readonly);
 }
 
-/* A client that asks for the default export is given its real name, if it has
- * one, before .open.  Take note of it, for this client only: nbdkit tells
- * nobody that name without being asked, so a client that asks for it right away
- * would else be scanned or not by what others have asked before.
+/* The scan in the background is to open what this client will, as far as the plugin
+ * can be told.
  */
 static const char *
 scan_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
@@ -308,17 +298,10 @@ scan_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
 {
   const char *name = next (nxdata, readonly);
 
-  pthread_setspecific (default_name, name);
+  default_name_note (name);
+  if (name != NULL && background != NULL && contexts_why_not (name) == NULL)
+    scanner_set_name (scans_get_scanner (background), name);
   return name;
-}
-
-static bool
-is_default_export (const char *name)
-{
-  const char *of_default = pthread_getspecific (default_name);
-
-  return *name == '\0' ||
-    (of_default != NULL && strcmp (name, of_default) == 0);
 }
 
 static void *
@@ -342,24 +325,38 @@ scan_open (nbdkit_next_open *next, nbdkit_context *context,
     free (h);
     return NULL;
   }
-  h->is_default = is_default_export (exportname);
+  h->is_default = default_name_is (exportname);
   return h;
+}
+
+/* Is this export to be scanned?  Warns if not. */
+static bool
+is_wanted (const struct handle *h)
+{
+  char name[ESCAPE_NAME_MAX];
+
+  if (fnmatch (options.exports, h->export_name, 0) == 0 ||
+      (h->is_default && fnmatch (options.exports, "", 0) == 0))
+    return true;
+  if (!first_warning (NOT_THIS_EXPORT))
+    return false;
+  escape (ESCAPE_NAME, h->export_name, name, sizeof name);
+  if (*options.exports == '\0')
+    nbdkit_error ("scan: warning: not the default export, not scanning; "
+                  "scan-exports=%s scans the export %s", name, name);
+  else
+    nbdkit_error ("scan: warning: not one of scan-exports=%s, not scanning; "
+                  "scan-exports=%s scans the export %s",
+                  options.exports, name, name);
+  return false;
 }
 
 /* Is this export to be scanned, and can it be?  Warns if not. */
 static bool
 can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
 {
-  char name[ESCAPE_NAME_MAX];
-
-  if (fnmatch (options.exports, h->export_name, 0) != 0 &&
-      !(h->is_default && fnmatch (options.exports, "", 0) == 0)) {
-    escape (ESCAPE_NAME, h->export_name, name, sizeof name);
-    if (first_warning (NOT_THIS_EXPORT))
-      nbdkit_error ("scan: warning: not the default export, not scanning; "
-                    "scan-exports=%s scans the export %s", name, name);
+  if (!is_wanted (h))
     return false;
-  }
   if (!thread_model_allows_scan ())
     return false;
   if (thread_model != NBDKIT_THREAD_MODEL_PARALLEL &&
@@ -383,6 +380,10 @@ join_background (nbdkit_next *next, struct handle *h)
 
   if (background == NULL || !h->is_default)
     return false;
+  if (!scanner_is_of (scans_get_scanner (background), h->export_name)) {
+    may_open (h->export_name);
+    return false;
+  }
   size = next->get_size (next);
   if (size == -1)
     return false;

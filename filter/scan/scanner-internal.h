@@ -99,6 +99,7 @@ struct scanner {
   bool left;                    /* scanner_tell_stop was called */
   bool warned_of_thread;        /* that could not be used */
   struct outage outage;
+  struct naming naming;
 
   struct looker looker;         /* has a lock of its own */
   struct failures failures;     /* these two have locks of their own */
@@ -106,6 +107,7 @@ struct scanner {
 
   /* Decider only. */
   struct range pending;         /* asked for and not yet issued */
+  bool settled;                 /* nothing was asked for since disk:settle */
   struct ticket ticket;
   struct met_read read_batch[READS_MAX];
   struct vm_failure failure_batch[FAILURES_MAX];

@@ -217,6 +217,18 @@ scanner_try_now (struct scanner *s)
   opening_try_now (s);
 }
 
+void
+scanner_set_name (struct scanner *s, const char *name)
+{
+  opening_set_name (s, name);
+}
+
+bool
+scanner_is_of (struct scanner *s, const char *name)
+{
+  return opening_is_of (s, name);
+}
+
 bool
 scanner_has_ended (struct scanner *s)
 {
@@ -235,6 +247,7 @@ scanner_free (struct scanner *s)
   source_forget_extents (&s->extents);
   source_close (s->source);
   free (s->pread_buf);
+  free (s->naming.name);
   free (s->workers);
   results_destroy (&s->results);
   failures_destroy (&s->failures);

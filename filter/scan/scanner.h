@@ -42,6 +42,7 @@ struct scanner_config {
   struct map *map;              /* of this disk at this size */
   struct recorder *recorder;    /* of the reads of this disk, or NULL */
   bool background;              /* for no connection: info is not known yet */
+  bool waits_for_name;          /* open nothing before scanner_set_name */
 
   /* Either the connection's context and what is known of it, or a backend to
    * open a context for each thread.
@@ -73,6 +74,14 @@ extern void scanner_join (struct scanner *scanner);
  * to do so, let it try now.
  */
 extern void scanner_try_now (struct scanner *scanner);
+
+/* A scan in the background: a client was told that the default export has this name.
+ * Unless the scan has opened what is below under another, that is what it opens.
+ */
+extern void scanner_set_name (struct scanner *scanner, const char *name);
+
+/* Does a scan in the background scan what is the default export under this name? */
+extern bool scanner_is_of (struct scanner *scanner, const char *name);
 
 /* True if there is no thread any more for which scanner_join would wait. */
 extern bool scanner_has_ended (struct scanner *scanner);

@@ -17,7 +17,9 @@
 #include "scanner-internal.h"
 #include "stats.h"
 
-/* The shortest disk:wait, so that a policy can't spin by waiting for 0. */
+/* The shortest disk:wait, and disk:settle where there was one just before, so that a
+ * policy can't spin.
+ */
 #define WAIT_MIN_NS (NS_PER_SECOND / 1000)
 
 /* A walk over a vast hole rests for as long after each stretch of it, so that
@@ -46,10 +48,15 @@ static void
 step_settle (struct scanner *s, struct worker *w,
              const struct vm_request *request, struct vm_answer *answer)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
+  {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
-  while (s->in_flight > 0 && scan_phase (s) == SCAN_GOES_ON)
-    pthread_cond_wait (&s->landed, &s->lock);
+    while (s->in_flight > 0 && scan_phase (s) == SCAN_GOES_ON)
+      pthread_cond_wait (&s->landed, &s->lock);
+  }
+  /* A policy that asks for nothing else would spin. */
+  if (s->settled)
+    reads_wait (s->reads, clock_now_ns () + WAIT_MIN_NS);
 }
 
 static void
@@ -211,6 +218,7 @@ steps_ask_policy (struct scanner *s, struct worker *w)
     if (step->waits)
       ticket_give (s);
     step->run (s, w, &request, &answer);
+    s->settled = request.type == VM_SETTLE;
     if (!steps_take_room (s))
       return false;
   } while (request.type != VM_PREFETCH);

@@ -55,12 +55,8 @@ bool
 workers_have_ended (struct scanner *s)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
-  unsigned i;
 
-  for (i = 0; i < s->nr_workers; ++i)
-    if (s->workers[i].state != WORKER_ENDED)
-      return false;
-  return true;
+  return s->nr_ended == s->nr_workers;
 }
 
 static bool

@@ -31,7 +31,7 @@ OBSERVER = """
 
 
 def our_errors (server):
-    return [e for e in server.errors () if e.startswith ("scan: ")]
+    return [e for e in server.errors () if e.startswith (("scan: ", "clone: "))]
 
 
 @pytest.mark.parametrize ("model", ["parallel", "serialize_requests"])
@@ -105,22 +105,101 @@ def test_reads_of_all_clients_reach_the_policy (tmp_path):
         server.wait_line ("policy: read 999936$")
 
 
-@pytest.mark.skipif (CHECK_WITH in ("asan", "tsan"),
-                     reason="the shell of the eval plugin dies under it")
+# A default export with a name: the server tells it to a client that asks, and to nobody
+# before that; layers below know the export by it.
+
+NAMED = ["size=64K", "default=x", "log=read", "model=parallel"]
+
+
+def offsets (server, op):
+    return sorted (c.offset for c in server.calls (op))
+
+
 def test_a_default_export_with_a_name_joins_it (tmp_path):
     policy = tmp_path / "observer.lua"
     policy.write_text (OBSERVER)
-    plugin = ["eval", "thread_model=echo parallel", "get_size=echo 65536",
-              "can_cache=echo native", "cache=:",
-              "default_export=echo disk", "list_exports=echo NAMES; echo disk",
-              "open=:", "pread=head -c $3 /dev/zero"]
-    with nbdkit ([SCAN], plugin, [BACKGROUND, f"scan-policy={policy}"],
+    with nbdkit ([SCAN], gate (*NAMED), [BACKGROUND, f"scan-policy={policy}"],
                  VERBOSE) as server:
         for _ in range (2):
             h = server.connect ()
             start = len (server.log)
             h.pread (512, 4096)
             server.wait_line ("policy: read 4096$", start)
+        assert our_errors (server) == []
+
+
+def test_a_clone_of_a_default_export_with_a_name (tmp_path):
+    """It is begun before a client has asked for the name, by which the plugin tells no
+    exports."""
+    disk = tmp_path / "disk.img"
+    args = [f"clone-file={disk}", f"scan-size={BLOCK}"]
+    with nbdkit ([SCAN, CLONE], gate (*NAMED), [*args, BACKGROUND], VERBOSE) as server:
+        server.wait_line (FINISHED)
+        h = server.connect ()
+        assert h.pread (65536, 0) == pattern (0, 65536)
+        assert offsets (server, "read") == list (range (0, 65536, BLOCK))
+        assert our_errors (server) == []
+    for background in [], [BACKGROUND]:
+        with nbdkit ([SCAN, CLONE], gate (*NAMED), args + background) as server:
+            h = server.connect ()
+            assert h.pread (65536, 0) == pattern (0, 65536)
+            assert server.calls ("read") == our_errors (server) == []
+
+
+@pytest.mark.parametrize ("background_first", [True, False])
+def test_a_clone_under_another_name (tmp_path, background_first):
+    """A client may ask for the disk by any name, over a plugin that ignores it; and a clone
+    that was begun under a name is that of the scan in the background, too."""
+    args = [f"clone-file={tmp_path}/disk.img", f"scan-size={BLOCK}"]
+    plugin = gate ("size=64K", "log=read")
+    for background in [background_first, True]:
+        with nbdkit ([SCAN, CLONE], plugin,
+                     [*args, f"scan-background={background}"], VERBOSE) as server:
+            if background:
+                server.wait_line (FINISHED)
+            h = server.connect ("any")
+            assert h.pread (65536, 0) == pattern (0, 65536)
+            assert len (server.connections) == 1
+            assert not [e for e in our_errors (server) if e.startswith ("clone: ")]
+    assert server.calls ("read") == []
+
+
+def eval_plugin (calls, *more):
+    """Its exports are full of the first letter of their names."""
+    return ["eval", "thread_model=echo parallel", "get_size=echo 65536",
+            "can_cache=echo native", f"open=echo ${{3:-none}} | tee -a {calls}",
+            "pread=head -c $3 /dev/zero | tr '\\0' $2", *more]
+
+
+no_shell = pytest.mark.skipif (CHECK_WITH in ("asan", "tsan"),
+                               reason="the shell of the eval plugin dies under it")
+
+
+@no_shell
+def test_no_other_disk_for_a_default_export_with_a_name (tmp_path):
+    """The plugin can't be told that name when a scan opens it, so what that opens may be
+    another disk: each client's connection is scanned instead."""
+    calls, disk = tmp_path / "calls", tmp_path / "disk.img"
+    with nbdkit ([SCAN, CLONE], eval_plugin (calls, "default_export=echo disk"),
+                 [BACKGROUND, f"scan-size={BLOCK}", f"clone-file={disk}"],
+                 VERBOSE) as server:
+        assert not calls.exists ()
+        h = server.connect ()
+        server.wait_line (FINISHED)
+        assert h.pread (65536, 0) == b"d" * 65536
+        [warning] = our_errors (server)
+        assert "there is no scan in the background" in warning
+    assert calls.read_text () == "disk\n"
+
+
+@no_shell
+@pytest.mark.parametrize ("default", [[], ["default_export="]])
+def test_a_default_export_that_has_no_name (tmp_path, default):
+    with nbdkit ([SCAN, CLONE], eval_plugin (tmp_path / "calls", *default),
+                 [BACKGROUND, f"scan-size={BLOCK}"], VERBOSE) as server:
+        if default:
+            server.connect ()
+        server.wait_line (FINISHED)
         assert our_errors (server) == []
 
 
@@ -233,6 +312,27 @@ def test_a_source_that_goes_away_and_comes_back (model, threads):
         offsets = [c.offset for c in server.calls ("cache")]
         assert all (offsets.count (call.offset) >= 2 for call in held)
         assert len (our_errors (server)) == 1
+
+
+def test_threads_that_fail_together_do_not_put_off_the_next_attempt ():
+    """One can open the source, and the others, which try at once, can't yet."""
+    threads = 8
+    with nbdkit ([SCAN], gate ("size=64K", "hold=cache"),
+                 [BACKGROUND, f"scan-size={BLOCK}", f"scan-threads={threads}"],
+                 VERBOSE) as server:
+        held = [server.next_call ("cache") for _ in range (threads)]
+        server.send ("hold open 1")
+        for call in held:
+            server.release (call, 107)
+        for _ in range (threads):
+            server.release (server.next_call ("open"), 107)
+        server.release (server.next_call ("open"))
+        server.next_call ("cache")
+        for _ in range (threads - 1):
+            server.release (server.next_call ("open"), 107)
+        # Not when all of them have doubled the time, one after the other.
+        server.release (server.next_call ("open"))
+        server.next_call ("cache")
 
 
 def test_a_source_that_is_there_again_at_once ():

@@ -166,6 +166,16 @@ def test_a_policy_file_that_is_not_there_stops_the_server (tmp_path):
     assert "default, forever" in message
 
 
+def test_the_time_to_load_is_said_in_few_digits (tmp_path):
+    """Some comes on top for the files, a byte at a time."""
+    (tmp_path / "loop.lua").write_text ("while true do end")
+    (tmp_path / "file").write_text ("x")
+    [error] = refused ([SCAN], ["null"],
+                       [*ARGS, f"scan-policy={tmp_path}/loop.lua",
+                        f"scan-file-x={tmp_path}/file"])
+    assert "the policy took longer than 0.3 seconds over" in error
+
+
 def test_a_directory_is_no_policy (tmp_path):
     assert "Is a directory" in refused_policy (tmp_path)
 
@@ -327,6 +337,27 @@ end
         server.disconnect (h)
         server.wait_line ("gate: close 1")
         assert time.monotonic () - begin < PROMPT_SECS
+
+
+def test_what_a_scan_was_loading_when_its_client_left_is_loaded_anew (tmp_path):
+    (tmp_path / "long.lua").write_text ("""\
+begun = (begun or 0) + 1
+print ("begun", begun)
+while begun == 1 do end
+return 5
+""")
+    (tmp_path / "late.lua").write_text (
+        'return function (disk) assert (require "long" == 5) end')
+    with nbdkit ([SCAN], gate (f"size={SIZE}"),
+                 [f"scan-policy={tmp_path}/late.lua", "scan-policy-timeout=3600"],
+                 VERBOSE) as server:
+        h = server.connect ()
+        server.wait_line ("scan: policy: begun\t1")
+        server.disconnect (h)
+        _, line = server.wait_line ("gate: close 1")
+        server.connect ()
+        server.wait_line (ENDED, line)
+        assert server.errors () == []
 
 
 def test_a_disk_is_empty_once_its_scan_has_ended (tmp_path):

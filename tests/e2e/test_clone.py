@@ -372,6 +372,21 @@ def test_a_fast_zero_is_fast_or_refused ():
         assert reads (server) == []
 
 
+@pytest.mark.parametrize ("what", ["zero", "trim", "pwrite"])
+def test_a_source_may_fail_as_it_likes (what):
+    """Of a zero that need not be fast the server doesn't survive an ENOTSUP."""
+    with clone () as server:
+        h = server.connect ()
+        server.send (f"fail read {errno.ENOTSUP}")
+        server.wait_line ("done fail read")
+        with pytest.raises (nbd.Error) as error:
+            getattr (h, what) (b"w" if what == "pwrite" else 100, 10)
+        assert error.value.errnum == errno.EIO
+        server.send ("fail read 0")
+        server.wait_line ("done fail read 0")
+        assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
+
+
 # -- clone-write=through -----------------------------------------------------------
 
 def through (*plugin_args, **kw):
@@ -506,6 +521,36 @@ def test_extents_of_both ():
             (256 * K, 0), (64 * K, HOLE), (M - 320 * K, 0), (2 * M, HOLE)]
         assert h.pread (M, 2 * M) == bytes (M)
         assert reads (server) == []             # learnt from the extents
+
+
+@pytest.mark.parametrize ("data", [f"{M}+{512 * K}", "0+4194304"])
+def test_a_question_for_extents_is_one_for_the_plugin (data):
+    """However often what is present and what is absent alternate."""
+    HOLE = nbd.STATE_HOLE | nbd.STATE_ZERO
+    first, count = map (int, data.split ("+"))
+    expected = []
+
+    def expect (length, flags):
+        if expected and expected[-1][1] == flags:
+            length += expected.pop ()[0]
+        expected.append ((length, flags))
+
+    for offset in range (4 * K, 4 * M - 4 * K, BLOCK):
+        written = offset // BLOCK % 8 == 3 and offset >= 512 * K
+        data_here = first <= offset < first + count
+        expect (BLOCK, 0 if written or data_here else HOLE)
+    with clone ("size=4M", f"data={data}", "log=extents") as server:
+        h = server.connect (prepare=with_extents)
+        for offset in range (0, 4 * M, BLOCK):
+            if offset // BLOCK % 8 == 3 and offset >= 512 * K:
+                h.pwrite (b"w" * BLOCK, offset)
+        for n in 1, 2:
+            assert extents (h, 4 * M - 8 * K, 4 * K) == expected
+            if first > 0:       # what is in no hole is asked for again
+                assert len (server.calls ("extents")) <= 1 + n
+            else:
+                assert len (server.calls ("extents")) == n
+        assert reads (server) == []
 
 
 def test_trims_give_space_back (tmp_path):

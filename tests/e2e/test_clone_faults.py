@@ -32,12 +32,15 @@ def fail (tmp_path, monkeypatch):
     monkeypatch.setenv ("LD_PRELOAD", os.path.join (PLUGINS, "fail.so"))
 
     @contextlib.contextmanager
-    def failing (call, name, err=errno.EIO):
+    def failing (call, name, err=errno.EIO, once=False):
         path = when / f"{call}.{name}"
-        path.with_name ("new").write_text (str (err))
+        path.with_name ("new").write_text (f"{err} once" if once else str (err))
         path.with_name ("new").rename (path)
         yield
-        path.unlink ()
+        if once:
+            assert not path.exists ()
+        else:
+            path.unlink ()
 
     return failing
 
@@ -107,6 +110,36 @@ def test_after_a_failed_sync_every_flush_fails (disk, fail, what):
         fails (errno.EIO, h.flush)
         fails (errno.EIO, h.pwrite, b"v" * BLOCK, 0, nbd.CMD_FLAG_FUA)
         assert h.pread (2 * BLOCK, 0) == b"v" * BLOCK + pattern (BLOCK, BLOCK)
+
+
+@pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])
+def test_a_sync_that_a_signal_interrupts_goes_on (disk, fail, what):
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 0)
+        with fail ("sync", what, errno.EINTR, once=True):
+            h.flush ()
+        h.flush ()
+
+
+def test_why_a_write_fails_is_said (disk, fail):
+    """A client may not tell, and all that it is told is an errno."""
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        with fail ("pwrite", disk.name, errno.ENOSPC):
+            fails (errno.ENOSPC, h.pwrite, b"w" * BLOCK, BLOCK)
+            assert server.wait_line (
+                f"clone: cannot write {disk} at offset {BLOCK}: No space left")
+            fails (errno.ENOSPC, h.pwrite, b"w", 100)       # its edge can't be kept
+            assert server.wait_line (f"clone: cannot write {disk} at offset 0: No space")
+        with fail ("fallocate", disk.name):
+            fails (errno.EIO, h.trim, BLOCK, 2 * BLOCK)
+            assert server.wait_line (f"clone: cannot write {disk} at offset {2 * BLOCK}: ")
+        # A client that asks for what is fast or nothing has another way.
+        n = len (server.errors ())
+        with fail ("fallocate", disk.name, errno.EOPNOTSUPP):
+            fails (errno.EOPNOTSUPP, h.zero, BLOCK, 0, nbd.CMD_FLAG_FAST_ZERO)
+        assert len (server.errors ()) == n
 
 
 @pytest.mark.parametrize ("call", ["pwrite", "sync"])
@@ -188,7 +221,8 @@ def test_a_flush_covers_what_a_killed_server_wrote (disk, fail):
 
 # -- they are not what they should be --------------------------------------------------
 
-def test_a_map_without_its_beginning_is_not_made_anew (disk):
+@pytest.mark.parametrize ("pages", [2, 5, 8])
+def test_a_map_without_its_beginning_is_not_made_anew (disk, pages):
     """Though the file is all holes: it is a client that has made them."""
     with clone (disk) as server:
         h = server.connect ()
@@ -196,7 +230,7 @@ def test_a_map_without_its_beginning_is_not_made_anew (disk):
         h.flush ()
     assert disk.stat ().st_blocks == 0
     with open (map_of (disk), "r+b") as f:
-        f.write (bytes (2 * PAGE))
+        f.write (bytes (pages * PAGE))
     errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
     assert len (errors) == 1 and "is not a map of a clone" in errors[0]
 
@@ -217,21 +251,39 @@ def test_a_file_of_another_user_in_a_folder_for_all (tmp_path, what):
         server.connect ()
 
 
-@pytest.mark.parametrize ("name", ["stats", "stats.tmp"])
-def test_counters_replace_no_other_thing (disk, tmp_path, name):
-    fifo = tmp_path / name
-    os.mkfifo (fifo)
-    with clone (disk, f"clone-stats={tmp_path}/stats", "clone-commit=0.1") as server:
+def test_counters_replace_no_other_thing (disk, tmp_path):
+    fifo = tmp_path / "stats"
+    args = [f"clone-file={disk}", f"clone-stats={fifo}", "clone-commit=0.1"]
+    with nbdkit ([CLONE], gate (), args) as server:
+        server.connect ()
+        server.poll (fifo.exists, "the counters")
+        os.mkfifo (tmp_path / "fifo")
+        (tmp_path / "fifo").rename (fifo)
         server.wait_line ("is not a regular file")
     assert fifo.is_fifo ()
+    assert refused ([CLONE], gate (), args) == [
+        f"clone-stats: {fifo} is there and is not a regular file"]
+
+
+def test_counters_in_a_folder_that_is_missing (tmp_path):
+    assert refused ([CLONE], gate (), [f"clone-stats={tmp_path}/no/stats"]) == [
+        f"clone-stats: {tmp_path}/no: No such file or directory"]
+
+
+def test_a_disk_whose_map_does_not_fit (disk):
+    with clone (disk, plugin=[f"size={2 ** 62}"]) as server:
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        server.wait_line (f"clone: the map of a disk of {2 ** 62} bytes, in blocks of "
+                          "4096, does not fit into memory: Cannot allocate memory; "
+                          "with a larger clone-block-size it is smaller")
+    assert not disk.exists ()
 
 
 def test_counters_are_no_file_of_the_clone (tmp_path):
-    """Nor is what is written first, which has .tmp at the end of its name."""
     disk = tmp_path / "disk.tmp"
     for where, path in [(f"clone-file={disk}", disk),
                         (f"clone-file={disk}", map_of (disk)),
-                        (f"clone-file={disk}", tmp_path / "disk"),
                         (f"clone-dir={tmp_path}", tmp_path / "a.img"),
                         (f"clone-dir={tmp_path}//", tmp_path / "a.img.map")]:
         errors = refused ([CLONE], gate (), [where, f"clone-stats={path}"])
@@ -239,6 +291,9 @@ def test_counters_are_no_file_of_the_clone (tmp_path):
                           "one of its own"]
     with nbdkit ([CLONE], gate (), [f"clone-dir={tmp_path}",
                                     f"clone-stats={tmp_path}/stats"]) as server:
+        server.connect ()
+    # What is written first is nobody else's, whatever it is called.
+    with clone (disk, f"clone-stats={tmp_path}/disk") as server:
         server.connect ()
 
 
@@ -262,6 +317,18 @@ def test_through_a_fetch_widened_over_a_smaller_write_is_not_kept ():
         server.release (server.next_call ("read"))
         assert again.result () == (pattern (3 * BLOCK, 100) + b"w" * 100
                                    + pattern (3 * BLOCK + 200, BLOCK - 200))
+
+
+def test_through_what_was_fast_for_the_plugin_is_done_here_too (disk, fail):
+    """Though it may take longer: it would differ from the plugin otherwise."""
+    with clone (disk, LATER, "clone-write=through",
+                plugin=["write=true", "fast-zero=true", "log=zero"]) as server:
+        h = server.connect ()
+        h.cache (M // 2, 0)
+        with fail ("fallocate", disk.name, errno.EOPNOTSUPP):
+            h.zero (M, 0, nbd.CMD_FLAG_FAST_ZERO)
+        assert [(c.offset, c.count) for c in server.calls ("zero")] == [(0, M)]
+        assert h.pread (M, 0) == bytes (M)
 
 
 # -- a source that changes its size ----------------------------------------------------

@@ -202,6 +202,14 @@ def test_files_are_for_their_owner_alone (disk):
             assert stat.S_IMODE (path.stat ().st_mode) == 0o600
 
 
+def test_a_parameter_that_we_do_not_have ():
+    """Some plugins take any."""
+    for name in "clone-fil", "clone-":
+        [error] = refused ([CLONE], ["null"], [f"{name}=x"])
+        assert error.startswith (f"{name}: the clone filter has no such parameter; it "
+                                 "has: clone-file, ")
+
+
 def test_links_and_other_things_are_refused (tmp_path):
     (tmp_path / "target").write_bytes (b"precious")
     link, fifo = tmp_path / "link", tmp_path / "fifo"
@@ -252,6 +260,38 @@ def test_a_file_that_is_no_clone_is_left_alone (disk, data):
     errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
     assert len (errors) == 1 and "is empty" in errors[0]
     assert disk.read_bytes () == data
+
+
+@pytest.mark.parametrize ("disk_is_there", [False, True])
+def test_a_file_under_the_name_of_the_map_is_left_alone (disk, disk_is_there):
+    """It may well begin with zeroes, as the clone of a disk does whose beginning was
+    not read yet."""
+    other = map_of (disk)
+    with clone (other) as server:
+        h = server.connect ()
+        h.pwrite (b"precious", 512 * K)
+    before = other.read_bytes ()
+    assert before[:BITS] == bytes (BITS)
+    if disk_is_there:
+        disk.touch ()
+    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    assert len (errors) == 1
+    assert other.read_bytes () == before
+    with clone (other) as server:
+        assert server.connect ().pread (8, 512 * K) == b"precious"
+
+
+def test_a_map_that_is_another_server_s_disk_is_refused (disk):
+    """That is all zeroes still, and so as good as none, but for the other."""
+    other = map_of (disk)
+    with clone (other, LATER) as server:
+        h = server.connect ()
+        with clone (disk) as second:
+            with pytest.raises (nbd.Error):
+                second.connect ()
+            second.wait_line ("disk.img.map is in use by another server")
+        assert other.stat ().st_size == M
+        assert h.pread (BLOCK, M - BLOCK) == pattern (M - BLOCK, BLOCK)
 
 
 @pytest.mark.parametrize ("what", ["file", "map", "both", "sparse"])
@@ -559,6 +599,18 @@ def test_fetches_leave_the_reserve (small):
         assert len (reads (server)) == n
         warnings = [e for e in server.errors () if "clone-reserve" in e]
         assert len (warnings) == 1
+
+
+def test_a_prefetch_of_more_than_there_is_room_for (small):
+    """It takes what there is, and most of what it is of may be here already."""
+    with clone (small / "disk", "clone-reserve=512K", "clone-fetch-size=64K",
+                plugin=["size=4M"]) as server:
+        h = server.connect ()
+        h.cache (4 * M, 0)
+        assert 512 * K <= free (small) < 512 * K + 64 * K
+        n = len (reads (server))
+        h.cache (4 * M, 0)                      # not fetched for nothing
+        assert len (reads (server)) == n
 
 
 def test_no_room_at_all (small):

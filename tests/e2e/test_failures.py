@@ -174,17 +174,19 @@ def test_no_space_left (clients):
         assert "no space left" in message and "TMPDIR" in message
 
 
-@pytest.mark.parametrize ("scans", [["scan-forever=true"], ["scan-policy=again"]])
-def test_a_source_that_goes_on_failing_is_left_alone (tmp_path, scans):
+@pytest.mark.parametrize ("asked, what", [
+    ("", "cache"), ("disk:prefetch (0)", "cache"), ("disk:pread (0, 512)", "read"),
+], ids=["stock", "prefetch", "pread"])
+def test_a_source_that_goes_on_failing_is_left_alone (tmp_path, asked, what):
     """For longer and longer, whatever the policy; a slow machine can't break this."""
-    (tmp_path / "again").write_text (
-        "return function (disk) while true do disk:prefetch (0) end end")
-    scans = [s.replace ("again", str (tmp_path / "again")) for s in scans]
-    with nbdkit ([SCAN], gate (f"size={BLOCK}", "fail=cache:all"),
+    policy = tmp_path / "again"
+    policy.write_text (f"return function (disk) while true do {asked} end end")
+    scans = [f"scan-policy={policy}"] if asked else ["scan-forever=true"]
+    with nbdkit ([SCAN], gate (f"size={BLOCK}", f"log={what}", f"fail={what}:all"),
                  [f"scan-size={BLOCK}", *scans], VERBOSE) as server:
         start = time.monotonic ()
         h = server.connect ()
-        server.poll (lambda: len (server.calls ("cache")) >= 100, "failures")
+        server.poll (lambda: len (server.calls (what)) >= 100, "failures")
         # After 16 come pauses of 1 ms, after 32 of 2, and so on.
         least = sum (0.001 * 2 ** (n // 16 - 1) for n in range (16, 99))
         assert time.monotonic () - start >= least

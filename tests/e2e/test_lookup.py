@@ -52,6 +52,20 @@ def test_a_name_is_a_built_in_first_and_a_path_is_a_file (tmp_path, monkeypatch)
                 assert "scan-policy=./ahead.lua" in server.errors ()[0]
 
 
+@pytest.mark.parametrize ("mark", [b"", b"\xef\xbb\xbf"])
+def test_what_is_not_lua_is_skipped (tmp_path, mark):
+    """As by the lua command; the lines' numbers stay."""
+    path = tmp_path / "mine.lua"
+    for text, line in (b"#!/usr/bin/lua\nerror 'here'\n", 2), (b"error 'here'", 1):
+        path.write_bytes (mark + text)
+        [error] = refused ([SCAN], ["null"], [f"scan-policy={path}"])
+        assert f"mine.lua:{line}: here" in error
+    for text in b"", b"#", b"# only that":
+        path.write_bytes (mark + text)
+        [error] = refused ([SCAN], ["null"], [f"scan-policy={path}"])
+        assert "but it returned nothing" in error
+
+
 def test_a_policy_is_found_once (tmp_path, monkeypatch):
     """Not again by each export's state, when its name may mean something else."""
     monkeypatch.chdir (tmp_path)

@@ -151,3 +151,12 @@ def test_what_is_not_a_map (tmp_path):
         said = shown (path)
         assert said.returncode == 1
         assert said.stdout.startswith (f"scan-policy: {path} {why}")
+
+
+def test_the_image_is_not_its_map (tmp_path):
+    disk = tmp_path / "disk.img"
+    with nbdkit ([CLONE], ["memory", str (SIZE)], [f"clone-file={disk}"]) as server:
+        server.connect ()
+    run = shown (disk)
+    assert run.returncode == 1
+    assert run.stdout == f"scan-policy: {disk} is the image; its map is {disk}.map\n"

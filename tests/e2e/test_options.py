@@ -67,6 +67,21 @@ def test_a_parameter_that_we_do_not_have (wrong, said):
     assert said in errors[0]
 
 
+@pytest.mark.parametrize ("args, said", [
+    (["scan-file-x=/dev/null", "scan-file-x=NOWHERE"],
+     "scan-file-x: there is a file of this name already; give each one of its own"),
+    (["scan-file-trace=/dev/null", "scan-trace=TRACE"], "scan-trace and scan-file-trace"),
+    (["scan-trace=TRACE", "scan-file-trace=/dev/null"], "scan-trace and scan-file-trace"),
+    (["scan-trace=NOWHERE", "scan-file-trace=TRACE"], "scan-trace and scan-file-trace"),
+])
+def test_no_file_hides_another (args, said, tmp_path):
+    (tmp_path / "trace").write_text ("0 4096\n")
+    [error] = refused ([SCAN], ["null"],
+                       [arg.replace ("NOWHERE", f"{tmp_path}/nowhere")
+                           .replace ("TRACE", f"{tmp_path}/trace") for arg in args])
+    assert said in error
+
+
 def test_parameters_of_layers_below_are_not_ours ():
     with nbdkit ([SCAN, "cow", "cache"], ["memory", "1M"],
                  ["cow-on-read=true", "cache-on-read=true"]) as server:

@@ -7,6 +7,8 @@ context of its own.
 The gate plugin aborts the server if two requests are at one handle.
 """
 
+import os
+import resource
 import threading
 
 import nbd
@@ -317,3 +319,22 @@ def test_a_default_export_with_a_name (tmp_path):
         assert our_errors (server) == []
     assert calls.read_text ().split ("\n")[:4] == \
         [f"h:disk {BLOCK} {BLOCK * i}" for i in range (4)]
+
+
+@pytest.mark.parametrize ("background", [False, True])
+def test_descriptors_are_left_for_clients (background):
+    """nbdkit can't accept a client without, nor say so less than a million times."""
+    most = 64
+    with nbdkit ([SCAN], gate ("size=16M", "model=serialize_requests",
+                               "descriptors=true", "hold=cache"),
+                 [f"scan-size={BLOCK}", "scan-threads=64",
+                  f"scan-background={background}"]) as server:
+        before = len (os.listdir (f"/proc/{server.pid}/fd"))
+        resource.prlimit (server.pid, resource.RLIMIT_NOFILE, (most, most))
+        server.connect ()
+        server.wait_line (f"half of the {most} file descriptors.*are in use")
+        # Two or three for each client.
+        assert len (os.listdir (f"/proc/{server.pid}/fd")) <= before + 3 + most / 2
+        for _ in range (4):
+            server.connect ().pread (512, 0)
+        assert len (server.calls ("cache")) > 4

@@ -90,6 +90,27 @@ def test_a_large_count_is_shared_among_threads (tmp_path):
             [(1000 + BLOCK * i, min (BLOCK, 30000 - BLOCK * i)) for i in range (8)]
 
 
+@pytest.mark.parametrize ("threads", [1, 4])
+def test_settle_in_a_loop_does_not_spin (tmp_path, threads):
+    """It rests for a millisecond each time; a slow machine can't break this."""
+    policy = tmp_path / "spins.lua"
+    policy.write_text ("""
+        return function (disk)
+          disk:prefetch (0)
+          local begun = disk:now ()
+          for _ = 1, 120 do
+            for offset, count in disk:failures () do disk:prefetch (offset, count) end
+            disk:settle ()
+          end
+          print (disk:now () - begun >= 0.1 and "rested" or "spun")
+        end""")
+    with nbdkit ([SCAN], gate (f"size={4 * BLOCK}"),
+                 [f"scan-policy={policy}", f"scan-threads={threads}"],
+                 VERBOSE) as server:
+        server.connect ()
+        assert server.wait_line ("scan: policy: (rested|spun)")[0][1] == "rested"
+
+
 def test_settle_waits_for_what_is_in_flight (tmp_path):
     policy = tmp_path / "settle.lua"
     policy.write_text ("""

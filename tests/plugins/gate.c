@@ -34,6 +34,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <dlfcn.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -71,6 +72,7 @@ struct rule {
 
 struct handle {
   unsigned connection;
+  int fd;
   unsigned in_flight;
 };
 
@@ -88,12 +90,14 @@ struct range { uint64_t offset, count; };
 static int64_t size = 1024 * 1024;
 static int model = NBDKIT_THREAD_MODEL_PARALLEL;
 static int cache_mode = NBDKIT_CACHE_NATIVE;
-static bool writable;
+static bool writable, fast_zero;
 static unsigned minimum, maximum;      /* of the count of a request; 0: any */
 static int control = -1;
 static struct range data[MAX_DATA_RANGES];
 static size_t nr_data;
 static const char *exports;
+static const char *default_name = "";
+static bool descriptors;        /* each connection has one */
 
 /* Changes to the disk: what is written, xor the pattern.  NULL if read-only. */
 static unsigned char *changes;
@@ -321,6 +325,11 @@ gate_config (const char *key, const char *value)
     writable = r == 1;
     return r == -1 ? -1 : 0;
   }
+  if (strcmp (key, "fast-zero") == 0) {
+    r = nbdkit_parse_bool (value);
+    fast_zero = r == 1;
+    return r == -1 ? -1 : 0;
+  }
   if (strcmp (key, "blocks") == 0) {
     if (sscanf (value, "%u-%u", &minimum, &maximum) != 2) {
       nbdkit_error ("blocks: expected MINIMUM-MAXIMUM, got '%s'", value);
@@ -330,6 +339,16 @@ gate_config (const char *key, const char *value)
   }
   if (strcmp (key, "control") == 0)
     return nbdkit_parse_int (key, value, &control);
+  if (strcmp (key, "descriptors") == 0) {
+    if ((r = nbdkit_parse_bool (value)) == -1)
+      return -1;
+    descriptors = r;
+    return 0;
+  }
+  if (strcmp (key, "default") == 0) {
+    default_name = value;
+    return 0;
+  }
   if (strcmp (key, "exports") == 0) {
     exports = value;
     return 0;
@@ -397,10 +416,13 @@ gate_config (const char *key, const char *value)
   "                            two requests at once on one connection abort.\n" \
   "cache=none|emulate|native   What .can_cache says (default native).\n" \
   "write=true                  Allow writing.\n" \
+  "fast-zero=true              Say that zeroes are fast.\n" \
   "blocks=MINIMUM-MAXIMUM      Say that requests are to be of these sizes, and\n" \
   "                            abort if one isn't.\n" \
   "data=OFFSET+COUNT           The disk has holes except here; may be repeated.\n" \
   "exports=A,B,C               Export names to list; any name can be opened.\n" \
+  "default=NAME                What the default export is called.\n" \
+  "descriptors=true            Have a file descriptor for each that opens the plugin.\n" \
   "control=FD                  Socket to take commands from.\n" \
   "hold=OP log=OP quiet=OP     Hold, log, don't log requests of that kind: open,\n" \
   "                            read, write, zero, trim, cache, extents, can_fua.\n" \
@@ -481,6 +503,12 @@ gate_list_exports (int readonly, int is_tls, struct nbdkit_exports *list)
   }
 }
 
+static const char *
+gate_default_export (int readonly, int is_tls)
+{
+  return default_name;
+}
+
 /* Looked up, for the filter opens no plugin for itself that is linked to
  * nbdkit_export_name, and this one can do without a name.
  */
@@ -511,6 +539,12 @@ gate_open (int readonly)
     free (h);
     return NULL;
   }
+  h->fd = descriptors ? open ("/dev/null", O_RDONLY | O_CLOEXEC) : -1;
+  if (descriptors && h->fd == -1) {
+    nbdkit_error ("/dev/null: %m");
+    free (h);
+    return NULL;
+  }
   return h;
 }
 
@@ -523,6 +557,8 @@ gate_close (void *handle)
   if (rules[OPEN].log)
     event ("close %u", h->connection);
   pthread_mutex_unlock (&lock);
+  if (h->fd != -1)
+    close (h->fd);
   free (h);
 }
 
@@ -545,6 +581,12 @@ static int
 gate_can_write (void *handle)
 {
   return writable;
+}
+
+static int
+gate_can_fast_zero (void *handle)
+{
+  return fast_zero;
 }
 
 static int
@@ -689,11 +731,13 @@ static struct nbdkit_plugin plugin = {
   .cleanup           = gate_cleanup,
   .unload            = gate_unload,
   .list_exports      = gate_list_exports,
+  .default_export    = gate_default_export,
   .open              = gate_open,
   .close             = gate_close,
   .get_size          = gate_get_size,
   .block_size        = gate_block_size,
   .can_write         = gate_can_write,
+  .can_fast_zero     = gate_can_fast_zero,
   .can_cache         = gate_can_cache,
   .can_extents       = gate_can_extents,
   .can_fua           = gate_can_fua,

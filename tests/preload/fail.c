@@ -6,7 +6,8 @@
  * any time.
  *
  *   FAIL_WHEN=DIR   a call CALL for a file with the last name NAME fails while
- *                   there is a file DIR/CALL.NAME; what is in it is the errno
+ *                   there is a file DIR/CALL.NAME; what is in it is the errno,
+ *                   and "once" if the file goes away by that
  *
  * CALL is pread, pwrite, fallocate or sync (fdatasync and fsync).
  */
@@ -28,7 +29,7 @@ static bool
 must_fail (const char *call, int fd)
 {
   const char *dir = getenv ("FAIL_WHEN");
-  char link[64], path[4096], when[8192], *name;
+  char link[64], path[4096], when[8192], often[8], *name;
   ssize_t n;
   FILE *fp;
   int err;
@@ -47,8 +48,15 @@ must_fail (const char *call, int fd)
   fp = fopen (when, "re");
   if (fp == NULL)
     return false;
-  if (fscanf (fp, "%d", &err) != 1)
+  switch (fscanf (fp, "%d %7s", &err, often)) {
+  case 1:
+    break;
+  case 2:
+    unlink (when);
+    break;
+  default:
     abort ();
+  }
   fclose (fp);
   errno = err;
   return true;

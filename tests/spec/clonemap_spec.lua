@@ -149,6 +149,11 @@ describe ("scan.clonemap", function ()
     local function why (pages, count) return (select (2, load (pages, count))) end
     assert.equal ("unborn", why ({}, 0))
     assert.equal ("unborn", why ({}, 10))
+    assert.equal ("unborn", why ({ [2] = record {} }, 10))
+    assert.matches ("^is not a map", why ({ [2] = ("x"):rep (PAGE) }, 10))
+    assert.matches ("^is not a map", why ({ ("x"):rep (PAGE) }, 10))
+    assert.matches ("^is not a map", why ({ [9] = ("\0"):rep (PAGE - 1) .. "x" }, 10))
+    assert.matches ("^is not a map", why ({ [10] = "x" }, 11))
     assert.matches ("^is too short", why ({}, 3))
     assert.matches ("^is not a map", why ({ [0] = ("x"):rep (PAGE) }, 10))
     local newer = identity { version = 2, size = 409600, block = 4096 }

@@ -200,6 +200,17 @@ describe ("align", function ()
                  run (combine.align (ranges ({ 5, 6 }, { 3 * BLOCK - 1, 2 }))).prefetches)
   end)
 
+  it ("widens at the end of the largest disk there can be", function ()
+    for _, size in ipairs { math.maxinteger, math.maxinteger - 2 * BLOCK } do
+      local from, count
+      combine.align (function (disk) disk:prefetch (5, size - 5) end) {
+        size = size, block = BLOCK,
+        prefetch = function (_, ...) from, count = ... end,
+      }
+      assert.same ({ 0, size }, { from, count })
+    end
+  end)
+
   it ("fetches nothing twice inside once", function ()
     assert.same ({ 0, 1, 2 }, offsets (combine.once (combine.align (
       ranges ({ 5, BLOCK }, { BLOCK + 5, BLOCK })))))

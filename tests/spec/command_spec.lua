@@ -78,6 +78,8 @@ describe ("scan-policy", function ()
     assert.matches ("^" .. line .. line .. "$", out)
     local err = fail (1, "watch " .. directory .. "/no-such")
     assert.matches ("no%-such: No such file", err)
+    err = fail (1, "watch " .. write ("disk.img", "\0\0\0\n") .. " --count 1")
+    assert.matches ("disk.img: no counters of the scan or the clone filter are", err)
     assert.matches ("a whole number from 1 up expected, got '0'",
                     fail (2, "watch x --count 0"))
   end)

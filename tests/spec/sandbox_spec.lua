@@ -83,6 +83,43 @@ describe ("scan.sandbox", function ()
     assert.is_function (other.string.upper)
   end)
 
+  it ("finds a long text a piece at a time, so that it can be stopped", function ()
+    local function instructions (length)
+      local find = run (([[
+        local long = ("a"):rep (2^20)
+        return function () return string.find (long, long:sub (1, %d) .. "b") end
+      ]]):format (length))
+      local n = 0
+      debug.sethook (function () n = n + 1 end, "", 1)
+      local first = find ()
+      debug.sethook ()
+      assert.is_nil (first)
+      return n
+    end
+    -- 2^20 times 2^13 bytes, and no more than 2^26 at a time.
+    assert.is_true (instructions (8192) > instructions (10) + 2^33 // 2^26)
+
+    local same = run ([[
+      local length, text = 2^20, ("a"):rep (98) .. "b"
+      local results = {}
+      for _, at in ipairs { 1, 2, 2^19, 2^19 + 1, length - 99, length - 98 } do
+        local long = ("a"):rep (at - 1) .. text .. ("a"):rep (length - at - 98)
+        for _, init in ipairs { 1, at, at + 1, at - 1 - #long, -99, 2^21 } do
+          local first, last = string.find (long, text, init)
+          results[#results + 1] = { long, text, init, first, last }
+        end
+      end
+      return results
+    ]])
+    for _, result in ipairs (same) do
+      local first, last = string.find (result[1], result[2], result[3], true)
+      assert.same ({ first, last }, { result[4], result[5] })
+    end
+    assert.has_error (function ()
+      run ("return ('x'):rep (2^20):find (('x'):rep (100), {})")
+    end)
+  end)
+
   it ("finds plain text only", function ()
     assert.same ({ 2, 2 }, { run ("return string.find ('a.b', '.')") })
     assert.is_nil (run ("return string.find ('aaa', 'a+')"))
@@ -285,6 +322,19 @@ describe ("scan.sandbox", function ()
       native.find_module = function () return "x = = 1", "@bad.lua" end
       assert.matches ("^bad.lua:1: ", failure ("require 'bad'"))
     end)
+
+    it ("loads anew what a scan was loading that was stopped", function ()
+      -- As the filter does if a client leaves meanwhile: nothing is closed then.
+      local stopped = true
+      env.stop = function () return stopped end
+      native.find_module = function ()
+        return "if stop () then error () end return 5", "@m"
+      end
+      local require_it = run ("return function () return require ('m') end")
+      assert.is_false ((coroutine.resume (coroutine.create (require_it))))
+      stopped = false
+      assert.equal (5, require_it ())
+    end)
   end)
 
   describe ("scan.open", function ()
@@ -350,5 +400,21 @@ describe ("scan.sandbox", function ()
     assert.is_false (ok)
     assert.matches ("method 'match'", message)
     assert.equal ("string", lock)
+  end)
+
+  it ("keeps what a policy does to its library from our own code", function ()
+    local meta = debug.getmetatable ("")
+    local index = meta.__index
+    finally (function () meta.__index, meta.__metatable = index, nil end)
+    sandbox.seal_strings (env)
+    local words, added = run ([[
+      function string.sub () return "spoilt" end
+      string.byte = nil
+      function string.first (s) return s:sub (1, 1) end
+      return scan.words ("a bc"), ("xyz"):first ()
+    ]])
+    meta.__index, meta.__metatable = index, nil
+    assert.same ({ "a", "bc" }, words)
+    assert.equal ("x", added)
   end)
 end)

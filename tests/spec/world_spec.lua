@@ -91,8 +91,12 @@ describe ("scan.world", function ()
   end)
 
   it ("skips an interpreter line, and keeps the lines' numbers", function ()
-    local path = write ("run.lua", "#!/usr/bin/lua\nerror 'here'\n")
-    assert.matches ("run.lua:2: here", failure { policy = path })
+    for _, mark in ipairs { "", "\xef\xbb\xbf" } do
+      local path = write ("run.lua", mark .. "#!/usr/bin/lua\nerror 'here'\n")
+      assert.matches ("run.lua:2: here", failure { policy = path })
+      path = write ("run.lua", mark .. "error 'there'\n")
+      assert.matches ("run.lua:1: there", failure { policy = path })
+    end
   end)
 
   it ("takes strings only as arguments", function ()

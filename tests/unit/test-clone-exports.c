@@ -19,6 +19,12 @@ static struct store *watched;
 static sem_t looked_at;         /* the watched one has been */
 static unsigned closed, closed_dirty;
 
+/* While the watched one is committed: told, and waited for. */
+static sem_t committing, may_commit;
+static bool hold_commits;
+static int commit_result;
+static unsigned commits;
+
 struct store *
 store_open (const char *path, const char *expect_name, bool *missing)
 {
@@ -43,8 +49,14 @@ store_close (struct store *store)
 int
 store_commit (struct store *store)
 {
-  store->data_dirty = false;
-  return 0;
+  commits++;
+  if (commit_result == 0)
+    store->data_dirty = false;
+  if (hold_commits && store == watched) {
+    sem_post (&committing);
+    sem_wait (&may_commit);
+  }
+  return commit_result;
 }
 
 bool
@@ -70,7 +82,7 @@ use (unsigned n)
   struct export *export;
 
   snprintf (name, sizeof name, "%u", n);
-  export = exports_get (name);
+  export = exports_get (name, false);
   if (export == NULL || exports_open_store (export) == -1)
     abort ();
   return export;
@@ -106,18 +118,53 @@ test_one_that_is_used_meanwhile (void)
     abort ();
   sem_wait (&looked_at);
   /* Now it has been chosen, or is while this waits for the list. */
-  if (exports_get ("0") != first)
+  if (exports_get ("0", false) != first)
     abort ();
   first->store->data_dirty = true;
   exports_put (first);
   pthread_mutex_unlock (&first->lock);
   pthread_join (thread, NULL);
-  check (closed == 0 && first->store == watched, "it stays open");
-  check (closed_dirty == 0, "with what has been written");
+  check (first->store == watched, "it stays open");
+  check (closed_dirty == 0 && !watched->data_dirty,
+         "and what has been written is committed");
+  check (closed == 1, "so the next is one too many");
 
   exports_free ();
   check (closed == EXPORTS_IDLE_MAX + 1 && closed_dirty == 0,
          "at the end all are closed, after a commit");
+}
+
+/* A client comes, writes and goes while the one before commits, as it leaves. */
+static void
+test_a_write_while_the_last_user_leaves (void)
+{
+  struct export *export = use (0);
+  pthread_t thread;
+
+  sem_init (&committing, 0, 0);
+  sem_init (&may_commit, 0, 0);
+  watched = export->store;
+  watched->data_dirty = true;
+  hold_commits = true;
+  commits = 0;
+  if (pthread_create (&thread, NULL, put, export) != 0)
+    abort ();
+  sem_wait (&committing);
+  use (0);
+  watched->data_dirty = true;
+  exports_put (export);
+  hold_commits = false;
+  sem_post (&may_commit);
+  pthread_join (thread, NULL);
+  check (!watched->data_dirty && commits == 2, "both are committed");
+
+  use (0);
+  watched->data_dirty = true;
+  commit_result = 5;
+  exports_put (export);
+  check (export->users == 0 && commits == 3, "one that can't be is tried once");
+  commit_result = 0;
+  exports_free ();
 }
 
 int
@@ -125,5 +172,6 @@ main (void)
 {
   options.dir = (char *) "/nowhere";
   test_one_that_is_used_meanwhile ();
+  test_a_write_while_the_last_user_leaves ();
   return done ();
 }

@@ -6,6 +6,7 @@
  * point of a commit and notices damage.
  */
 
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
@@ -153,6 +154,10 @@ test_bits (void)
   check (map_complete (map), "until all are");
   map_free (map);
 
+  map = map_new (INT64_MAX, BLOCK);
+  check (map == NULL, "no memory has room for the largest disk");
+  map_free (map);
+
   map = map_new (0, BLOCK);
   check (map_complete (map), "an empty disk is complete");
   map_free (map);
@@ -182,6 +187,12 @@ test_file (void)
   memset (image + PAGE + 100, 0, SECTOR);
   put_image (fd, image);
   check (map_file_is_unborn (fd) == 1, "before that it is");
+  memset (image + PAGE, 0, PAGE);
+  put_image (fd, image);
+  check (map_file_is_unborn (fd) == 1, "and while only its record is there");
+  image[FILE_BYTES - 1] = 1;
+  put_image (fd, image);
+  check (map_file_is_unborn (fd) == 0, "not if there is anything else");
   map_free (map);
   map = create (fd);
   fstat (fd, &st);
@@ -569,6 +580,45 @@ test_memory (void)
   close (fd);
 }
 
+/* 0: all calls go well; else the one that fails, counted down. */
+static unsigned fstat_to_fail;
+
+/* In place of the C library's. */
+int
+fstat (int fd, struct stat *st)
+{
+  if (fstat_to_fail > 0 && --fstat_to_fail == 0) {
+    memset (st, 0x55, sizeof *st);
+    errno = EIO;
+    return -1;
+  }
+  return fstatat (fd, "", st, AT_EMPTY_PATH);
+}
+
+static void
+test_unknown_size (void)
+{
+  const int fd = new_file ();
+  struct map *map = create (fd), *loaded = NULL;
+  char error[MAP_ERROR_MAX];
+  unsigned n, silent = 0;
+  bool repaired;
+
+  commit (map);
+  for (n = 1; loaded == NULL && n < 10; ++n) {
+    fstat_to_fail = n;
+    loaded = load (fd, &repaired, error);
+    if (loaded == NULL)
+      silent += strcmp (error, "cannot be read: Input/output error") != 0;
+  }
+  fstat_to_fail = 0;
+  check (loaded != NULL && n > 2, "no size: no map");
+  check (silent == 0, "and it is said why");
+  map_free (loaded);
+  map_free (map);
+  close (fd);
+}
+
 int
 main (void)
 {
@@ -581,5 +631,6 @@ main (void)
   test_damage (false);
   test_damage (true);
   test_memory ();
+  test_unknown_size ();
   return done ();
 }

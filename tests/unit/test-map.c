@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <pthread.h>
+
 #include "check.h"
 #include "map.h"
 
@@ -384,9 +386,71 @@ test_walk (uint64_t size, uint64_t unit, unsigned per_granule,
   map_free (map);
 }
 
+/* -- what a read may have to wait for --------------------------------------- */
+
+/* While there is a map here, how many of its granules were done when its lock was
+ * taken, and the most that became so while it was held.
+ */
+static const struct map_cells *watched;
+static uint64_t done_at_lock, most_done;
+
+static uint64_t
+nr_done (void)
+{
+  uint64_t n = 0, g;
+
+  for (g = 0; g < watched->granules; ++g)
+    n += (watched->flags[g] & MAP_DONE) != 0;
+  return n;
+}
+
+extern int __real_pthread_mutex_lock (pthread_mutex_t *lock);
+extern int __real_pthread_mutex_unlock (pthread_mutex_t *lock);
+extern int __wrap_pthread_mutex_lock (pthread_mutex_t *lock);
+extern int __wrap_pthread_mutex_unlock (pthread_mutex_t *lock);
+
+int
+__wrap_pthread_mutex_lock (pthread_mutex_t *lock)
+{
+  const int r = __real_pthread_mutex_lock (lock);
+
+  if (watched != NULL)
+    done_at_lock = nr_done ();
+  return r;
+}
+
+int
+__wrap_pthread_mutex_unlock (pthread_mutex_t *lock)
+{
+  if (watched != NULL && nr_done () - done_at_lock > most_done)
+    most_done = nr_done () - done_at_lock;
+  return __real_pthread_mutex_unlock (lock);
+}
+
+/* A hole that is the whole disk has a million granules. */
+static void
+test_vast_hole (void)
+{
+  struct map *map = map_of (4 * GIB);
+
+  prefetch (map, 4096, 4096);
+  map_hole (map, (struct range) { 10 * 4096 + 512, 512 });
+  watched = (const struct map_cells *) map;
+  map_hole (map, (struct range) { 512, 4 * GIB - 1024 });
+  check (nr_done () == MAP_GRANULES_MAX - 2, "all but the ends of a hole are done");
+  watched = NULL;
+  check (most_done <= 2, "a read doesn't wait for all of a vast hole");
+  check (totals_of (map).holes == 4 * GIB - 1024 - 4096,
+         "and no byte of it counts twice");
+  map_hole (map, (struct range) { 0, 4 * GIB });
+  check (totals_of (map).holes == 4 * GIB - 4096, "its ends are holes at last");
+  map_free (map);
+}
+
 int
 main (void)
 {
+  test_vast_hole ();
   test_size (1, "1 byte");
   test_size (4095, "4095 bytes");
   test_size (4096, "4096 bytes");

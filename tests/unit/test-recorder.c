@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -362,7 +363,8 @@ test_two (void)
 {
   struct recorder *a, *b;
   char aside[80];
-  int fd;
+  int fd, ends[2];
+  pid_t pid = -1;
 
   /* A file that is there belongs to the first that is started. */
   put_file ("0 4096\n");
@@ -393,6 +395,25 @@ test_two (void)
   check (recorder_is_on (b) && stub_errors == 0, "the next one");
   recorder_free (a);
   recorder_free (b);
+  unlink (path);
+
+  /* Also where a process that was forked holds the file open, as the one that runs the
+   * command of --run does; and if there was nothing to write.
+   */
+  put_file ("0 4096\n");
+  a = new_recorder ();
+  check (pipe (ends) == 0 && (pid = fork ()) != -1, "another process");
+  if (pid == 0) {
+    close (ends[1]);
+    _exit (read (ends[0], aside, 1));   /* until we have closed the other end */
+  }
+  recorder_free (a);
+  b = new_recorder ();
+  check (recorder_is_on (b) && stub_errors == 0, "does not keep the file");
+  recorder_free (b);
+  close (ends[0]);
+  close (ends[1]);
+  waitpid (pid, NULL, 0);
   unlink (path);
 
   /* One that is not there, to the first that writes it. */

@@ -287,11 +287,24 @@ function Map:shares (parts)
   return present, sizes, total, runs
 end
 
+-- Is there nothing but zeroes from this page on?
+local function is_blank_from (handle, where, bytes)
+  for page = where, bytes // PAGE - 1 do
+    if read_at (handle, page, 1) ~= ZERO_PAGE then return false end
+  end
+  handle:seek ("set", bytes // PAGE * PAGE)
+  return not (handle:read ("a") or ""):find ("[^\0]")
+end
+
 local function is_unborn (handle, bytes)
   if bytes == 0 then return true end
   if bytes < BITS * PAGE then return false end
+  local copy, record = read_at (handle, IDENTITY + 1, 1), read_at (handle, RECORD, 1)
   return read_at (handle, IDENTITY, 1) == ZERO_PAGE
-         and not is_sealed (read_at (handle, IDENTITY + 1, 1), MAGIC.identity, 0)
+         and not is_sealed (copy, MAGIC.identity, 0)
+         and (is_sealed (record, MAGIC.record, 0)
+              or record == ZERO_PAGE and copy == ZERO_PAGE)
+         and is_blank_from (handle, RECORD + 1, bytes)
 end
 
 local function load_once (handle)

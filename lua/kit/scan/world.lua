@@ -53,9 +53,10 @@ end
 -- @treturn string|nil its contents, or nil and a message that names it
 M.read_file = read_file
 
--- An interpreter line is not Lua; its newline stays, for the line numbers.
-local function without_interpreter (text)
-  return text and (text:gsub ("^#[^\n]*", ""))
+-- The mark that some editors begin UTF-8 with and an interpreter line are not Lua; the
+-- newline stays, for the line numbers.
+local function code_of (text)
+  return text and (text:gsub ("^\xef\xbb\xbf", ""):gsub ("^#[^\n]*", ""))
 end
 
 local POLICY_DIR = lua_dir:sub (1, -#"lua" - 1) .. "policies"
@@ -107,7 +108,7 @@ function M.find (name)
     handle:close ()
     local read_message
     text, read_message = read_file (name)
-    if text then return without_interpreter (text), name end
+    if text then return code_of (text), name end
     return nil, read_message
   end
   if name:find ("/", 1, true) or code ~= 2 then return nil, message end
@@ -115,7 +116,7 @@ function M.find (name)
     :format (name, built_in_names ())
 end
 
--- While a policy runs, `("x"):upper ()` finds the policy's own `string`.
+-- While a policy runs, `("x"):upper ()` finds what the policy's own `string` has.
 local string_meta = debug.getmetatable ("")
 local string_index, string_lock = string_meta.__index, string_meta.__metatable
 
@@ -135,7 +136,7 @@ function World:resume (co, ...)
   self.used = 0
   debug.sethook (co, self.hook, "", STEP_INSTRUCTIONS)
   if not self.env then return coroutine.resume (co, ...) end
-  string_meta.__index, string_meta.__metatable = self.env.string, "string"
+  string_meta.__index, string_meta.__metatable = self.string_methods, "string"
   return unseal (coroutine.resume (co, ...))
 end
 
@@ -143,7 +144,7 @@ end
 local function outside (world, action, ...)
   local function back (...)
     if world.env then
-      string_meta.__index, string_meta.__metatable = world.env.string, "string"
+      string_meta.__index, string_meta.__metatable = world.string_methods, "string"
     end
     return ...
   end
@@ -202,7 +203,7 @@ local function find_module (dir, name)
   end
   local path = ("%s/%s.lua"):format (dir, (name:gsub ("%.", "/")))
   local text, message = read_file (path)
-  if text then return without_interpreter (text), "@" .. path end
+  if text then return code_of (text), "@" .. path end
   return nil, message
 end
 
@@ -220,7 +221,7 @@ local function find_policy (dir, args, name)
   local text, path = built_in (name)
   if not text and not name:find ("/", 1, true) then
     path = ("%s/%s.lua"):format (dir, (name:gsub ("%.lua$", "")))
-    text = without_interpreter (read_file (path))
+    text = code_of (read_file (path))
   end
   if text then return text, "@" .. path end
   for _, value in pairs (args) do
@@ -288,6 +289,7 @@ function M.load (options)
   local native = make_native (world, path:match ("^(.*)/[^/]*$") or ".", options)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
+  world.string_methods = sandbox.string_methods (world.env)
   world.own_globals = {}
   for name in pairs (world.env) do world.own_globals[name] = true end
 

@@ -204,9 +204,9 @@ function M.align (policy)
   return with_prefetch (run, function (disk)
     return function (offset, stop)
       local from = offset - offset % disk.block
-      -- One block more than the last begun; the disk cuts what is too much.
-      local to = stop - 1 - (stop - 1) % disk.block
-      disk:prefetch (from, to - from + disk.block)
+      -- Not beyond the disk, whose size may be next to the largest integer.
+      local widened = math.min (-stop % disk.block, disk.size - stop)
+      disk:prefetch (from, stop - from + widened)
     end
   end)
 end
@@ -234,8 +234,8 @@ function M.throttle (policy, rate)
   end)
 end
 
---- The default silence period of `client_first`, in seconds.
-M.SILENCE_SECONDS = 0.1
+-- Of `client_first`, if it is given none.
+local SILENCE_SECONDS = 0.1
 
 --- Hold each prefetch back until the client has had no read in flight for a
 -- while.  A client that never pauses is never disturbed, and nothing is
@@ -245,7 +245,7 @@ M.SILENCE_SECONDS = 0.1
 -- @treturn function of the disk
 function M.client_first (policy, silence)
   local run = policy_functions ("client_first", policy)[1]
-  silence = positive (silence or M.SILENCE_SECONDS, "client_first", "seconds")
+  silence = positive (silence or SILENCE_SECONDS, "client_first", "seconds")
   return held_back (run, function (disk)
     return function () return silence - disk:idle () end
   end)

@@ -149,12 +149,31 @@ local function guarded_table (env)
   end
 end
 
--- Plain searching only: see above for what patterns can do.  And an empty string is
--- not repeated, as each time would be a step inside C.
+-- The most that one search inside C may compare, the lengths of both texts multiplied.
+local FIND_MAX_BYTES = 64 * 1024 * 1024
+
+-- Plain searching only: see above for what patterns can do.  Where each byte may be the
+-- beginning of a long text, a piece at a time.  And an empty string is not repeated, as
+-- each time would be a step inside C.
 local function guarded_string (env)
-  local find, rep = string.find, string.rep
+  local find, rep, sub = string.find, string.rep, string.sub
+
+  local function find_by_pieces (s, text, init)
+    local from = find (s, "", init, true) -- where that is, if it is there
+    local step = math.max (FIND_MAX_BYTES // #text, 1)
+    while from and from + #text - 1 <= #s do
+      local first = find (sub (s, from, from + step + #text - 2), text, 1, true)
+      if first then return from + first - 1, from + first + #text - 2 end
+      from = from + step
+    end
+    return nil
+  end
 
   function env.find (s, text, init)
+    if type (s) == "string" and type (text) == "string"
+       and #s * #text > FIND_MAX_BYTES then
+      return find_by_pieces (s, text, init)
+    end
     return find (s, text, init, true)
   end
 
@@ -246,13 +265,15 @@ end
 
 -- `require` of our modules, and of files beside the policy.
 local function requirer (env, native)
-  local loaded, loading = {}, {}
+  local loaded = {}
+  local loading = {} -- by name, the coroutine that does
   return function (name)
     if type (name) ~= "string" then
       error ("require: a module's name should be a string, got " .. type (name), 2)
     end
     if loaded[name] ~= nil then return loaded[name] end
-    if loading[name] then
+    -- One whose client has left is dead, and was not told.
+    if loading[name] and coroutine.status (loading[name]) ~= "dead" then
       error ("require: '" .. name .. "' requires itself", 2)
     end
     local text, chunk_name, ours = native.find_module (name)
@@ -260,7 +281,7 @@ local function requirer (env, native)
       error ("require: module '" .. name .. "' not found: " .. chunk_name, 2)
     end
     local value
-    loading[name] = true
+    loading[name] = coroutine.running ()
     -- Also if it fails, and is asked for again.
     local _ <close> = setmetatable ({}, { __close = function () loading[name] = nil end })
     if ours then
@@ -294,12 +315,23 @@ function M.words (s)
   return words
 end
 
---- Make `("x"):upper ()` and its like see the policy's `string` and no other.
--- For a Lua state that runs policies and nothing else.
--- @tparam table env from `new`
+--- The methods of strings, `("x"):upper ()` and its like, while a policy runs: those of
+-- the policy's `string`, and what it adds to that.  What it replaces there is no method,
+-- for our own modules call these.
+-- @tparam table env from `new`, before any code of a policy has run
+-- @treturn table for `__index`
+function M.string_methods (env)
+  local methods = {}
+  for name, method in pairs (env.string) do methods[name] = method end
+  return setmetatable (methods, { __index = env.string })
+end
+
+--- Give strings these methods and no others.  For a Lua state that runs policies and
+-- nothing else.
+-- @tparam table env from `new`, before any code of a policy has run
 function M.seal_strings (env)
   local meta = debug.getmetatable ("")
-  meta.__index = env.string
+  meta.__index = M.string_methods (env)
   meta.__metatable = "string"
 end
 
@@ -348,8 +380,8 @@ function M.new (native)
     native.warn (message)
   end
 
-  --- Another policy, as a function of the disk: a file beside this one, a
-  -- built-in, or what the operator named with a scan-arg.
+  --- Another policy, as a function of the disk: a built-in, else a file beside this
+  -- one, else what the operator named with a scan-arg.
   function env.scan.policy (name, args)
     local text, chunk_name = native.find_policy (name)
     if not text then error (chunk_name, 2) end

@@ -28,13 +28,22 @@ function M.add_options (command)
   command:option ("-o --output", "Draw a picture, too."):argname ("SVG")
 end
 
+-- Why there is no map to show, to follow the name of the file.
+local function why_not (path, message)
+  -- An image may look like a map that is still being made, as both begin with zeroes.
+  local map, beside = clonemap.load (path .. ".map")
+  if map or beside == "unborn" then
+    return ("is the image; its map is %s.map"):format (path)
+  elseif message == "unborn" then
+    return "is still being made; nothing is present yet"
+  end
+  return message
+end
+
 function M.run (options)
   local map, message = clonemap.load (options.map)
   if not map then
-    if message == "unborn" then
-      message = "is still being made; nothing is present yet"
-    end
-    inputs.refuse (options.map .. " " .. message)
+    inputs.refuse (options.map .. " " .. why_not (options.map, message))
   end
   local width = output.is_terminal (1) and output.terminal_size () or 80
   for _, line in ipairs (mapview.lines (map, width)) do print (line) end

@@ -54,6 +54,9 @@ function M.run (options)
       for i, path in ipairs (options.file) do
         local text, message = world.read_file (path)
         if not text then return nil, message end
+        if not text:find ("nbdkit_%l+_") then
+          return nil, path .. ": no counters of the scan or the clone filter are in it"
+        end
         texts[i] = text
       end
     until written == stamps ()

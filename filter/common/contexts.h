@@ -2,7 +2,8 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* Whether a scan may open the layer below for itself.
+/* What the plugin makes of the name of an export, and so whether a scan may open the
+ * layer below for itself.
  *
  * A context that is opened outside of a connection has no export name that the
  * plugin could ask for: nbdkit gives it NULL (1.32.5), and several plugins die
@@ -14,8 +15,10 @@
  * to do so with the right parameters.  The others are never opened.
  */
 
-#ifndef SCAN_CONTEXTS_H
-#define SCAN_CONTEXTS_H
+#ifndef CONTEXTS_H
+#define CONTEXTS_H
+
+#include <stdbool.h>
 
 /* A parameter passes by, on its way to the plugin.  At start-up only. */
 extern void contexts_note (const char *key);
@@ -25,10 +28,19 @@ extern void contexts_note (const char *key);
  */
 extern void contexts_init (void);
 
+/* May the default export have a name of its own, by which the plugin tells it from
+ * others?  Then what the empty name opens may be another disk, and only a client can
+ * find out that name.  Any thread.
+ */
+extern bool contexts_default_has_name (void);
+
+/* Does the plugin serve one disk, whatever the name?  Any thread. */
+extern bool contexts_one_disk (void);
+
 /* NULL if a scan may open the layer below as this export, or why not: the
  * subject and verb of a message, valid until the filter is unloaded.  Any
  * thread.
  */
 extern const char *contexts_why_not (const char *export_name);
 
-#endif /* SCAN_CONTEXTS_H */
+#endif /* CONTEXTS_H */

@@ -4,7 +4,6 @@
 
 /* See contexts.h. */
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -20,25 +19,27 @@ enum naming {
 };
 
 /* Plugins of which it must be known; key is a parameter (or the beginning of
- * some) with which they ASK.  Tried with nbdkit 1.32.5; see
+ * some) with which they ASK, default_key one with which their default export may have
+ * a name, "" if that can't be told from parameters.  Tried with nbdkit 1.32.5; see
  * docs/compatibility.md.
  */
 static const struct known {
   const char *plugin;
   enum naming naming;
-  const char *key;
+  const char *key, *default_key;
 } known[] = {
-  { "cc",      ASKS,       NULL },    /* what it compiles may */
-  { "eval",    EMPTY_ONLY, NULL },
-  { "file",    ONE_DISK,   "dir" },
-  { "nbd",     ONE_DISK,   "dynamic-export" },
-  { "sh",      EMPTY_ONLY, NULL },
-  { "tmpdisk", NEW_DISK,   NULL },
+  { "cc",      ASKS,       NULL, NULL },    /* what it compiles may */
+  { "eval",    EMPTY_ONLY, NULL, "default_export" },
+  { "file",    ONE_DISK,   "dir", NULL },
+  { "nbd",     ONE_DISK,   "dynamic-export", NULL },
+  { "sh",      EMPTY_ONLY, NULL, "" },
+  { "tmpdisk", NEW_DISK,   NULL, NULL },
 };
 #define NR_KNOWN (sizeof known / sizeof *known)
 
 /* Written at start-up only. */
-static bool key_seen[NR_KNOWN];
+static bool key_seen[NR_KNOWN], default_key_seen[NR_KNOWN];
+static bool default_has_name;
 static enum naming naming = ASKS;
 static char why_not[256];
 
@@ -47,10 +48,13 @@ contexts_note (const char *key)
 {
   size_t i;
 
-  for (i = 0; i < NR_KNOWN; ++i)
+  for (i = 0; i < NR_KNOWN; ++i) {
     if (known[i].key != NULL &&
         strncmp (key, known[i].key, strlen (known[i].key)) == 0)
       key_seen[i] = true;
+    if (known[i].default_key != NULL && strcmp (key, known[i].default_key) == 0)
+      default_key_seen[i] = true;
+  }
 }
 
 void
@@ -61,8 +65,11 @@ contexts_init (void)
   for (i = 0; i < NR_KNOWN; ++i)
     if (strcmp (known[i].plugin, plugin_name ()) == 0)
       break;
-  if (i < NR_KNOWN)
+  if (i < NR_KNOWN) {
     naming = key_seen[i] ? ASKS : known[i].naming;
+    default_has_name = default_key_seen[i] ||
+      (known[i].default_key != NULL && *known[i].default_key == '\0');
+  }
   else
     naming = plugin_may_use ("nbdkit_export_name") ? ASKS : ONE_DISK;
 
@@ -74,6 +81,18 @@ contexts_init (void)
               "name%s%s, and nbdkit has none to tell when a scan opens it",
               plugin_name (), i < NR_KNOWN && key_seen[i] ? " with " : "",
               i < NR_KNOWN && key_seen[i] ? known[i].key : "");
+}
+
+bool
+contexts_one_disk (void)
+{
+  return naming == ONE_DISK;
+}
+
+bool
+contexts_default_has_name (void)
+{
+  return default_has_name;
 }
 
 const char *

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* counters_file: two servers that write one file, and what is in the way. */
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <sys/stat.h>
+
+#include <pthread.h>
+#include <semaphore.h>
+
+#include "check.h"
+#include "counters-file.h"
+
+static char dir[] = "/tmp/counters-XXXXXX", path[sizeof dir + 16];
+
+/* How many files there are in the directory. */
+static unsigned
+count_files (void)
+{
+  const struct dirent *entry;
+  unsigned n = 0;
+  DIR *d = opendir (dir);
+
+  if (d == NULL)
+    abort ();
+  while ((entry = readdir (d)) != NULL)
+    n += entry->d_name[0] != '.';
+  closedir (d);
+  return n;
+}
+
+static const char *
+get_text (void)
+{
+  static char text[64];
+  FILE *fp = fopen (path, "re");
+
+  if (fp == NULL)
+    return "";
+  text[fread (text, 1, sizeof text - 1, fp)] = '\0';
+  fclose (fp);
+  return text;
+}
+
+/* One of two writers is done with its text when the other has half of its own. */
+static sem_t first_printed, second_printed, first_ended;
+
+static int
+print_first (FILE *fp)
+{
+  fprintf (fp, "first, whole\n");
+  fflush (fp);
+  sem_post (&first_printed);
+  sem_wait (&second_printed);
+  return 0;
+}
+
+static int
+print_second (FILE *fp)
+{
+  fprintf (fp, "second,");
+  fflush (fp);
+  sem_post (&second_printed);
+  sem_wait (&first_ended);
+  fprintf (fp, " whole\n");
+  return 0;
+}
+
+static void *
+write_second (void *result)
+{
+  char why[COUNTERS_FILE_WHY_MAX];
+
+  sem_wait (&first_printed);
+  *(int *) result = counters_file_write (path, print_second, why);
+  return NULL;
+}
+
+static void
+test_two_writers (void)
+{
+  char why[COUNTERS_FILE_WHY_MAX];
+  pthread_t thread;
+  int second = -2;
+
+  sem_init (&first_printed, 0, 0);
+  sem_init (&second_printed, 0, 0);
+  sem_init (&first_ended, 0, 0);
+  if (pthread_create (&thread, NULL, write_second, &second) != 0)
+    abort ();
+  check (counters_file_write (path, print_first, why) == 0, "one writes");
+  check (strcmp (get_text (), "first, whole\n") == 0,
+         "and what is seen is whole: %s", get_text ());
+  sem_post (&first_ended);
+  pthread_join (thread, NULL);
+  check (second == 0, "the other writes");
+  check (strcmp (get_text (), "second, whole\n") == 0,
+         "and what is seen is whole: %s", get_text ());
+  check (count_files () == 1, "nothing else is left");
+}
+
+static int
+print_text (FILE *fp)
+{
+  fprintf (fp, "text");
+  return 0;
+}
+
+static int
+print_nothing (FILE *fp)
+{
+  errno = ENOMEM;
+  return -1;
+}
+
+static void
+test_failures (void)
+{
+  char why[COUNTERS_FILE_WHY_MAX];
+
+  check (counters_file_write (path, print_nothing, why) == -1 &&
+         strcmp (why, "Cannot allocate memory") == 0, "nothing to print: %s", why);
+  check (count_files () == 1 && get_text ()[0] == 's', "the old one is there");
+  unlink (path);
+  if (mkfifo (path, 0600) == -1)
+    abort ();
+  check (counters_file_write (path, print_text, why) == -1 &&
+         strcmp (why, "it is there and is not a regular file") == 0,
+         "a fifo is not replaced");
+  check (count_files () == 1, "nothing else is left");
+  unlink (path);
+  umask (022);
+  check (counters_file_write (path, print_text, why) == 0, "a new one");
+  check (access (path, R_OK) == 0 && strcmp (get_text (), "text") == 0,
+         "has all");
+}
+
+static void
+test_mode (void)
+{
+  struct stat st;
+
+  check (stat (path, &st) == 0 && (st.st_mode & 0777) == 0644,
+         "as many may read it as the umask says");
+}
+
+int
+main (void)
+{
+  if (mkdtemp (dir) == NULL)
+    abort ();
+  snprintf (path, sizeof path, "%s/file", dir);
+  test_two_writers ();
+  test_failures ();
+  test_mode ();
+  unlink (path);
+  rmdir (dir);
+  return done ();
+}
