@@ -4,12 +4,12 @@
 -- adaptive: for when nothing is known about the client.
 --
 -- Made of generators, each in a file of its own in lua/library/scan; the first of them
--- that has something to offer is taken from (generators.lua):
+-- that has something to fetch is served (generators.lua):
 --
--- - streams.lua: what lies ahead of sequential readers, upwards or downwards;
--- - strides.lua: what lies ahead of readers that go in steps;
+-- - streams.lua: what lies ahead of sequential readers;
+-- - strides.lua: what lies ahead of readers that go in steps, or downwards;
 -- - metadata.lua: the file systems' metadata, once there were a few lone reads;
--- - neighbours.lua: the MiB around each lone read, the newest first;
+-- - neighbours.lua: the MiB around each lone read, the newest first, while that pays;
 -- - rest.lua: all other data, upwards from where a stream was read last, then what was
 --   left out before; then what failed, three times.
 --
@@ -17,9 +17,9 @@
 -- more than that.  What a client has read or somebody has fetched is left out, and
 -- holes are.  All connections of an export share that.  It ends when all is there.
 --
--- Memory: 64 streams, 16 walks in steps, and 256 places of lone reads.  It loses a
--- little to `data` and to `default` where a client reads all of the disk upwards, and
--- much to `replay` where there is a trace.
+-- Memory: 64 streams, 16 walks in steps, 16 places of lone reads.  It loses a little to
+-- `data` and to `default` where a client reads all of the disk upwards, and much to
+-- `replay` where there is a trace.
 --
 -- scan-arg-window=SIZE       most bytes ahead of a sequential reader (32M)
 -- scan-arg-fill=BOOL         false: streams and strides alone (true)
@@ -37,10 +37,11 @@ local WINDOW = arguments.size (args, "window", 32 << 20, 65536)
 local FILL = arguments.boolean (args, "fill", true)
 
 return function (disk)
-  local list = { streams.new (disk, WINDOW), strides.new (disk) }
+  local readers = streams.new (disk, WINDOW)
+  local list = { readers, strides.new (disk) }
   if FILL then
-    list[3], list[4] = metadata.new (disk), neighbours.new (disk)
-    list[5] = rest.new (disk, list[1])
+    list = { readers, list[2], metadata.new (disk), neighbours.new (disk),
+             rest.new (disk, readers) }
   end
   generators.run (disk, list, FILL)
 end

@@ -4,11 +4,12 @@
 -- readahead: stays ahead of sequential readers, and fetches nothing else.
 --
 -- lua/library/scan/streams.lua says what a stream is and how far ahead of it is
--- fetched.  Nothing is fetched before a stream shows; between reads it waits.
+-- fetched; one that goes downwards goes in steps, see lua/library/scan/strides.lua.
+-- Nothing is fetched before one shows; between reads it waits.
 --
--- Memory: 64 streams.  About half of what it fetches is never read at most (a
--- stream that ends).  It wins over a source with much latency, more so with
--- several threads.  It loses (fetches nothing) on random reads and on a boot; see
+-- Memory: 64 streams and 16 walks.  About half of what it fetches is never read at
+-- most (a stream that ends).  It wins over a source with much latency, more so with
+-- several threads.  It loses (fetches nothing) on random reads, and most of a boot; see
 -- `adaptive` and `replay` for these.
 --
 -- scan-arg-window=SIZE   most bytes ahead of a reader (32M)
@@ -16,10 +17,11 @@
 local arguments = require "scan.args"
 local generators = require "scan.generators"
 local streams = require "scan.streams"
+local strides = require "scan.strides"
 local args = ...
 arguments.check_known (args, { "window" })
 local WINDOW = arguments.size (args, "window", 32 << 20, 65536)
 
 return function (disk)
-  generators.run (disk, { streams.new (disk, WINDOW) })
+  generators.run (disk, { streams.new (disk, WINDOW), strides.new (disk) })
 end

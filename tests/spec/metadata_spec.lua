@@ -211,6 +211,21 @@ describe ("metadata", function ()
     end, "scan%-arg%-then: nope: neither a file nor a built%-in policy")
   end)
 
+  it ("reads what is there already without waiting", function ()
+    if not needs ("mke2fs") then return end
+    local path = images.make ('truncate -s 96M "$1"; mke2fs -q -F -t ext4 -b 1024 "$1"')
+    -- The client has read where the superblock is, and what is to be looked for first
+    -- is in flight when it is to be read.
+    local result = testing.run {
+      policy = "metadata", size = 96 * MiB, contents = { path = path }, threads = 4,
+      args = { ["then"] = "none" }, events = { { at = 0, read = { 0, 64 * KiB } } },
+    }
+    os.remove (path)
+    assert.is_nil (result.error)
+    assert.is_true (result.finished)
+    assert.is_true (#result.prefetches > 2)
+  end)
+
   it ("passes over what can't be read", function ()
     local result = testing.run { policy = "metadata", size = 4 * MiB,
                                  fail = function () return "EIO" end,

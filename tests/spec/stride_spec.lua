@@ -31,24 +31,25 @@ end
 describe ("stride", function ()
   it ("goes on with the step, deeper with each hit", function ()
     local result = run (steps (0, MiB, 8))
-    -- Four deltas make the first vote, at the fifth read.  The four reads from
-    -- then on look 1, 2, 4 and 8 ahead: up to 5, 7, 10 and 15.
-    assert.same (steps (5, 1, 11), testing.offsets (result, MiB))
+    -- The fourth read shows the step.  Four ahead of it are fetched, five ahead of the
+    -- next, and eight ahead of the last.
+    assert.same (steps (4, 1, 12), testing.offsets (result, MiB))
     for _, prefetch in ipairs (result.prefetches) do
       assert.equal (4 * KiB, prefetch[2])
     end
   end)
 
   it ("goes downwards too, and stops at the end of the disk", function ()
-    assert.same ({ 2, 1, 0 }, testing.offsets (run (steps (7 * MiB, -MiB, 8)), MiB))
-    assert.same ({ 61, 62, 63 }, testing.offsets (run (steps (56 * MiB, MiB, 8)), MiB))
+    assert.same ({ 3, 2, 1, 0 }, testing.offsets (run (steps (7 * MiB, -MiB, 8)), MiB))
+    assert.same ({ 60, 61, 62, 63 },
+                 testing.offsets (run (steps (56 * MiB, MiB, 8)), MiB))
   end)
 
   it ("joins steps that touch", function ()
     -- Reads of 4K that overlap: each goes on by 3K.
     local result = run (steps (0, 3 * KiB, 8))
-    assert.same ({ { 15 * KiB, 4 * KiB }, { 18 * KiB, 7 * KiB }, { 24 * KiB, 10 * KiB },
-                   { 33 * KiB, 16 * KiB } },
+    assert.same ({ { 12 * KiB, 13 * KiB }, { 24 * KiB, 7 * KiB }, { 30 * KiB, 7 * KiB },
+                   { 36 * KiB, 7 * KiB }, { 42 * KiB, 7 * KiB } },
                  result.prefetches)
   end)
 
@@ -63,7 +64,7 @@ describe ("stride", function ()
     for block = 10, 12 do assert.is_true (fetched[block]) end
   end)
 
-  it ("fetches nothing without a majority, or for the same place again", function ()
+  it ("fetches nothing without a step, or for the same place again", function ()
     assert.same ({}, run ({ 0, 9 * MiB, 3 * MiB, 40 * MiB, 5 * MiB, 11 * MiB, 0, MiB })
                    .prefetches)
     assert.same ({}, run ({ MiB, MiB, MiB, MiB, MiB, MiB }).prefetches)
@@ -71,7 +72,7 @@ describe ("stride", function ()
 
   it ("is no deeper than told", function ()
     local result = run (steps (0, MiB, 20), { args = { depth = "1" } })
-    assert.same (steps (5, 1, 16), testing.offsets (result, MiB))
+    assert.same (steps (4, 1, 17), testing.offsets (result, MiB))
   end)
 
   it ("does not overflow on the largest disk", function ()

@@ -8,8 +8,7 @@
 -- GPT table in turn: of ext2, ext3 and ext4 the superblock and the group descriptors,
 -- then of each group the bitmaps and the used part of the inode table; of XFS of each
 -- allocation group the headers, the leaves of the inode tree and the inodes.  Other
--- file systems are passed over.  What is found is widened to units of 64K (or a block,
--- if that is less), and joined with what follows it.
+-- file systems are passed over.  What is found is widened to units of 64K.
 --
 -- To find it the disk is read.  What is read is fetched before, like all else, so that
 -- nobody waits for it: the walk goes on when that has ended.  All numbers on the disk
@@ -28,72 +27,23 @@ local Metadata = {}
 local META = { __index = Metadata }
 
 local UNIT_BYTES = 65536
-
--- A range widened to units: where it begins, and where it ends.
-local function widen (disk, offset, count)
-  local unit = math.min (UNIT_BYTES, disk.block)
-  local last = offset + count - 1
-  return offset - offset % unit,
-    disk.size - last <= unit and disk.size or last - last % unit + unit
-end
-
 -- Lone reads before it begins: a program that copies or streams has no use for it.
 local LONE_READS = 8
 
--- Calls `visit` with ranges, those that touch as one.
-local function joiner (disk, visit)
-  local from, stop
-  local join = {}
-
-  function join.flush ()
-    if from then visit (from, stop - from) end
-    from = nil
-  end
-
-  function join.visit (offset, count)
-    local first, after = widen (disk, offset, count)
-    if from and first >= from and first <= stop then
-      stop = math.max (stop, after)
-    else
-      join.flush ()
-      from, stop = first, after
-    end
-  end
-
-  return join
-end
-
-local function walk (disk, visit)
-  local join = joiner (disk, visit)
+-- The walk through a disk: wants ranges, one after the other, by yielding them.
+local function walk (disk)
+  local function visit (offset, count) coroutine.yield (offset, count) end
+  local function read (_, offset, count) return coroutine.yield (offset, count, true) end
+  local view = { size = disk.size, pread = read, closed = disk.closed }
   local ends = math.min (UNIT_BYTES, disk.size)
-  join.visit (0, ends)
-  join.visit (disk.size - ends, ends)
-  join.flush ()
-
-  local places = partitions.find (disk)
+  visit (0, ends)
+  visit (disk.size - ends, ends)
+  local places = partitions.find (view)
   table.insert (places, 1, { offset = 0, count = disk.size })
   for _, place in ipairs (places) do
-    if disk:closed () then return end
-    local _ = ext4.walk (disk, place.offset, place.count, join.visit)
-      or xfs.walk (disk, place.offset, place.count, join.visit)
-    join.flush ()
+    local _ = ext4.walk (view, place.offset, place.count, visit)
+      or xfs.walk (view, place.offset, place.count, visit)
   end
-end
-
--- The disk as the walk sees it: what it reads, it asks for first.
-local function looking_ahead (disk)
-  local ahead = { size = disk.size, block = disk.block }
-  function ahead.closed () return disk:closed () end
-  function ahead.pread (_, offset, count)
-    count = math.min (count, disk.size - offset)
-    local from, stop = widen (disk, offset, count)
-    if disk:missing (from, stop) then
-      coroutine.yield ("offer", from, stop - from)
-      coroutine.yield ("await")
-    end
-    return coroutine.yield ("pread", offset, count)
-  end
-  return ahead
 end
 
 --- Make one.
@@ -101,61 +51,54 @@ end
 -- @tparam[opt] integer lone_reads before it begins, 8 if left out
 -- @treturn table generator
 function M.new (disk, lone_reads)
-  return setmetatable ({
-    disk = disk, left = lone_reads or LONE_READS,
-    body = coroutine.create (function ()
-      walk (looking_ahead (disk), function (offset, count)
-        coroutine.yield ("offer", offset, count)
-      end)
-    end),
-  }, META)
+  return setmetatable ({ disk = disk, left = lone_reads or LONE_READS, at = 0, stop = 0,
+                         walk = coroutine.wrap (walk) }, META)
 end
 
 --- A client read.
 function Metadata:note ()
-  if self.left > 0 then self.left = self.left - 1 end
+  self.left = math.max (0, self.left - 1)
 end
 
 --- A prefetch has ended.
 function Metadata:ended (offset, count)
-  local stop = offset + count
-  if self.offered and offset < self.offered and self.offered <= stop then
-    self.offered = nil
-  end
+  if offset < self.at and self.at <= offset + count then self.in_flight = false end
 end
 
---- What was offered is being fetched.
-function Metadata:took (offset, count)
-  self.offer = offset + count
-  self.offered = self.offer     -- until that has ended
+-- Go on to the next range that the walk wants.
+local function go_on (metadata, ...)
+  local disk = metadata.disk
+  local offset, count, reads = metadata.walk (...)
+  if not offset then
+    metadata.walk = nil
+    return
+  end
+  -- Widened to units, in a way that can't overflow on the largest disks.
+  local last = offset + math.min (count, disk.size - offset) - 1
+  metadata.at, last = offset - offset % UNIT_BYTES, last - last % UNIT_BYTES
+  metadata.stop = last + math.min (UNIT_BYTES, disk.size - last)
+  metadata.reads, metadata.in_flight = reads and { offset, count }, false
 end
 
 --- The next range of metadata.
--- @treturn integer|nil offset in bytes, nil if there is none now
--- @treturn integer count in bytes
-function Metadata:next ()
+function Metadata:next (most)
   local disk = self.disk
   if self.left > 0 then return nil end
-  while true do
-    if self.offer then
-      local offset, count = holes.missing_data (disk, self.offer, self.stop)
-      if offset then return offset, count end
-      self.offer = nil
-    end
-    if self.awaits and self.offered or coroutine.status (self.body) == "dead" then
+  while self.walk do
+    local offset, count = holes.missing_data (disk, self.at, self.stop)
+    if offset then
+      count = math.min (count, most)
+      self.at, self.in_flight = offset + count, true
+      return offset, count
+    elseif not self.reads then
+      go_on (self, disk)
+    elseif self.in_flight then
       return nil
-    end
-    self.awaits = false
-    local ok, what, a, b = coroutine.resume (self.body, self.bytes, self.errno)
-    if not ok then error (what, 0) end
-    if what == "offer" then
-      self.offer, self.stop = a, a + b
-    elseif what == "await" then
-      self.awaits = true
-    elseif what == "pread" then
-      self.bytes, self.errno = disk:pread (a, b)
+    else
+      go_on (self, disk:pread (table.unpack (self.reads)))
     end
   end
+  return nil
 end
 
 return M

@@ -5,8 +5,8 @@
 --
 -- A program that reads a little here will read more near by: the MiB in which a read
 -- was is offered, from the read up and then what is before it.  The newest read comes
--- first; the newest 256 are kept.  Holes are left out, unless most of the last lone
--- reads were in holes.
+-- first.  Holes are left out.  While hardly any lone read finds that it is there
+-- already, nothing is offered.
 --
 -- @module scan.neighbours
 
@@ -18,64 +18,43 @@ local Neighbours = {}
 local META = { __index = Neighbours }
 
 local NEAR_BYTES = 1 << 20
-local HINTS = 256
-local UNIT_BYTES = 65536
--- Lone reads in holes, more than others, after which holes are fetched.
-local HOLE_READS = 4
+-- Two for each read.  What is further back is for scan.rest.
+local RANGES = 32
+-- The share of lone reads that have to find that they are there, a guess to begin with,
+-- and of how many reads that is.
+local LEAST_SHARE, FIRST_SHARE, READS = 0.1, 0.3, 64
 
 --- Make one.
 -- @tparam table disk
 -- @treturn table generator
 function M.new (disk)
-  return setmetatable ({ disk = disk, hints = {}, hole_reads = 0 }, META)
+  return setmetatable ({ disk = disk, ranges = {}, share = FIRST_SHARE }, META)
 end
 
 --- A client read.
 function Neighbours:note (offset, _, met)
-  local disk, hints = self.disk, self.hints
-  local is_hole = met == "miss" and offset < disk.size
-    and holes.is_hole (disk, offset)
-  local reads = self.hole_reads + (is_hole and 1 or -1)
-  self.hole_reads = math.max (0, math.min (reads, 2 * HOLE_READS))
-
-  local last = hints[#hints]
-  if last and last.offset // NEAR_BYTES == offset // NEAR_BYTES then return end
-  if #hints == HINTS then table.remove (hints, 1) end
-  hints[#hints + 1] = { offset = offset }
-end
-
---- What was offered is being fetched.
-function Neighbours:took (offset, count)
-  self.hints[#self.hints].at = offset + count
-end
-
--- What is missing of a hint's range from its place on, as far as it is wanted.
-local function missing_from (self, hint, stop)
-  if self.hole_reads >= HOLE_READS then return self.disk:missing (hint.at, stop) end
-  return holes.missing_data (self.disk, hint.at, stop)
+  self.share = self.share + ((met == "miss" and 0 or 1) - self.share) / READS
+  local ranges, size = self.ranges, self.disk.size
+  local near, here = offset - offset % NEAR_BYTES, offset - offset % 65536
+  table.insert (ranges, { at = near, stop = here })
+  -- In this way it can't overflow on the largest disks.
+  table.insert (ranges, { at = here, stop = near + math.min (NEAR_BYTES, size - near) })
+  while #ranges > RANGES do table.remove (ranges, 1) end
 end
 
 --- The next range near a read.
--- @treturn integer|nil offset in bytes, nil if there is none
--- @treturn integer count in bytes
-function Neighbours:next ()
-  local hints, block = self.hints, self.disk.block
-  while #hints > 0 do
-    local hint = hints[#hints]
-    local first = hint.offset - hint.offset % NEAR_BYTES
-    local unit = math.min (UNIT_BYTES, block)
-    local here = hint.offset - hint.offset % unit
-    hint.at = hint.at or here
-    local offset, count
-    if not hint.is_below then
-      -- In this way it can't overflow on the largest disks.
-      local near = math.min (NEAR_BYTES, self.disk.size - first)
-      offset, count = missing_from (self, hint, first + near)
-      if not offset then hint.at, hint.is_below = first, true end
+function Neighbours:next (most)
+  local ranges = self.ranges
+  if self.share < LEAST_SHARE then return nil end
+  while #ranges > 0 do
+    local range = ranges[#ranges]
+    local offset, count = holes.missing_data (self.disk, range.at, range.stop)
+    if offset then
+      count = math.min (count, most)
+      range.at = offset + count
+      return offset, count
     end
-    if hint.is_below then offset, count = missing_from (self, hint, here) end
-    if offset then return offset, math.min (count, block) end
-    table.remove (hints)
+    table.remove (ranges)
   end
   return nil
 end

@@ -3,16 +3,14 @@
 
 --- A generator (see scan.generators): what sequential readers will read next.
 --
--- A read that begins where a stream ended, or ends where it began, continues it; so
--- does one that skips a little, as a reader that leaves out holes does.  Any other
--- begins a stream, in the place of the one that was read least lately.  A stream is
--- followed, upwards or downwards, from its fourth read on.
+-- A read that begins where one of the last 64 streams ended goes on with it; any other
+-- begins a stream.  Readers that go downwards, or leave something out each time, are
+-- for scan.strides.
 --
 -- What lies ahead is offered for as far as the stream's window: as much as has been
 -- read of it, so that it doubles with each window that is used, and about half of what
--- is fetched for a stream that ends is waste at most; a skip halves it.  It is offered
--- a quarter of the window at a time; the stream that was read last comes first.  Holes
--- are left out, until the reader reads in one.
+-- is fetched for a stream that ends is waste at most.  The stream that was read last
+-- comes first.  Holes are left out, until the reader reads in one.
 --
 -- @module scan.streams
 
@@ -25,10 +23,6 @@ local META = { __index = Streams }
 
 -- More than the readers of a busy disk.
 local STREAMS = 64
--- Two reads that touch may be a chance; a window begins with what was read.
-local FOLLOW_READS = 4
--- A skip, in lengths of the read behind it.
-local SKIP_READS = 4
 -- What layers that keep data keep it in, often; a smaller piece is hardly cheaper.
 local UNIT_BYTES = 65536
 
@@ -37,163 +31,59 @@ local UNIT_BYTES = 65536
 -- @tparam integer window most bytes ahead of a reader
 -- @treturn table generator
 function M.new (disk, window)
-  return setmetatable ({
-    disk = disk, window = window, list = {}, at = {}, turn = 0,
-    unit = math.min (UNIT_BYTES, disk.block),
-  }, META)
+  return setmetatable ({ disk = disk, window = window, list = {} }, META)
 end
 
--- Where a stream's next read begins (or ends, as a number below 0) is where it is
--- looked for.
-local function set_place (streams, stream, value, old)
-  local at = streams.at
-  for _, key in ipairs { stream.offset + stream.count, -stream.offset } do
-    if at[key] == old then at[key] = value end
+-- Take the stream that ends at a place out of the list, or make one.
+local function take (list, offset)
+  for i, stream in ipairs (list) do
+    if stream.stop == offset then return table.remove (list, i) end
   end
-end
-
--- A stream in which this is a skip upwards, or nil.
-local function find_skipped (streams, offset, count)
-  for _, stream in ipairs (streams.list) do
-    if stream.is_up and stream.ready then
-      local skip = offset - stream.offset - stream.count
-      if skip > 0 and (skip <= SKIP_READS * count or offset < stream.ready) then
-        return stream
-      end
-    end
-  end
-  return nil
-end
-
-local function replace_oldest (streams)
-  local list, oldest = streams.list, 1
-  if #list < STREAMS then
-    oldest = #list + 1
-  else
-    for i, stream in ipairs (list) do
-      -- One that is followed stays for longer than one that is not.
-      local other = list[oldest]
-      if (stream.ready and 1 or 0) < (other.ready and 1 or 0)
-         or (not stream.ready) == (not other.ready) and stream.turn < other.turn then
-        oldest = i
-      end
-    end
-    set_place (streams, list[oldest], nil, list[oldest])
-  end
-  list[oldest] = { reads = 0, run = 0 }
-  return list[oldest]
+  list[STREAMS] = nil
+  return { window = 0 }
 end
 
 --- A client read.
 -- @tparam integer offset in bytes
 -- @tparam integer count in bytes
 -- @tparam string met "hit", "late" or "miss"
--- @treturn boolean whether it continues a stream
+-- @treturn boolean whether it goes on with a stream
 function Streams:note (offset, count, met)
-  self.turn = self.turn + 1
-  local up, down = self.at[offset], self.at[-(offset + count)]
-  local stream = up or down
-  local is_up = up ~= nil
-  if not stream then
-    stream = find_skipped (self, offset, count)
-    is_up = true
-    if stream then stream.run = stream.run // 2 end
+  local stream = take (self.list, offset)
+  table.insert (self.list, 1, stream)
+  local goes_on = stream.stop ~= nil
+  stream.stop = offset + count
+  stream.window = math.min (stream.window + count, self.window)
+  if goes_on then
+    local is_ahead = stream.ahead and stream.ahead > stream.stop
+    -- What was left out ahead of it is wanted after all.
+    if is_ahead and met == "miss" then stream.reads_holes, is_ahead = true, false end
+    if not is_ahead then stream.ahead = stream.stop end
+    self.position = stream.stop
   end
-  local continues = stream ~= nil
-  if stream then
-    set_place (self, stream, nil, stream)
-    if stream.is_up ~= is_up then stream.reads, stream.ready = 1, nil end
-  else
-    stream = replace_oldest (self)
-  end
-
-  stream.is_up, stream.offset, stream.count = is_up, offset, count
-  stream.reads, stream.turn = stream.reads + 1, self.turn
-  stream.run = math.min (stream.run + count, self.window)
-  set_place (self, stream, stream, nil)
-  if stream.reads >= FOLLOW_READS then
-    local position = is_up and offset + count or offset
-    local ahead = stream.ready and (stream.ready - position) * (is_up and 1 or -1)
-    if ahead and ahead > 0 and met == "miss" then
-      -- What was left out ahead of it is wanted after all.
-      stream.reads_holes, ahead = true, 0
-    end
-    if not ahead or ahead <= 0 then stream.ready, stream.low = position, nil end
-    self.position = position
-  end
-  return continues
+  return goes_on
 end
 
--- What there is to fetch between two places, the first part of it.
-local function data_in (streams, stream, from, to)
-  if stream.reads_holes then return streams.disk:missing (from, to) end
-  return holes.missing_data (streams.disk, from, to)
-end
-
--- Ahead of a stream that goes up.
-local function next_up (streams, stream, window, piece)
-  local size = streams.disk.size
-  local stop = stream.offset + stream.count
-  local limit = stop + math.min (window, size - stop)
-  local left = limit - stream.ready
-  if left <= 0 or left < window // 4 and stream.ready > stop and limit < size then
-    return nil
-  end
+-- The next range ahead of a stream, at most so many bytes.
+local function next_ahead (disk, stream, most)
+  local window = math.max (UNIT_BYTES, stream.window)
+  local limit = stream.stop + math.min (window, disk.size - stream.stop)
   -- End on a multiple, so that what caches in units is asked for whole ones.
-  local aligned = limit - limit % streams.unit
-  if limit < size and aligned > stream.ready then limit = aligned end
-  local offset, count = data_in (streams, stream, stream.ready, limit)
-  if offset then return offset, math.min (count, piece) end
-  stream.ready = limit
-  return nil
-end
-
--- Ahead of a stream that goes down, each piece from its low end up.
-local function next_down (streams, stream, window, piece)
-  local limit = math.max (0, stream.offset - window)
-  while stream.ready > limit do
-    if not stream.low then
-      if stream.ready < stream.offset and stream.ready - limit < window // 4 then
-        return nil
-      end
-      stream.bottom = math.max (limit, stream.ready - piece)
-      stream.low = stream.bottom
-    end
-    local offset, count = data_in (streams, stream, stream.low, stream.ready)
-    if offset then return offset, count end
-    stream.ready, stream.low = stream.bottom, nil
-  end
-  return nil
-end
-
---- What was offered is being fetched.
-function Streams:took (offset, count)
-  local stream = self.offers
-  if stream.is_up then
-    stream.ready = offset + count
-  else
-    stream.low = offset + count
-  end
+  if limit < disk.size then limit = limit - limit % UNIT_BYTES end
+  limit = math.max (limit, stream.ahead)
+  local find = stream.reads_holes and disk.missing or holes.missing_data
+  local offset, count = find (disk, stream.ahead, limit)
+  if offset then count = math.min (count, most) end
+  stream.ahead = offset and offset + count or limit
+  return offset, count
 end
 
 --- The next range that a stream will read.
--- @treturn integer|nil offset in bytes, nil if there is none now
--- @treturn integer count in bytes
-function Streams:next ()
-  local live = {}
+function Streams:next (most)
   for _, stream in ipairs (self.list) do
-    if stream.ready then live[#live + 1] = stream end
-  end
-  table.sort (live, function (a, b) return a.turn > b.turn end)
-  for _, stream in ipairs (live) do
-    local window = math.max (self.unit, stream.run)
-    local piece = math.min (math.max (self.unit, window // 4), self.disk.block)
-    local go_on = stream.is_up and next_up or next_down
-    local offset, count = go_on (self, stream, window, piece)
-    if offset then
-      self.offers = stream
-      return offset, count
-    end
+    local offset, count
+    if stream.ahead then offset, count = next_ahead (self.disk, stream, most) end
+    if offset then return offset, count end
   end
   return nil
 end

@@ -1,16 +1,12 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
---- A generator (see scan.generators): what readers that go in steps will read next.
+--- A generator (see scan.generators): what readers that go in steps will read next,
+-- upwards or downwards.
 --
--- A read that is one step of a walk further, or up to four, continues it.  Any other
--- goes to the nearest walk that has no step yet, within 64 MiB, or begins one, in the
--- place of the one that was read least lately.  A step is what more than half of the
--- last four went by.
---
--- One step ahead is offered at first, as many bytes as the last read had, and twice as
--- many steps at each read that is where it was expected; those that run into one
--- another as one range.  Holes are left out, until the reader reads in one.
+-- A walk begins with four reads that are equally far apart, among the last lone ones,
+-- and goes on with each that is a step further.  So many steps ahead are offered as it
+-- has had, those that touch as one range.  Holes are left out.
 --
 -- @module scan.strides
 
@@ -21,60 +17,36 @@ local M = {}
 local Strides = {}
 local META = { __index = Strides }
 
--- Each is looked at for each lone read.
-local WALKS = 16
-local DELTAS = 4
-local SKIP_STEPS = 4
-local REACH_BYTES = 64 << 20
+-- Walks, and lone reads that one may begin with.
+local PLACES = 16
+-- Three are equally far apart by chance, now and then.
+local BEGIN_READS = 4
+-- Most steps ahead, if nothing is said.
+local DEPTH = 512
 
 --- Make one.
 -- @tparam table disk whose reads they are
--- @tparam[opt] integer depth most steps ahead, 32 if left out
+-- @tparam[opt] integer depth most steps ahead, 512 if left out
 -- @treturn table generator
 function M.new (disk, depth)
-  return setmetatable ({
-    disk = disk, depth = depth or 32, list = {}, turn = 0,
-  }, META)
+  return setmetatable ({ disk = disk, depth = depth or DEPTH, walks = {}, lone = {} },
+                       META)
 end
 
--- The walk that a read continues, or may belong to.
-local function find (strides, offset)
-  local nearest, nearest_bytes = nil, REACH_BYTES
-  for _, walk in ipairs (strides.list) do
-    local ahead = offset - walk.offset
-    if walk.step then
-      if ahead % walk.step == 0 and ahead // walk.step > 0
-         and ahead // walk.step <= SKIP_STEPS then
-        return walk
-      end
-    elseif math.abs (ahead) < nearest_bytes then
-      nearest, nearest_bytes = walk, math.abs (ahead)
-    end
-  end
-  return nearest
+-- Put something in front of a list of a few.
+local function push (list, what)
+  table.insert (list, 1, what)
+  list[PLACES + 1] = nil
 end
 
-local function replace_oldest (strides)
-  local list, oldest = strides.list, 1
-  if #list < WALKS then
-    oldest = #list + 1
-  else
-    for i, walk in ipairs (list) do
-      if walk.turn < list[oldest].turn then oldest = i end
-    end
-  end
-  list[oldest] = { deltas = {} }
-  return list[oldest]
-end
-
--- What more than half of the deltas are, or nil.
-local function majority (deltas)
-  for i = 1, #deltas // 2 do
-    local times = 0
-    for _, delta in ipairs (deltas) do
-      if delta == deltas[i] then times = times + 1 end
-    end
-    if times > DELTAS // 2 and deltas[i] ~= 0 then return deltas[i] end
+-- The step that led here over enough lone reads, or nil.
+local function find_step (lone, offset)
+  local is_lone = {}
+  for _, other in ipairs (lone) do is_lone[other] = true end
+  for _, other in ipairs (lone) do
+    local step, reads = offset - other, 2
+    while reads < BEGIN_READS and is_lone[offset - reads * step] do reads = reads + 1 end
+    if step ~= 0 and reads == BEGIN_READS then return step end
   end
   return nil
 end
@@ -83,65 +55,52 @@ end
 -- @tparam integer offset in bytes
 -- @tparam integer count in bytes
 -- @tparam string met "hit", "late" or "miss"
--- @treturn boolean whether it is a step that was expected
+-- @treturn boolean whether it is a step that was fetched
 function Strides:note (offset, count, met)
-  self.turn = self.turn + 1
-  local walk = find (self, offset)
-  local continues = walk ~= nil and walk.step ~= nil
-  if continues then
-    if met == "miss" and walk.asked and (walk.asked - offset) * walk.step >= 0 then
-      walk.reads_holes = true
+  local walk
+  for i, other in ipairs (self.walks) do
+    if other.offset + other.step == offset then
+      walk = table.remove (self.walks, i)
+      break
     end
-    walk.steps = math.min (2 * walk.steps, self.depth)
-  elseif walk then
-    local deltas = walk.deltas
-    if #deltas == DELTAS then table.remove (deltas, 1) end
-    deltas[#deltas + 1] = offset - walk.offset
-    walk.step = #deltas == DELTAS and majority (deltas) or nil
-    walk.steps = 1
-  else
-    walk = replace_oldest (self)
   end
-  walk.offset, walk.count, walk.turn = offset, count, self.turn
-  self.newest = walk
-  return continues
+  if not walk then
+    local step = find_step (self.lone, offset)
+    push (self.lone, offset)
+    if not step then return false end
+    walk = { step = step, steps = BEGIN_READS - 1, ahead = 0 }
+  end
+  walk.offset, walk.count = offset, count
+  walk.steps = math.min (walk.steps + 1, self.depth)
+  walk.ahead = math.max (0, walk.ahead - 1)
+  push (self.walks, walk)
+  return met ~= "miss"
 end
 
-local function is_wanted (strides, walk, offset, after)
-  local disk = strides.disk
-  local missing = disk:missing (offset, after)
-  return missing and (walk.reads_holes or not holes.is_hole (disk, missing))
-end
-
---- What was offered is being fetched; a walk's `asked` says so.
-function Strides:took () end -- luacheck: no self
-
---- The next steps of the walk that was read last.
--- @treturn integer|nil offset in bytes, nil if there is none now
--- @treturn integer count in bytes
-function Strides:next ()
-  local disk, walk = self.disk, self.newest
-  if not walk or not walk.step then return nil end
-  local step, offset = walk.step, walk.offset
-  local from, stop
-  for _ = 1, walk.steps do
-    -- Compared before it is added, so that nothing can overflow.
-    if step >= disk.size - offset or -step > offset then break end
-    offset = offset + step
-    if not walk.asked or (offset - walk.asked) * step > 0 then
-      local after = offset + math.min (walk.count, disk.size - offset)
-      if is_wanted (self, walk, offset, after) then
-        if from and (offset > stop or after < from) then break end
-        from, stop = math.min (from or offset, offset), math.max (stop or after, after)
-        if stop - from >= disk.block then
-          walk.asked = offset
-          break
-        end
-      end
-      walk.asked = offset
+-- The next steps of a walk that touch.
+local function next_steps (disk, walk, most)
+  local step, from, stop = walk.step, nil, nil
+  -- So many are left on the disk; counted in a way that can't overflow.
+  local left = step > 0 and (disk.size - 1 - walk.offset) // step or walk.offset // -step
+  while walk.ahead < math.min (walk.steps, left) do
+    local offset = walk.offset + (walk.ahead + 1) * step
+    local after = offset + math.min (walk.count, disk.size - offset)
+    if holes.missing_data (disk, offset, after) then
+      if from and (offset > stop or after < from or stop - from >= most) then break end
+      from, stop = math.min (from or offset, offset), math.max (stop or after, after)
     end
+    walk.ahead = walk.ahead + 1
   end
   if from then return from, stop - from end
+  return nil
+end
+
+--- The next steps, of the walk that was read last first.
+function Strides:next (most)
+  for _, walk in ipairs (self.walks) do
+    local offset, count = next_steps (self.disk, walk, most)
+    if offset then return offset, count end
+  end
   return nil
 end
 
