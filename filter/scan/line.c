@@ -127,7 +127,7 @@ line_end (struct line *line, struct pace_transfer *transfer, uint32_t count)
                   "%.0f, %.0f bytes a second, latency %.1f ms",
                   pace_phase_name (pace.phase), pace.level, pace.piece,
                   pace.window, pace.bandwidth * NS_PER_SECOND,
-                  pace.latency_ns * 1000 / NS_PER_SECOND);
+                  pace_latency_ns (&pace) * 1000 / NS_PER_SECOND);
 }
 
 void
@@ -139,6 +139,6 @@ line_get (struct line *line, struct line_state *state)
     .window = line->pace.window,
     .piece = line->pace.piece,
     .bandwidth = line->pace.bandwidth * NS_PER_SECOND,
-    .latency_ns = line->pace.latency_ns,
+    .latency_ns = pace_latency_ns (&line->pace),
   };
 }

@@ -10,14 +10,11 @@
 #include "clock.h"
 #include "pace.h"
 
-/* How much of what a level adds has to come back as rate; larger pieces also
- * take longer where nothing queues.
- */
+/* How much of what a level adds has to come back as rate. */
 #define MORE_BRINGS 0.6
-#define LARGER_BRINGS 0.4
 
-/* And they have to beat what more of the smaller ones have brought. */
-#define LARGER_BEATS 1.2
+/* How much more larger pieces have to bring than the smaller ones. */
+#define LARGER_BEATS 1.15
 #define LARGER_TRIES 4
 
 /* A trip that is longer by no more than this has not waited for anything, so the
@@ -27,25 +24,30 @@
 #define CLEARLY 1.1
 #define BESIDE 1.75
 
-/* Requests are what limits if the bytes alone would take less of the time. */
+/* Requests may be what limits if the bytes alone take less of the time; and the
+ * line is full enough for larger pieces to bring no more if they take this much.
+ */
 #define BY_BYTES 0.5
+#define FULL 0.8
 
 /* How much of a piece there has to be room for, so that whole pieces come close
  * to the window.
  */
 #define ROUNDING 0.75
 
-/* The window is this many times what the line carries in a round trip, where that
- * is a few pieces and only bytes are what limits: the client's share is guessed,
- * and with exactly enough in flight some of the line is always idle.
+/* The window is this many times what the line carries in a round trip: the
+ * client's share is guessed, and with exactly enough in flight some of the line is
+ * always idle.
  */
 #define GAIN 1.1
-#define GAIN_PIECES 4
 
 /* Transfers at the window between two probes: so few that a change is noticed
  * soon, so many that what a probe adds to the queue is little on average.
  */
 #define HOLD_TRANSFERS 28
+
+/* Those that begin within such a part of a trip begin together. */
+#define TOGETHER 0.125
 
 /* This many in a row that were near are no accident. */
 #define NEAR_IN_A_ROW 4
@@ -88,6 +90,22 @@ bytes_ns (const struct pace *p, double bytes)
   return p->serial_ns * bytes / smallest_piece (p);
 }
 
+/* How long a piece takes where nothing is in its way.  If bytes are what limits,
+ * smaller ones would do.
+ */
+static double
+alone_ns (const struct pace *p)
+{
+  return p->least_ns +
+    bytes_ns (p, p->is_by_requests ? p->piece : smallest_piece (p));
+}
+
+static double
+window_of (const struct pace *p)
+{
+  return GAIN * p->bandwidth * alone_ns (p);
+}
+
 /* -- levels ---------------------------------------------------------------- */
 
 static void
@@ -99,9 +117,10 @@ set_level (struct pace *p, enum pace_phase phase, double level)
   p->nr_older = p->nr_ours;
   p->nr_ended = p->nr_full = 0;
   p->nr_not_full = 0;
+  p->weight = 1;
   p->sum = p->missed = (struct pace_means) { 0, 0 };
   p->nr_missed = 0;
-  if (phase == PACE_FIRST || p->is_by_requests)
+  if (phase != PACE_HOLD || p->is_by_requests)
     return;
   while (p->piece * 2 <= p->largest && p->piece * 2 * PACE_DEPTH <= level)
     p->piece *= 2;
@@ -152,27 +171,31 @@ hold_first (struct pace *p, double window)
   hold (p, window);
 }
 
+/* The same number of larger pieces; of much larger ones if many of those would not
+ * fill the line either.
+ */
 static void
 try_larger (struct pace *p)
 {
-  p->piece = p->low_piece * 2;
-  set_level (p, PACE_LARGER, p->low_level * 2);
+  const uint32_t times = p->low_piece * 4 <= p->largest &&
+    p->low_level >= (double) PACE_DEPTH * p->low_piece &&
+    bytes_ns (p, 4 * p->bandwidth) < FULL ? 4 : 2;
+
+  p->piece = p->low_piece * times;
+  set_level (p, PACE_LARGER, p->low_level * times);
 }
 
-/* More in flight brings no more.  If what limits is requests, and they are few,
- * larger ones may.
- */
+/* More in flight brings no more.  If bytes are not what limits, larger pieces may. */
 static void
 end_more (struct pace *p, double window, bool is_reached)
 {
+  const bool is_free = !is_reached || bytes_ns (p, p->bandwidth) < BY_BYTES;
+
   p->window = most (window, p->piece);
-  p->is_by_requests = !is_reached ||
-    (bytes_ns (p, p->bandwidth) < BY_BYTES &&
-     (p->low_is_first || p->window >= 2.0 * p->piece));
-  if (p->is_by_requests && p->piece * 2 <= p->largest &&
-      p->window < 2.0 * PACE_DEPTH * p->piece) {
+  p->is_by_requests |= is_free;
+  if (is_free && p->piece * 2 <= p->largest) {
     p->level = p->window;
-    set_low (p, (struct pace_means) { p->window, p->latency_ns });
+    set_low (p, (struct pace_means) { p->window, alone_ns (p) });
     try_larger (p);
   }
   else
@@ -183,7 +206,8 @@ static void
 end_larger (struct pace *p)
 {
   p->piece = p->low_piece;
-  hold_first (p, p->low_level);
+  p->is_by_requests = p->piece > smallest_piece (p);
+  hold_first (p, least (p->low_level, window_of (p)));
 }
 
 static double
@@ -192,32 +216,21 @@ rate_of (struct pace_means means)
   return means.in_flight / means.trip_ns;
 }
 
-static double
-window_of (const struct pace *p)
-{
-  const double product = p->bandwidth * p->latency_ns;
-
-  return p->is_by_requests || product < GAIN_PIECES * smallest_piece (p) ?
-    product : GAIN * product;
-}
-
 /* Has more in flight brought more? */
 static bool
 has_grown (const struct pace *p, struct pace_means high)
 {
-  const double brings = p->phase == PACE_LARGER ? LARGER_BRINGS : MORE_BRINGS;
   const double added = high.in_flight / p->low.in_flight - 1;
 
-  return rate_of (high) >= rate_of (p->low) * (1 + brings * added);
+  return rate_of (high) >= rate_of (p->low) * (1 + MORE_BRINGS * added);
 }
 
-/* Have larger pieces? */
+/* Have larger pieces?  Their least trip counts: others may have been held up. */
 static bool
 has_brought_more (const struct pace *p, struct pace_means high)
 {
-  return has_grown (p, high) &&
-    rate_of (high) >= LARGER_BEATS * p->bandwidth &&
-    high.trip_ns <= 2 * p->smallest_ns;
+  return high.in_flight / p->least_trip_ns >= LARGER_BEATS * p->bandwidth &&
+    p->least_trip_ns <= 2 * (p->least_ns + p->serial_ns);
 }
 
 /* A piece alone has taken this long. */
@@ -254,7 +267,6 @@ decide_first (struct pace *p, double trip_ns, uint32_t count)
     return;
   }
   p->is_measured = true;
-  p->smallest_ns = p->latency_ns = trip_ns;
   set_low (p, (struct pace_means) { p->piece, trip_ns });
   if (p->serial_ns > p->least_ns) {
     p->bandwidth = p->piece / p->serial_ns;
@@ -283,14 +295,15 @@ decide (struct pace *p, struct pace_means m)
   case PACE_MORE:
   case PACE_PROBE:
     if (has_grown (p, m)) {
-      /* A probe may seem to bring more by chance; then the trip of the window,
-       * with its queue, would make the window larger each time.
-       */
-      if (p->phase == PACE_MORE && !p->low_is_burst)
-        p->latency_ns = p->low.trip_ns;
       /* That is a search like any other. */
       if (p->phase == PACE_PROBE)
         p->began_ns = p->moved_ns;
+      /* A probe may seem to bring more by chance; then the trip of the window,
+       * with its queue, would make the window larger each time.
+       */
+      else if (!p->low_is_burst)
+        p->least_ns = most (p->least_ns,
+                            p->low.trip_ns - bytes_ns (p, p->piece));
       /* Large pieces are often cut short, and then little is clear. */
       times = p->phase == PACE_MORE && p->piece <= PACE_SMALLEST &&
         m.trip_ns <= CLEARLY * p->low.trip_ns ? 4 : 2;
@@ -299,7 +312,6 @@ decide (struct pace *p, struct pace_means m)
       break;
     }
     p->bandwidth = rate_of (m);
-    p->latency_ns = least (p->latency_ns, p->low.trip_ns);
     if (p->phase == PACE_PROBE) {
       /* Several went side by side, and do again, if need be smaller ones. */
       p->is_by_requests = p->is_by_requests && window_of (p) >= 2.0 * p->piece;
@@ -312,12 +324,11 @@ decide (struct pace *p, struct pace_means m)
   case PACE_LARGER:
     if (has_brought_more (p, m)) {
       p->bandwidth = rate_of (m);
-      p->latency_ns = m.trip_ns;
       set_low (p, m);
       /* Several of them side by side may fill the line by now. */
       if (p->piece * 2 <= p->largest &&
           (p->level < 2.0 * p->piece ||
-           bytes_ns (p, p->bandwidth) < BY_BYTES))
+           bytes_ns (p, p->bandwidth) < FULL))
         try_larger (p);
       else
         end_larger (p);
@@ -342,30 +353,19 @@ static void
 give_up_level (struct pace *p)
 {
   struct pace_means reached;
-  uint32_t piece;
 
   switch (p->phase) {
   case PACE_FIRST:
     break;
   case PACE_MORE:
-    /* What was reached says what it is worth, if it is known. */
-    if (p->nr_missed == 0)
-      reached = p->low;
-    else
-      reached = (struct pace_means) { p->missed.in_flight / p->nr_missed,
-                                      p->missed.trip_ns / p->nr_missed };
+    /* What was reached says what it is worth. */
+    reached = (struct pace_means) { p->missed.in_flight / p->nr_missed,
+                                    p->missed.trip_ns / p->nr_missed };
     p->bandwidth = rate_of (reached);
-    if (p->nr_missed > 0 && !has_grown (p, reached)) {
-      /* As many of these pieces as there are do, but not as many smaller ones. */
-      piece = p->piece;
+    if (!has_grown (p, reached))
       end_more (p, least (reached.in_flight, CLEARLY * window_of (p)), true);
-      if (p->phase == PACE_HOLD && p->window >= 4.0 * piece) {
-        p->is_by_requests = true;
-        p->piece = piece;
-      }
-    }
     else
-      end_more (p, p->nr_missed > 0 ? reached.in_flight : p->last_ours, false);
+      end_more (p, reached.in_flight, false);
     break;
   case PACE_LARGER:
     end_larger (p);
@@ -404,9 +404,17 @@ means_of_level (const struct pace *p)
 {
   return (struct pace_means) {
     .in_flight = p->sum.in_flight / p->nr_full,
-    .trip_ns = p->phase == PACE_HOLD || p->phase == PACE_PROBE ?
-      p->sum.trip_ns / p->nr_full : p->least_trip_ns,
+    .trip_ns = p->phase == PACE_MORE ? p->least_trip_ns :
+      p->sum.trip_ns / p->nr_full,
   };
+}
+
+static void
+add_means (struct pace_means *sum, double in_flight, double trip_ns,
+           unsigned weight)
+{
+  sum->in_flight += weight * in_flight;
+  sum->trip_ns += weight * trip_ns;
 }
 
 /* A transfer has ended that does not tell what the level brings, or by a share. */
@@ -436,7 +444,7 @@ static bool
 is_paused (const struct pace *p, double client, uint64_t now_ns)
 {
   return client == 0 &&
-    now_ns >= p->busy_ns + most (p->latency_ns, PACE_NEAR_NS);
+    now_ns >= p->busy_ns + most (alone_ns (p), PACE_NEAR_NS);
 }
 
 /* May a piece be in the client's way? */
@@ -587,14 +595,16 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
             uint64_t now_ns)
 {
   t->begun_ns = now_ns;
-  t->ours = p->ours;
   t->in_flight = p->ours + charge_client (p, client);
-  t->is_full = t->in_flight + p->piece * ROUNDING > p->level;
+  t->is_full = p->phase == PACE_LARGER ||
+    t->in_flight + p->piece * ROUNDING > p->level;
+  t->number = ++p->nr_begun;
+  p->last_begun_ns = now_ns;
   /* The last of a burst waits for the others; and where there was more before,
    * or other pieces, it waits for those.
    */
   t->is_settled = (p->nr_ended > 0 || p->nr_ours == 1) &&
-    (p->nr_older == 0 || p->phase == PACE_MORE || p->phase == PACE_PROBE);
+    p->nr_older == 0;
   if (p->phase == PACE_FIRST)
     p->is_beside = client.reads > 0;
 }
@@ -606,6 +616,7 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   const double trip_ns = now_ns - t->begun_ns;
   const double charge = t->charge;
   struct pace_means m;
+  unsigned weight;
 
   pace_give (p, t);
   p->nr_ended++;
@@ -642,30 +653,43 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
     return;
   }
 
-  p->last_ours = t->ours;
+  /* Of those that begin together the last stands for all: they end together, or it
+   * waits for the others.
+   */
+  if (t->number < p->nr_begun &&
+      p->last_begun_ns - t->begun_ns <= trip_ns * TOGETHER) {
+    p->weight++;
+    return;
+  }
+  weight = p->weight;
+  p->weight = 1;
   p->first_count = count;
   if (t->is_full) {
-    p->nr_full++;
-    p->sum.in_flight += t->in_flight;
-    p->sum.trip_ns += trip_ns;
-    p->least_trip_ns = p->nr_full == 1 ? trip_ns :
+    add_means (&p->sum, t->in_flight, trip_ns, weight);
+    p->least_trip_ns = p->nr_full == 0 ? trip_ns :
       least (p->least_trip_ns, trip_ns);
+    p->nr_full += weight;
     if (is_known (p))
       decide (p, means_of_level (p));
   }
   else {
-    p->missed.in_flight += t->in_flight;
-    p->missed.trip_ns += trip_ns;
-    p->nr_missed++;
-    miss_level (p, 1);
+    add_means (&p->missed, t->in_flight, trip_ns, weight);
+    p->nr_missed += weight;
+    miss_level (p, weight);
   }
+}
+
+double
+pace_latency_ns (const struct pace *p)
+{
+  return alone_ns (p);
 }
 
 uint64_t
 pace_retry_ns (const struct pace *p, uint64_t now_ns)
 {
   return now_ns + most (PACE_RETRY_MIN_NS,
-                        least (PACE_RETRY_MAX_NS, p->latency_ns / 8));
+                        least (PACE_RETRY_MAX_NS, alone_ns (p) / 8));
 }
 
 const char *

@@ -12,14 +12,15 @@
  *
  * Levels.  At each moment some level is in force: the most that may be in
  * flight.  Only transfers that began when there was no room for another say
- * something about it.  When enough of those have ended there are three means:
- * what was in flight when they began (I), their time (trip), and by Little's
- * law the rate of the line, I / trip.  A level is compared to the one before,
- * with I / I' = g.  If the rate has grown by more than 0.6 (g - 1), more brings
- * more: the line was not full before, and the trip of the lower level is the
- * line's latency.  If not, the higher level's rate is the bandwidth, the least
- * trip since the start the latency, and a tenth more than their product the
- * window, but no more where that is a few pieces or requests are what limits.
+ * something about it; of those that begin together, within an eighth of a trip,
+ * the last stands for all.  When enough have ended there are three means: what was
+ * in flight when they began (I), their time (trip), and by Little's law the rate
+ * of the line, I / trip.  A level is compared to the one before, with I / I' = g.
+ * If the rate has grown by more than 0.6 (g - 1), more brings more: the line was
+ * not full before.  If not, the higher level's rate is the bandwidth, and the
+ * window a tenth more than its product with the latency: what a piece takes where
+ * nothing is in its way, or, where bytes are what limits, the smallest piece.
+ * Levels are compared with pieces of one size.
  *
  * - PACE_FIRST: one at a time of PACE_LEAST, four times that, and the smallest
  *   piece (later that alone): what bytes add to the time.  If that is more than
@@ -27,12 +28,12 @@
  * - PACE_MORE: the level doubles for as long as more brings more, or, of small
  *   pieces, is four times as much where nothing has waited at all.  If there are
  *   too few transfers to reach it, what they did reach is judged.
- * - PACE_LARGER: if that has ended below PACE_DEPTH pieces, and bytes alone would
- *   take less than half of the time, what limits is requests (connections, our
- *   own threads): the pieces double, their number stays, for as long as more
- *   brings more (0.4 here, and a fifth more than the smaller ones brought), and
- *   a piece takes no longer than twice what the smallest takes.  Four tries, for
- *   one may have been held up; short transfers are a quarter of one.
+ * - PACE_LARGER: if it was not reached, or bytes alone would take less than half of
+ *   the time, requests may be what limits (connections, our own threads): the
+ *   pieces double, or grow fourfold where that would not fill the line either, and
+ *   their number stays, for as long as that brings 0.15 more, bytes take less than
+ *   0.8 of the time, and a piece takes no longer than twice what the smallest takes.  Four tries, for one may have been
+ *   held up; short transfers are a quarter of one.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
@@ -109,7 +110,7 @@ struct pace {
   struct pace_means sum;        /* of the full ones */
   struct pace_means missed;     /* of the others */
   double least_trip_ns;
-  double last_ours;             /* in flight when the last one began */
+  unsigned weight;              /* of the next one: it stands for so many */
   bool is_beside;               /* in PACE_FIRST: so was one of the client's */
   uint32_t first_count;         /* … what the last one brought */
 
@@ -122,8 +123,6 @@ struct pace {
   /* What was found; 0 if not yet. */
   double window;                /* bytes */
   double bandwidth;             /* bytes per ns */
-  double latency_ns;            /* least trip of a piece */
-  double smallest_ns;           /* trip of the smallest piece */
   double least_ns;              /* trip of PACE_LEAST */
   double least_before_ns;       /* the last one known */
   double serial_ns;             /* what the smallest piece takes beyond that */
@@ -144,14 +143,16 @@ struct pace {
    * are not counted any more.
    */
   uint64_t moved_ns, forgotten_id;
+
+  uint64_t nr_begun, last_begun_ns;     /* transfers so far, and the last one */
 };
 
 /* One transfer, from pace_take to pace_end. */
 struct pace_transfer {
   double charge;                /* bytes; 0 if none is taken */
   double cost_share, cost_ns;   /* for the client: of its trip, and more */
-  double in_flight, ours;       /* when it began, with itself */
-  uint64_t begun_ns, level_id;
+  double in_flight;             /* when it began, with itself */
+  uint64_t begun_ns, level_id, number;
   bool is_full, is_settled;
 };
 
@@ -187,6 +188,9 @@ extern void pace_begin (struct pace *pace, struct pace_transfer *transfer,
  */
 extern void pace_end (struct pace *pace, struct pace_transfer *transfer,
                       uint32_t count, uint64_t now_ns);
+
+/* What a piece takes where nothing is in its way, as far as is known. */
+extern double pace_latency_ns (const struct pace *pace);
 
 /* When to look at the client again, if there was no room. */
 extern uint64_t pace_retry_ns (const struct pace *pace, uint64_t now_ns);

@@ -5,7 +5,7 @@
 -- sources, by threads.  Of each cell two ratios: its time to the time without any
 -- prefetch, and to the best of the policies that do one thing.
 --
---     lua5.4 tests/bench/grid.lua [PART OF PARTS [POLICY]]   every cell, a line each
+--     lua5.4 tests/bench/grid.lua [PART OF PARTS [POLICY]]   every cell, two lines each
 --     lua5.4 tests/bench/grid.lua --table FILE...   the page's tables, from such lines
 --
 -- The specs take a part of it (tests/spec/grid_spec.lua).  Run from the top of the
@@ -144,6 +144,9 @@ M.BANDWIDTHS = { 10, 100, 1000, 0 } -- Mbit/s; 0: no limit
 M.SLOTS = { 1, 4, 64 }
 M.THREADS = { 1, 8, 32 }
 M.BLOCKS = { 256 * KiB, 2 * MiB }
+-- Seconds within which answers come together, as threads that sleep are woken; 0: each
+-- by itself.  Every cell is measured with both.
+M.TOGETHER = { 0, 0.0005 }
 local NO_LIMIT = 4e9 -- bytes a second: a memory's
 
 --- All cells, in an order without a period.
@@ -185,6 +188,7 @@ function M.run (cell, policy)
     size = workload.size, holes = workload.holes, depth = workload.depth,
     layer = "clone", threads = cell.threads, block = cell.block,
     source = { latency_seconds = cell.latency, slots = cell.slots,
+               together_seconds = cell.together,
                bandwidth = cell.bandwidth > 0 and cell.bandwidth * 125000 or NO_LIMIT },
   }
   if result.error then error (result.error, 0) end
@@ -209,10 +213,11 @@ end
 
 --- A cell in words.
 function M.describe (cell)
-  return ("%s | %g ms, %s, %d at once | %d threads, %dK"):format (
+  return ("%s | %g ms, %s, %d at once%s | %d threads, %dK"):format (
     cell.workload.name, cell.latency * 1000,
     cell.bandwidth > 0 and cell.bandwidth .. " Mbit/s" or "any bandwidth",
-    cell.slots, cell.threads, cell.block // KiB)
+    cell.slots, (cell.together or 0) > 0 and ", together" or "", cell.threads,
+    cell.block // KiB)
 end
 
 -- -- the command ----------------------------------------------------------------------
@@ -260,6 +265,12 @@ local function print_tables (paths)
   print ("| cells | number | at most 1.05 of no prefetch | "
          .. "within 10 % of the best |\n|---|---|---|---|")
   print_share (lines, "all", function () return true end)
+  print_share (lines, "answers come one by one", function (cell)
+    return not cell:find (", together", 1, true)
+  end)
+  print_share (lines, "answers come together", function (cell)
+    return cell:find (", together", 1, true) ~= nil
+  end)
   for _, part in ipairs { " 1 at once", " 4 at once", " 64 at once", " 10 Mbit/s",
                           " 100 Mbit/s", " 1000 Mbit/s", "any bandwidth",
                           " 1 threads", " 8 threads", " 32 threads" } do
@@ -277,7 +288,8 @@ end
 
 local function print_cells (part, parts, policy)
   for i, cell in ipairs (M.cells ()) do
-    if i % parts == part % parts then
+    for _, together in ipairs (i % parts == part % parts and M.TOGETHER or {}) do
+      cell.together = together
       local to_none, to_best, name, gain = M.measure (cell, policy)
       print (("%.3f\t%.3f\t%s\t%.2f\t%s"):format (to_none, to_best, name, gain,
                                                   M.describe (cell)))

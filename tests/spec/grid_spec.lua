@@ -49,6 +49,33 @@ describe ("the grid", function ()
     assert.is_true (near >= SHARE * cells, ("%d of %d cells"):format (near, cells))
   end)
 
+  -- Over nbdkit's rate filter, whose bucket hides at first what bytes cost.
+  it ("finds the window where answers come together", function ()
+    local simulator = require "scan.simulator"
+    local workload = grid.workloads["random 4K"]
+    local result = simulator.run {
+      policy = "adaptive", traces = { workload.reads }, size = workload.size,
+      layer = "clone", threads = 16,
+      source = { latency_seconds = 0.08, bandwidth = 12.5e6, burst_bytes = 625e3,
+                 slots = 64, together_seconds = 0.0005 },
+    }
+    assert.is_true (result.seconds <= 8, ("%.1f s"):format (result.seconds))
+  end)
+
+  it ("boots a guest over a source that does a few things at a time", function ()
+    local boot = grid.workloads["boot-debian12"]
+    local ended = 0
+    for _, read in ipairs (boot.reads) do ended = math.max (ended, read.ended) end
+    for _, threads in ipairs { 8, 32 } do
+      local seconds = grid.run ({
+        workload = boot, latency = 0.08, bandwidth = 100, slots = 4, threads = threads,
+        block = 2 * MiB,
+      }, "adaptive")
+      assert.is_true (seconds <= 1.75 * ended, ("%.3f with %d threads"):format (
+        seconds / ended, threads))
+    end
+  end)
+
   it ("boots a guest in not much more than a local disk's time", function ()
     local boot = grid.workloads["boot-debian12"]
     local ended = 0

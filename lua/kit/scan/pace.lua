@@ -23,13 +23,14 @@ M.SMALLEST = 65536
 M.DEPTH = 8
 M.NEAR_SECONDS = 0.0005
 
-local MORE_BRINGS, LARGER_BRINGS, LARGER_BEATS = 0.6, 0.4, 1.2
+local MORE_BRINGS, LARGER_BEATS = 0.6, 1.15
 local LARGER_TRIES = 4
 local CLEARLY, BESIDE = 1.1, 1.75
-local BY_BYTES = 0.5
+local BY_BYTES, FULL = 0.5, 0.8
 local ROUNDING = 0.75
-local GAIN, GAIN_PIECES = 1.1, 4
+local GAIN = 1.1
 local HOLD_TRANSFERS = 28
+local TOGETHER = 1 / 8
 local NEAR_IN_A_ROW = 4
 local FIRST_BESIDE = 4
 local HARM, CREDIT_TRIPS = 0.03, 4
@@ -46,15 +47,25 @@ local function bytes_seconds (p, bytes)
   return p.serial * bytes / smallest_piece (p)
 end
 
+-- How long a piece takes where nothing is in its way.
+local function alone_seconds (p)
+  return p.least + bytes_seconds (p, p.is_by_requests and p.piece or smallest_piece (p))
+end
+
+local function window_of (p)
+  return GAIN * p.bandwidth * alone_seconds (p)
+end
+
 -- -- levels -----------------------------------------------------------------------
 
 local function set_level (p, phase, level)
   p.phase, p.level, p.level_id = phase, level, p.level_id + 1
   p.nr_older = p.nr_ours
   p.nr_ended, p.nr_full, p.nr_not_full = 0, 0, 0
+  p.weight = 1
   p.sum_in_flight, p.sum_trip = 0, 0
   p.missed, p.nr_missed = { in_flight = 0, trip = 0 }, 0
-  if phase == "first" or p.is_by_requests then return end
+  if phase ~= "hold" or p.is_by_requests then return end
   while p.piece * 2 <= p.largest and p.piece * 2 * M.DEPTH <= level do
     p.piece = p.piece * 2
   end
@@ -89,19 +100,20 @@ local function hold_first (p, window)
 end
 
 local function try_larger (p)
-  p.piece = p.low_piece * 2
-  set_level (p, "larger", p.low_level * 2)
+  local times = p.low_piece * 4 <= p.largest and p.low_level >= M.DEPTH * p.low_piece
+    and bytes_seconds (p, 4 * p.bandwidth) < FULL and 4 or 2
+  p.piece = p.low_piece * times
+  set_level (p, "larger", p.low_level * times)
 end
 
 -- More in flight brings no more.
 local function end_more (p, window, is_reached)
   p.window = math.max (window, p.piece)
-  p.is_by_requests = not is_reached or bytes_seconds (p, p.bandwidth) < BY_BYTES
-    and (p.low_is_first or p.window >= 2 * p.piece)
-  if p.is_by_requests and p.piece * 2 <= p.largest
-     and p.window < 2 * M.DEPTH * p.piece then
+  local is_free = not is_reached or bytes_seconds (p, p.bandwidth) < BY_BYTES
+  p.is_by_requests = p.is_by_requests or is_free
+  if is_free and p.piece * 2 <= p.largest then
     p.level = p.window
-    set_low (p, p.window, p.latency)
+    set_low (p, p.window, alone_seconds (p))
     return try_larger (p)
   end
   hold_first (p, p.window)
@@ -109,28 +121,20 @@ end
 
 local function end_larger (p)
   p.piece = p.low_piece
-  hold_first (p, p.low_level)
+  p.is_by_requests = p.piece > smallest_piece (p)
+  hold_first (p, math.min (p.low_level, window_of (p)))
 end
 
 local function rate_of (means) return means.in_flight / means.trip end
 
 local function has_grown (p, high)
-  local brings = p.phase == "larger" and LARGER_BRINGS or MORE_BRINGS
   local added = high.in_flight / p.low.in_flight - 1
-  return rate_of (high) >= rate_of (p.low) * (1 + brings * added)
+  return rate_of (high) >= rate_of (p.low) * (1 + MORE_BRINGS * added)
 end
 
 local function has_brought_more (p, high)
-  return has_grown (p, high) and rate_of (high) >= LARGER_BEATS * p.bandwidth
-    and high.trip <= 2 * p.smallest
-end
-
-local function window_of (p)
-  local product = p.bandwidth * p.latency
-  if p.is_by_requests or product < GAIN_PIECES * smallest_piece (p) then
-    return product
-  end
-  return GAIN * product
+  return high.in_flight / p.least_trip >= LARGER_BEATS * p.bandwidth
+    and p.least_trip <= 2 * (p.least + p.serial)
 end
 
 -- Enough is known of a level, by its phase.
@@ -165,7 +169,6 @@ function DECIDE.first (p, m)
     return set_level (p, "first", 0)
   end
   p.is_measured = true
-  p.smallest, p.latency = trip, trip
   set_low (p, p.piece, trip)
   if p.serial > p.least then
     p.bandwidth = p.piece / p.serial
@@ -179,15 +182,16 @@ end
 
 function DECIDE.more (p, m)
   if has_grown (p, m) then
-    if p.phase == "more" and not p.low_is_burst then p.latency = p.low.trip end
-    if p.phase == "probe" then p.began = p.moved end
+    if p.phase == "probe" then p.began = p.moved
+    elseif not p.low_is_burst then
+      p.least = math.max (p.least, p.low.trip - bytes_seconds (p, p.piece))
+    end
     local times = p.phase == "more" and p.piece <= M.SMALLEST
       and m.trip <= CLEARLY * p.low.trip and 4 or 2
     set_low (p, m.in_flight, m.trip)
     return set_level (p, "more", times * p.level)
   end
   p.bandwidth = rate_of (m)
-  p.latency = math.min (p.latency, p.low.trip)
   if p.phase == "probe" then
     p.is_by_requests = p.is_by_requests and window_of (p) >= 2 * p.piece
     return hold (p, window_of (p))
@@ -199,9 +203,9 @@ DECIDE.probe = DECIDE.more
 
 function DECIDE.larger (p, m)
   if not has_brought_more (p, m) then return end_larger (p) end
-  p.bandwidth, p.latency = rate_of (m), m.trip
+  p.bandwidth = rate_of (m)
   set_low (p, m.in_flight, m.trip)
-  local is_full = p.level >= 2 * p.piece and bytes_seconds (p, p.bandwidth) >= BY_BYTES
+  local is_full = p.level >= 2 * p.piece and bytes_seconds (p, p.bandwidth) >= FULL
   if p.piece * 2 <= p.largest and not is_full then
     try_larger (p)
   else
@@ -221,20 +225,13 @@ local GIVE_UP = {}
 function GIVE_UP.first () end
 
 function GIVE_UP.more (p)
-  local nr, reached = p.nr_missed, p.low
-  if nr > 0 then
-    reached = { in_flight = p.missed.in_flight / nr, trip = p.missed.trip / nr }
-  end
+  local nr = p.nr_missed
+  local reached = { in_flight = p.missed.in_flight / nr, trip = p.missed.trip / nr }
   p.bandwidth = rate_of (reached)
-  if nr > 0 and not has_grown (p, reached) then
-    local piece = p.piece
-    end_more (p, math.min (reached.in_flight, CLEARLY * window_of (p)), true)
-    if p.phase == "hold" and p.window >= 4 * piece then
-      p.is_by_requests, p.piece = true, piece
-    end
-    return
+  if not has_grown (p, reached) then
+    return end_more (p, math.min (reached.in_flight, CLEARLY * window_of (p)), true)
   end
-  end_more (p, nr > 0 and reached.in_flight or p.last_ours, false)
+  end_more (p, reached.in_flight, false)
 end
 
 GIVE_UP.larger = end_larger
@@ -260,8 +257,7 @@ end
 local function means_of_level (p)
   return {
     in_flight = p.sum_in_flight / p.nr_full,
-    trip = (p.phase == "hold" or p.phase == "probe") and p.sum_trip / p.nr_full
-      or p.least_trip,
+    trip = p.phase == "more" and p.least_trip or p.sum_trip / p.nr_full,
   }
 end
 
@@ -274,7 +270,7 @@ end
 -- -- what the client pays, and is paid ----------------------------------------------
 
 local function is_paused (p, client, now)
-  return client == 0 and now >= p.busy + math.max (p.latency, M.NEAR_SECONDS)
+  return client == 0 and now >= p.busy + math.max (alone_seconds (p), M.NEAR_SECONDS)
 end
 
 -- May a piece be in the client's way?
@@ -316,7 +312,7 @@ function M.new (largest)
   return setmetatable ({
     largest = largest, interval = ANEW_MIN_SECONDS, anew = 0, level_id = 0,
     forgotten = 0, moved = 0, window = 0, ours = 0, nr_ours = 0, level = 0, piece = 0,
-    latency = 0, bandwidth = 0, least = 0, least_before = 0, serial = 0, nr_near = 0,
+    bandwidth = 0, least = 0, least_before = 0, serial = 0, nr_near = 0,
     client_begun = 0, busy = 0, credit = math.huge, seen = 0, hits = 0, hit_bytes = 0,
   }, Pace)
 end
@@ -380,11 +376,12 @@ end
 --- A transfer that has room begins.
 function Pace:begin (transfer, client, now)
   transfer.begun = now
-  transfer.ours = self.ours
   transfer.in_flight = self.ours + charge_client (self, client)
-  transfer.is_full = transfer.in_flight + self.piece * ROUNDING > self.level
+  transfer.is_full = self.phase == "larger"
+    or transfer.in_flight + self.piece * ROUNDING > self.level
+  self.last_begun, self.last = now, transfer
   transfer.is_settled = (self.nr_ended > 0 or self.nr_ours == 1)
-    and (self.nr_older == 0 or self.phase == "more" or self.phase == "probe")
+    and self.nr_older == 0
   if self.phase == "first" then self.is_beside = client.reads > 0 end
 end
 
@@ -421,25 +418,32 @@ function Pace:done (transfer, count, now)
     return
   end
 
-  self.last_ours, self.first_count = transfer.ours, count
+  -- Of those that begin together the last stands for all.
+  if transfer ~= self.last and self.last_begun - transfer.begun <= trip * TOGETHER then
+    self.weight = self.weight + 1
+    return
+  end
+  local weight = self.weight
+  self.weight = 1
+  self.first_count = count
   if transfer.is_full then
-    self.nr_full = self.nr_full + 1
-    self.sum_in_flight = self.sum_in_flight + transfer.in_flight
-    self.sum_trip = self.sum_trip + trip
-    self.least_trip = self.nr_full == 1 and trip or math.min (self.least_trip, trip)
+    self.nr_full = self.nr_full + weight
+    self.sum_in_flight = self.sum_in_flight + weight * transfer.in_flight
+    self.sum_trip = self.sum_trip + weight * trip
+    self.least_trip = self.nr_full == weight and trip or math.min (self.least_trip, trip)
     if is_known (self) then DECIDE[self.phase] (self, means_of_level (self)) end
   else
-    self.missed.in_flight = self.missed.in_flight + transfer.in_flight
-    self.missed.trip = self.missed.trip + trip
-    self.nr_missed = self.nr_missed + 1
-    miss_level (self, 1)
+    self.missed.in_flight = self.missed.in_flight + weight * transfer.in_flight
+    self.missed.trip = self.missed.trip + weight * trip
+    self.nr_missed = self.nr_missed + weight
+    miss_level (self, weight)
   end
 end
 
 --- When to look at the client again, if there was no room.
 function Pace:retry (now)
   return now + math.max (RETRY_MIN_SECONDS,
-                         math.min (RETRY_MAX_SECONDS, self.latency / 8))
+                         math.min (RETRY_MAX_SECONDS, alone_seconds (self) / 8))
 end
 
 return M
