@@ -106,6 +106,7 @@ def checker (reports):
         return [], {
             "LD_PRELOAD": runtime ("libasan.so") + ":" + keep,
             "ASAN_OPTIONS": f"detect_leaks=1:log_path={log}:"
+                            "allocator_may_return_null=1:"
                             "detect_stack_use_after_return=1",
             "LSAN_OPTIONS": "exitcode=0",       # see only_nbdkit_leaked
             "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -114,6 +115,7 @@ def checker (reports):
         return [], {
             "LD_PRELOAD": runtime ("libtsan.so") + ":" + keep,
             "TSAN_OPTIONS": "halt_on_error=0:exitcode=66:second_deadlock_stack=1:"
+                            "allocator_may_return_null=1:"
                             f"log_path={log}",
         }
     if CHECK_WITH == "valgrind":

@@ -169,6 +169,24 @@ counted (void *ptr)
   return ptr;
 }
 
+/* What is asked for may be more than there is: that is no fault, and returns NULL, as
+ * without a sanitizer.
+ */
+extern const char *__asan_default_options (void);
+extern const char *__tsan_default_options (void);
+
+__attribute__ ((visibility ("default"))) const char *
+__asan_default_options (void)
+{
+  return "allocator_may_return_null=1";
+}
+
+__attribute__ ((visibility ("default"))) const char *
+__tsan_default_options (void)
+{
+  return "allocator_may_return_null=1";
+}
+
 void *
 __wrap_malloc (size_t size)
 {
