@@ -131,6 +131,17 @@ disk_lock (int fd)
   return errno == EACCES ? EAGAIN : errno;
 }
 
+void
+disk_close (int fd)
+{
+  struct flock lock = { .l_type = F_UNLCK, .l_whence = SEEK_SET };
+
+  if (fd == -1)
+    return;
+  fcntl (fd, F_OFD_SETLK, &lock);
+  close (fd);
+}
+
 int
 disk_read (int fd, void *buf, size_t count, uint64_t offset)
 {

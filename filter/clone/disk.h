@@ -38,6 +38,11 @@ extern int disk_sync_folder (const char *path);
  */
 extern int disk_lock (int fd);
 
+/* Close a file that may be locked.  -1 is allowed.  A process that was forked since it
+ * was opened, such as that which runs the command of --run, does not keep the lock.
+ */
+extern void disk_close (int fd);
+
 /* A read past the end of the file is EIO. */
 extern int disk_read (int fd, void *buf, size_t count, uint64_t offset);
 extern int disk_write (int fd, const void *buf, size_t count, uint64_t offset);

@@ -57,10 +57,8 @@ store_close (struct store *store)
   if (store->map != NULL)
     claims_destroy (&store->claims);
   map_free (store->map);
-  if (store->map_fd != -1)
-    close (store->map_fd);
-  if (store->fd != -1)
-    close (store->fd);
+  disk_close (store->map_fd);
+  disk_close (store->fd);
   pthread_cond_destroy (&store->commit_ended);
   pthread_mutex_destroy (&store->commit_lock);
   pthread_mutex_destroy (&store->asked_lock);

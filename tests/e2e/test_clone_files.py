@@ -276,13 +276,17 @@ def test_a_clone_that_the_user_may_not_open (tmp_path):
             ["nbdkit", "-f", "-U", f"{folder}/sock", "--user=nobody", f"--filter={CLONE}",
              "null", "1M", f"clone-file={disk}"], stderr=subprocess.PIPE, text=True,
             timeout=PATIENCE_SECS).stderr
-        for name in disk, disk + ".map":
-            os.chown (name, pwd.getpwnam ("nobody").pw_uid, -1)
-        run = subprocess.run (["nbdkit", "-U", "-", "--user=nobody", f"--filter={CLONE}",
-                               "null", "1M", f"clone-file={disk}", "--run",
-                               'nbdinfo --size "$uri"'], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECS)
-        assert (run.stdout, run.stderr) == ("1048576\n", "")
+        # Opened as root, and again; the process that runs the command has the first, too.
+        for uid, mode in (0, 0o666), (pwd.getpwnam ("nobody").pw_uid, 0o600):
+            for name in disk, disk + ".map":
+                os.chown (name, uid, -1)
+                os.chmod (name, mode)
+            run = subprocess.run (["nbdkit", "-U", "-", "--user=nobody",
+                                   f"--filter={CLONE}", "null", "1M",
+                                   f"clone-file={disk}", "--run", 'nbdinfo --size "$uri"'],
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                  text=True, timeout=PATIENCE_SECS)
+            assert (run.stdout, run.stderr) == ("1048576\n", "")
 
 
 @pytest.mark.parametrize ("data", [b"x", b"precious" * 1000])
