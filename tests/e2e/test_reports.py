@@ -3,6 +3,7 @@
 
 """What an operator sees: scan-stats, scan-progress, and nbdkit's debug flags."""
 
+import contextlib
 import os
 import pty
 import re
@@ -190,22 +191,24 @@ def test_what_is_no_file_is_refused (tmp_path, make):
     assert error.endswith ("is not a regular file")
 
 
-def made_fifo (path):
-    """False while the server has a file of that name."""
-    try:
-        os.mkfifo (path)
-    except FileExistsError:
-        return False
-    return True
+def put_fifo (path):
+    """In place of the server's file, which may come between."""
+    while not path.is_fifo ():
+        path.unlink (missing_ok=True)
+        with contextlib.suppress (FileExistsError):
+            os.mkfifo (path)
 
 
 def test_a_fifo_in_the_way_holds_up_nobody (tmp_path):
     """It comes when the server runs: neither clients nor the end wait for it."""
     stats, server_of = scanned (tmp_path)
     with server_of as server:
-        stats.unlink ()
-        server.poll (lambda: made_fifo (stats), "room for the fifo")
-        server.wait_line ("warning: scan-stats=.* can't be written any more: ")
+        def is_noticed ():
+            # What is being written may still be put in its place.
+            put_fifo (stats)
+            return any (re.search ("warning: scan-stats=.* can't be written any more: ", e)
+                        for e in server.errors ())
+        server.poll (is_noticed, "a warning of the fifo")
         server.connect ().pread (512, 0)
         server.connect ()
     assert len ([e for e in server.errors () if "can't be written" in e]) == 1
