@@ -159,9 +159,9 @@ map_file_free (struct map_file *file)
 /* -- pages ----------------------------------------------------------------- */
 
 static uint64_t
-file_size (const struct map *map)
+file_size (uint64_t nr_pages)
 {
-  return (BITS + 2 * map->nr_pages) * PAGE;
+  return (BITS + 2 * nr_pages) * PAGE;
 }
 
 static uint32_t
@@ -443,7 +443,7 @@ map_create (struct map *map, int fd, const struct map_identity *identity,
    * of it.  What is not written yet stays as cheap to read as a hole.
    */
   what = "cannot be made as large as it has to be";
-  err = disk_make_empty (fd, file_size (map), true);
+  err = disk_make_empty (fd, file_size (map->nr_pages), true);
   if (err != 0)
     goto error;
 
@@ -496,21 +496,20 @@ read_page (int fd, union page *page, uint64_t where, char *error)
   return err == 0;
 }
 
-/* Also tells how many bytes the file has. */
 static int
-load_identity (int fd, struct map_identity *identity, uint64_t *bytes,
-               char *error)
+load_identity (int fd, struct map_identity *identity, char *error)
 {
   union page page;
   struct stat st;
+  uint64_t bytes, expected;
   unsigned copy;
 
   if (fstat (fd, &st) == -1) {
     snprintf (error, MAP_ERROR_MAX, "cannot be read: %s", strerror (errno));
     return -1;
   }
-  *bytes = st.st_size;
-  if (*bytes < BITS * PAGE) {
+  bytes = st.st_size;
+  if (bytes < BITS * PAGE) {
     snprintf (error, MAP_ERROR_MAX, "is too short for a map of a clone; put "
               "back a copy of both files, or move both away to begin anew");
     return -1;
@@ -547,6 +546,14 @@ load_identity (int fd, struct map_identity *identity, uint64_t *bytes,
       memchr (identity->id, 0, sizeof identity->id) == NULL ||
       memchr (identity->export_name, 0, sizeof identity->export_name) == NULL) {
     snprintf (error, MAP_ERROR_MAX, DAMAGED);
+    return -1;
+  }
+  /* Before memory is taken for what the file says of itself. */
+  expected = file_size (map_pages_of (identity->size, identity->block_size));
+  if (bytes != expected) {
+    snprintf (error, MAP_ERROR_MAX, "is %" PRIu64 " bytes and should be %"
+              PRIu64 "; put back a copy of both files, or move both away to "
+              "begin anew", bytes, expected);
     return -1;
   }
   return 0;
@@ -679,7 +686,7 @@ static int
 load_pages (struct map *map, const struct records *records,
             struct findings *findings, char *error)
 {
-  const uint64_t end = file_size (map);
+  const uint64_t end = file_size (map->nr_pages);
   uint64_t number = 0, offset, next;
   uint32_t i;
   bool is_hole;
@@ -711,7 +718,6 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
   struct records records;
   struct findings findings = { 0 };
   struct map *map;
-  uint64_t bytes;
   int err;
 
   *repaired = false;
@@ -723,7 +729,7 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
     snprintf (error, MAP_ERROR_MAX, "cannot be synced: %s", strerror (err));
     return NULL;
   }
-  if (load_identity (fd, identity, &bytes, error) == -1 ||
+  if (load_identity (fd, identity, error) == -1 ||
       load_records (fd, &records, error) == -1)
     return NULL;
   map = map_new (identity->size, identity->block_size);
@@ -734,12 +740,6 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
   }
   map->file->generation = records.known;
   map->file->record_slot = records.slot;
-  if (bytes != file_size (map)) {
-    snprintf (error, MAP_ERROR_MAX, "is %" PRIu64 " bytes and should be %"
-              PRIu64 "; put back a copy of both files, or move both away to "
-              "begin anew", bytes, file_size (map));
-    goto error;
-  }
   if (load_pages (map, &records, &findings, error) == -1)
     goto error;
   map->file->written_recorded = records.last.written != 0;

@@ -38,6 +38,9 @@ struct map {
 
 /* -- map.c ----------------------------------------------------------------- */
 
+/* How many pages the map of a disk has; both in bytes. */
+extern uint64_t map_pages_of (uint64_t size, uint32_t block_size);
+
 /* Has a page bits that the file may lack?  Any thread. */
 extern bool map_page_is_dirty (const struct map *map, uint64_t page);
 

@@ -11,9 +11,16 @@
 #include "map-internal.h"
 
 static uint64_t
-pages_of (uint64_t blocks)
+blocks_of (uint64_t size, uint32_t block_size)
 {
-  return (blocks + PAGE_WORDS * 64 - 1) / (PAGE_WORDS * 64);
+  return size / block_size + (size % block_size != 0);
+}
+
+uint64_t
+map_pages_of (uint64_t size, uint32_t block_size)
+{
+  return (blocks_of (size, block_size) + PAGE_WORDS * 64 - 1) /
+    (PAGE_WORDS * 64);
 }
 
 struct map *
@@ -24,8 +31,8 @@ map_new (uint64_t size, uint32_t block_size)
 
   if (map == NULL)
     return NULL;
-  map->blocks = size / block_size + (size % block_size != 0);
-  map->nr_pages = pages_of (map->blocks);
+  map->blocks = blocks_of (size, block_size);
+  map->nr_pages = map_pages_of (size, block_size);
   if (map->nr_pages >= SIZE_MAX / (PAGE_WORDS * sizeof map->words[0])) {
     free (map);
     errno = ENOMEM;

@@ -580,6 +580,27 @@ test_memory (void)
   close (fd);
 }
 
+/* A file that is whole and speaks of more than it can hold. */
+static void
+test_size_of_another (void)
+{
+  const int fd = new_file ();
+  struct map *map = map_new (identity.size, BLOCK);
+  struct map_identity vast = identity;
+  char error[MAP_ERROR_MAX];
+  bool repaired;
+
+  vast.size = INT64_MAX;
+  if (map == NULL || map_create (map, fd, &vast, error) == -1 ||
+      commit (map) != 0)
+    abort ();
+  check (load (fd, &repaired, error) == NULL &&
+         strstr (error, "bytes and should be") != NULL,
+         "no memory is taken for a map that isn't there (%s)", error);
+  map_free (map);
+  close (fd);
+}
+
 /* 0: all calls go well; else the one that fails, counted down. */
 static unsigned fstat_to_fail;
 
@@ -631,6 +652,7 @@ main (void)
   test_damage (false);
   test_damage (true);
   test_memory ();
+  test_size_of_another ();
   test_unknown_size ();
   return done ();
 }
