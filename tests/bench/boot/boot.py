@@ -47,10 +47,12 @@ def parse_args ():
     return parser.parse_args ()
 
 
-def version ():
-    """Of what is measured: results of another one count no more."""
+def version (filters):
+    """Of the guest and those of our filters that are among these: results of another
+    one count no more."""
     digest = hashlib.sha256 ()
-    for path in (*guest.FILTERS.values (), guest.OUT + "/version"):
+    ours = [guest.FILTERS[f] for f in filters if f in guest.FILTERS]
+    for path in (*ours, guest.OUT + "/version"):
         if os.path.exists (path):
             with open (path, "rb") as f:
                 digest.update (f.read ())
@@ -59,8 +61,10 @@ def version ():
 
 def load ():
     """Earlier results of the same filters and guest."""
-    current = version ()
-    return [r for r in common.load (RESULTS) if r["version"] == current]
+    current = {stacks.run_name (s, run): version (s.filters)
+               for s in stacks.stacks () for run in range (s.runs)}
+    return [r for r in common.load (RESULTS)
+            if r["version"] == current.get (r["stack"])]
 
 
 def measure (stack, line, round_, args, accel, trace):
@@ -74,7 +78,7 @@ def measure (stack, line, round_, args, accel, trace):
                                                    trace, args.writable)
             print (f"{seconds:7.1f} s  {read_bytes / 2**20:6.0f} MiB", flush=True)
             common.append (RESULTS, {
-                "version": version (), "stack": name, "round": round_,
+                "version": version (stack.filters), "stack": name, "round": round_,
                 "line": line.name if line else None, "accel": accel,
                 "writable": args.writable, "seconds": seconds,
                 "read_bytes": read_bytes})
@@ -106,7 +110,7 @@ def main ():
                "small" + (f": {why}." if why else "."), flush=True)
     if args.fresh and os.path.exists (RESULTS):
         os.remove (RESULTS)
-    trace = os.path.join (guest.OUT, f"trace-{version ()}.log")
+    trace = os.path.join (guest.OUT, f"trace-{version ([stacks.OURS])}.log")
     try:
         if not os.path.exists (trace) and any ("=TRACE" in a for s in chosen
                                                for a in s.args):
