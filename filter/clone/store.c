@@ -458,10 +458,10 @@ store_has_room (struct store *store, uint64_t bytes)
   if (free_bytes >= reserve && free_bytes - reserve >= bytes)
     return true;
   if (!atomic_exchange (&store->warned_space, true))
-    nbdkit_error ("clone: warning: %s: only %" PRIu64 " bytes are free on its "
-                  "file system, and clone-reserve keeps %" PRIu64 " for what "
-                  "clients write; what is fetched is not kept until there is "
-                  "more", shown_name (store), free_bytes, reserve);
+    nbdkit_error ("clone: warning: %s: what is fetched is not kept until its "
+                  "file system has more room: %" PRIu64 " bytes are free, and "
+                  "clone-reserve keeps %" PRIu64 " of them for what clients "
+                  "write", shown_name (store), free_bytes, reserve);
   return false;
 }
 
