@@ -7,6 +7,8 @@
 #ifndef MET_H
 #define MET_H
 
+#include <stdbool.h>
+
 #include "range.h"
 
 enum met {
@@ -15,9 +17,11 @@ enum met {
   MET_HIT,                      /* all of it had been prefetched */
 };
 
+/* A client's read, or that one of before has failed. */
 struct met_read {
   struct range range;
-  enum met met;
+  enum met met;                 /* if it has not failed */
+  bool failed;
 };
 
 #endif /* MET_H */

@@ -40,12 +40,17 @@ static void
 look (struct scanner *s)
 {
   struct looker *l = &s->looker;
-  const size_t n = reads_take (s->reads, l->batch);
-  size_t i;
+  const size_t taken = reads_take (s->reads, l->batch);
+  size_t i, n = 0;
 
-  for (i = 0; i < n; ++i) {
+  for (i = 0; i < taken; ++i) {
+    if (l->batch[i].failed) {
+      map_unread (s->config.map, l->batch[i].range);
+      continue;
+    }
     map_read (s->config.map, l->batch[i].range);
     keep (l, &l->batch[i]);
+    l->batch[n++] = l->batch[i];
   }
   if (n > 0 && recorder_is_on (s->config.recorder))
     recorder_add (s->config.recorder, l->batch, n, reads_take_lost (s->reads));

@@ -402,6 +402,23 @@ map_read (struct map *map, struct range range)
   add_range (map, &map->read, range, MAP_READ, 0);
 }
 
+void
+map_unread (struct map *map, struct range range)
+{
+  const struct span span = span_of (map, range);
+  uint64_t g;
+  uint8_t old;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+
+  for (g = span.first; g < span.last; ++g) {
+    old = atomic_fetch_and (&map->cells.flags[g], (uint8_t) ~MAP_READ);
+    if ((old & (MAP_FETCHED | MAP_READ)) == MAP_READ)
+      map->known[g >> GROUP_BITS]--;
+  }
+  if (span.first < span.last)
+    drop_parts (&map->read, granules_range (map, span.first, span.last));
+}
+
 /* What a read meets that needs this piece of a granule of which a part is
  * fetched or in flight; at least what it meets of the whole granule.
  */

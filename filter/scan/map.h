@@ -78,6 +78,11 @@ extern void map_hole (struct map *map, struct range range);
  */
 extern void map_read (struct map *map, struct range range);
 
+/* A read of this has failed: nothing of the granules that it touched counts as
+ * read any more.
+ */
+extern void map_unread (struct map *map, struct range range);
+
 /* The first range in from .. to-1 that was neither fetched nor read and is not
  * in flight; false if there is none.  A long one may be cut short: go on where
  * it ends.  Looks at some thousand words at most.

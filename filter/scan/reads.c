@@ -23,9 +23,12 @@
 struct entry {
   uint64_t offset;
   uint32_t count;
-  uint8_t met;                  /* for map_met_again */
+  uint8_t met;                  /* for map_met_again, or FAILED */
   atomic_uchar lap;             /* lap_of its place, once it has been filled in */
 };
+
+/* In place of what a read met, which has other flags: that it has failed. */
+#define FAILED 128
 
 /* Places in the ring; the READS_MAXth entry is the newest, which may change. */
 #define RING_MAX (READS_MAX - 1)
@@ -160,23 +163,33 @@ add_to_full (struct reads *reads, struct entry entry)
   }
 }
 
+/* Returns false if the ring is full. */
+static inline bool
+add_to_ring (struct reads *reads, uint64_t offset, uint32_t count, uint8_t met)
+{
+  struct entry *entry;
+  unsigned place;
+
+  if (!take_place (reads, &place))
+    return false;
+  entry = &reads->ring[place % READS_MAX];
+  entry->offset = offset;
+  entry->count = count;
+  entry->met = met;
+  atomic_store_explicit (&entry->lap, lap_of (place), memory_order_release);
+  return true;
+}
+
 uint8_t
 reads_begin (struct reads *reads, struct map *map,
              uint64_t offset, uint32_t count)
 {
   const uint8_t met = map_meet (map, offset, count);
-  struct entry *entry;
-  unsigned place;
 
   atomic_fetch_add (&reads->in_flight, 1);
 
-  if (take_place (reads, &place)) {
-    entry = &reads->ring[place % READS_MAX];
-    entry->offset = offset;
-    entry->count = count;
-    entry->met = met;
-    atomic_store_explicit (&entry->lap, lap_of (place), memory_order_release);
-  }
+  if (add_to_ring (reads, offset, count, met))
+    ;
   /* A full queue has no use for a read that ends before its newest: it is as if
    * it had come a moment earlier or later than what changes that meanwhile.
    */
@@ -188,6 +201,12 @@ reads_begin (struct reads *reads, struct map *map,
     atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
   note_event (reads);
   return met;
+}
+
+void
+reads_failed (struct reads *reads, uint64_t offset, uint32_t count)
+{
+  add_to_ring (reads, offset, count, FAILED);
 }
 
 void
@@ -209,7 +228,8 @@ static struct met_read
 read_of (const struct entry *entry)
 {
   return (struct met_read) {
-    { entry->offset, entry->count }, map_met_again (entry->met)
+    { entry->offset, entry->count }, map_met_again (entry->met),
+    entry->met == FAILED
   };
 }
 

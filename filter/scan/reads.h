@@ -10,8 +10,8 @@
  * Nothing here allocates after reads_new, fails, or waits for anyone but
  * reads_wait.
  *
- * Any thread may call reads_are_wanted, reads_begin, reads_end, reads_wake,
- * reads_in_flight and reads_idle_ns.
+ * Any thread may call reads_are_wanted, reads_begin, reads_failed, reads_end,
+ * reads_wake, reads_in_flight and reads_idle_ns.
  * Only the scan's decider (one thread at a time) may call reads_wait, and one
  * thread at a time reads_take.
  */
@@ -58,13 +58,19 @@ extern uint8_t reads_begin (struct reads *reads, struct map *map,
                             uint64_t offset, uint32_t count);
 extern void reads_end (struct reads *reads);
 
+/* One that has begun and not ended has failed.  Not noted while the queue is full:
+ * then it goes on counting as read.
+ */
+extern void reads_failed (struct reads *reads, uint64_t offset, uint32_t count);
+
 /* No more reads are wanted: the scan has finished.  One that is noted all the
  * same is never taken.
  */
 extern void reads_stop (struct reads *reads);
 
 /* Copy all queued reads, oldest first, to out, which has room for READS_MAX,
- * and empty the queue.  Returns how many.
+ * and empty the queue.  One that has failed is there twice: as it began, and as
+ * failed.  Returns how many.
  */
 extern size_t reads_take (struct reads *reads, struct met_read *out);
 

@@ -492,6 +492,8 @@ scan_pread (nbdkit_next *next, void *handle,
     atomic_fetch_sub (&clients.reads, 1);
     atomic_fetch_add (&clients.ended, count);
   }
+  if (r == -1)
+    reads_failed (h->reads, offset, count);
   reads_end (h->reads);
   return r;
 }

@@ -4,6 +4,10 @@
 """What a policy is told of the map: what its client's reads met, what is missing,
 and what became of its prefetches."""
 
+import errno
+
+import nbd
+
 from harness import SCAN, gate, nbdkit
 from test_reports import FINISHED, counters
 
@@ -121,6 +125,26 @@ def test_what_is_missing (tmp_path):
         fetched = [(c.offset, c.count) for c in server.calls ("cache")]
         assert (BLOCK * 3 // 2, BLOCK // 2) in fetched
         assert sum (count for _, count in fetched) == 16 * BLOCK - BLOCK // 2
+
+
+def test_what_failed_was_not_read (tmp_path):
+    """Else what a client could not read while the source was away is never fetched."""
+    with run (tmp_path, """
+            return function (disk)
+              repeat
+                disk:wait ()
+                print ("missing", disk:missing (0, 4096))
+                for offset, count in disk:reads () do print ("read", offset, count) end
+              until disk:closed ()
+            end""", plugin=gate (f"size={16 * BLOCK}", "hold=read")) as server:
+        h = server.connect ()
+        h.aio_pread (nbd.Buffer (4096), 0)
+        call = server.next_call ("read")
+        server.wait_line ("policy: missing$")
+        server.wait_line ("policy: read\t0\t4096$")
+        server.release (call, errno.EIO)
+        server.wait_line ("policy: missing\t0\t4096$")
+        assert len ([line for line in said (server) if line.startswith ("read")]) == 1
 
 
 def test_what_became_of_prefetches (tmp_path):

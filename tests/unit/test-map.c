@@ -213,6 +213,17 @@ test_missing (void)
          map_met_again (map_meet (map, 61440, 8192)) == MET_HIT &&
          map_met_again (map_meet (map, 65536, 131072)) == MET_MISS,
          "what was read and is read again");
+  map_read (map, (struct range) { 262144, 8192 + 512 });
+  map_unread (map, (struct range) { 262144 + 4096, 4096 + 512 });
+  check (map_missing (map, 262144, 1 << 20, &range) &&
+         range.offset == 262144 + 4096, "a read that failed");
+  map_unread (map, (struct range) { 65536, 131072 });
+  map_unread (map, (struct range) { 0, 1 << 20 });
+  map_unread (map, (struct range) { 0, 1 << 20 });
+  check (missing_is (map, 65536, (1 << 20) - 65536),
+         "only what was prefetched is there");
+  prefetch (map, 65536, (1 << 20) - 65536);
+  check (missing_is (map, 0, 0), "and the count of what is known is right");
   map_free (map);
 
   map = map_of (1 << 20);

@@ -77,6 +77,27 @@ test_bound (void)
 }
 
 static void
+test_failed (void)
+{
+  struct reads *reads = reads_new ();
+  size_t n, i;
+
+  note (reads, 4096, 512);
+  reads_failed (reads, 4096, 512);
+  n = reads_take (reads, batch);
+  check (n == 2 && !batch[0].failed && batch[1].failed &&
+         batch[1].range.offset == 4096 && batch[1].range.count == 512,
+         "a read that has failed, after it has begun");
+
+  for (i = 0; i < 2 * READS_MAX; ++i)
+    note (reads, i, 10);
+  reads_failed (reads, 1 << 30, 512);
+  for (i = reads_take (reads, batch); i > 0; --i)
+    check (!batch[i-1].failed, "not in a full queue");
+  reads_free (reads);
+}
+
+static void
 test_stop (void)
 {
   struct reads *reads = reads_new ();
@@ -300,6 +321,7 @@ main (void)
   map_prefetch_begins (map, (struct range) { 0, 4096 });
   test_order ();
   test_bound ();
+  test_failed ();
   test_stop ();
   test_idle ();
   test_two_threads ();
