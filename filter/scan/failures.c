@@ -40,14 +40,21 @@ count (struct failures *failures)
     failures->in_a_row++;
 }
 
+/* The lock must be held. */
+static void
+append (struct failures *failures, struct vm_failure failure)
+{
+  if (failures->len < FAILURES_MAX)
+    failures->list[failures->len++] = failure;
+}
+
 /* Returns whether this is the first fault. */
 static bool
 keep (struct failures *failures, struct vm_failure failure)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&failures->lock);
 
-  if (failures->len < FAILURES_MAX)
-    failures->list[failures->len++] = failure;
+  append (failures, failure);
   if (failure.err == VM_SKIPPED)
     return false;
   count (failures);
@@ -82,6 +89,15 @@ failures_add (struct failures *failures, struct range range, int err,
     nbdkit_error ("scan: warning: prefetch of %" PRIu64 " bytes at offset %"
                   PRIu64 " failed: %s; the scan goes on, and will not warn "
                   "again", range.count, range.offset, strerror (err));
+}
+
+/* The policy need not know how: the client does. */
+void
+failures_add_read (struct failures *failures, struct range range)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&failures->lock);
+
+  append (failures, (struct vm_failure) { range, EIO });
 }
 
 void

@@ -2,7 +2,9 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* The prefetches of a scan that failed, on their way to its policy. */
+/* The prefetches of a scan that failed, and the reads of its clients, on their way to
+ * its policy.
+ */
 
 #ifndef SCAN_FAILURES_H
 #define SCAN_FAILURES_H
@@ -39,6 +41,9 @@ extern void failures_destroy (struct failures *failures);
  */
 extern void failures_add (struct failures *failures, struct range range,
                           int err, bool goes_on);
+
+/* Keep a client's read that failed.  Any thread. */
+extern void failures_add_read (struct failures *failures, struct range range);
 
 /* Copy all, oldest first, to out, which has room for FAILURES_MAX, and keep
  * none.  Returns how many.  Any thread.

@@ -46,6 +46,7 @@ look (struct scanner *s)
   for (i = 0; i < taken; ++i) {
     if (l->batch[i].failed) {
       map_unread (s->config.map, l->batch[i].range);
+      failures_add_read (&s->failures, l->batch[i].range);
       continue;
     }
     map_read (s->config.map, l->batch[i].range);

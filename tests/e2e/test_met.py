@@ -135,6 +135,9 @@ def test_what_failed_was_not_read (tmp_path):
                 disk:wait ()
                 print ("missing", disk:missing (0, 4096))
                 for offset, count in disk:reads () do print ("read", offset, count) end
+                for offset, count, err in disk:failures () do
+                  print ("failed", offset, count, err)
+                end
               until disk:closed ()
             end""", plugin=gate (f"size={16 * BLOCK}", "hold=read")) as server:
         h = server.connect ()
@@ -144,6 +147,7 @@ def test_what_failed_was_not_read (tmp_path):
         server.wait_line ("policy: read\t0\t4096$")
         server.release (call, errno.EIO)
         server.wait_line ("policy: missing\t0\t4096$")
+        server.wait_line ("policy: failed\t0\t4096\tEIO$")
         assert len ([line for line in said (server) if line.startswith ("read")]) == 1
 
 
