@@ -2,7 +2,9 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* See pace.h. */
+/* See pace.h.  What each constant and each rule is worth is measured: docs/performance.md,
+ * "What each part of pace is worth".
+ */
 
 #include <math.h>
 #include <string.h>
@@ -10,24 +12,19 @@
 #include "clock.h"
 #include "pace.h"
 
-/* How much of what a level adds has to come back as rate. */
+/* How much of what a level adds has to come back as rate; and how much more larger
+ * pieces have to bring than the smaller ones.
+ */
 #define MORE_BRINGS 0.6
-
-/* How much more larger pieces have to bring than the smaller ones. */
 #define LARGER_BEATS 1.15
-#define LARGER_TRIES 4
 
-/* A trip that is longer by no more than this has not waited for anything, so the
- * level may grow fourfold; one this much longer may have waited for a read of the
- * client's that was in flight.
+/* A trip that is longer by no more than this has not waited for anything; one this
+ * much longer may have waited for a read of the client's that was in flight.
  */
 #define CLEARLY 1.1
 #define BESIDE 1.75
 
-/* Requests may be what limits if the bytes alone take less of the time; and the
- * line is full enough for larger pieces to bring no more if they take this much.
- */
-#define BY_BYTES 0.5
+/* The line is full, or nearly, if bytes alone take this much of the time. */
 #define FULL 0.8
 
 /* How much of a piece there has to be room for, so that whole pieces come close
@@ -55,14 +52,14 @@
 /* The first transfer of all may go beside this many of the client's pieces. */
 #define FIRST_BESIDE 4
 
-/* The part of its time that a client may lose for nothing, and the most that is
- * saved up of it and of what it gained, in least trips: a search costs so much.
+/* The part of its time that a client may lose for nothing (as much again is lost in
+ * searches), and the most that is saved up of it and of what it gained, in least
+ * trips: a search costs so much.
  */
-#define HARM 0.03
+#define HARM 0.02
 #define CREDIT_TRIPS 4
 
-#define ANEW_MIN_NS (10 * NS_PER_SECOND)
-#define ANEW_MAX_NS (80 * NS_PER_SECOND)
+#define ANEW_NS (15 * NS_PER_SECOND)
 #define HUNG_NS (10 * NS_PER_SECOND)
 
 static inline double
@@ -80,10 +77,10 @@ most (double a, double b)
 static uint32_t
 smallest_piece (const struct pace *p)
 {
-  return p->largest < PACE_SMALLEST ? p->largest : PACE_SMALLEST;
+  return least (p->largest, PACE_SMALLEST);
 }
 
-/* How long the bytes of a piece take by themselves. */
+/* How long so many bytes take by themselves. */
 static double
 bytes_ns (const struct pace *p, double bytes)
 {
@@ -115,99 +112,70 @@ set_level (struct pace *p, enum pace_phase phase, double level)
   p->level = level;
   p->level_id++;
   p->nr_older = p->nr_ours;
-  p->nr_ended = p->nr_full = 0;
-  p->nr_not_full = 0;
+  p->nr_ended = 0;
   p->weight = 1;
-  p->sum = p->missed = (struct pace_means) { 0, 0 };
-  p->nr_missed = 0;
-  if (phase != PACE_HOLD || p->is_by_requests)
-    return;
-  while (p->piece * 2 <= p->largest && p->piece * 2 * PACE_DEPTH <= level)
-    p->piece *= 2;
-  while (p->piece > PACE_SMALLEST && p->piece * PACE_DEPTH > level)
-    p->piece /= 2;
+  p->full = p->missed = (struct pace_sum) { 0, 0, 0 };
+  p->low_is_burst = false;
 }
 
 static void
 begin_anew (struct pace *p, uint64_t now_ns)
 {
-  p->window_before = p->window;
-  p->began_ns = now_ns;
-  p->anew_ns = now_ns + ANEW_MIN_NS;
-  p->piece = p->least_ns > 0 ? smallest_piece (p) :
-    least (p->largest, PACE_LEAST);
+  p->anew_ns = now_ns + ANEW_NS;
+  p->piece = least (p->largest, PACE_LEAST);
   p->is_by_requests = false;
   p->nr_near = 0;
-  p->theirs = 0;
   set_level (p, PACE_FIRST, 0);
-}
-
-static void
-set_low (struct pace *p, struct pace_means means)
-{
-  p->low = means;
-  p->low_level = p->level;
-  p->low_piece = p->piece;
-  p->low_is_first = p->phase == PACE_FIRST;
-  p->low_is_burst = false;
 }
 
 static void
 hold (struct pace *p, double window)
 {
+  uint32_t eighth;
+
   p->window = most (window, p->piece);
   set_level (p, PACE_HOLD, p->window);
+  if (p->is_by_requests)
+    return;
+  eighth = least (p->window / PACE_DEPTH, p->largest);
+  p->piece = most (eighth - eighth % PACE_SMALLEST, smallest_piece (p));
 }
 
-/* The search is over. */
-static void
-hold_first (struct pace *p, double window)
+/* Do the bytes alone take most of the time, with so many times what is carried now? */
+static bool
+is_full (const struct pace *p, double times)
 {
-  const bool same = window > p->window_before * 0.75 &&
-    window < p->window_before * 1.25;
+  return bytes_ns (p, times * p->bandwidth) >= FULL;
+}
 
-  p->interval_ns = same ? least (p->interval_ns * 2, ANEW_MAX_NS) : ANEW_MIN_NS;
-  p->anew_ns = p->began_ns + p->interval_ns;
-  hold (p, window);
+/* A piece takes no longer than twice what the smallest takes. */
+static bool
+may_be (const struct pace *p, double piece)
+{
+  return piece <= p->largest &&
+    bytes_ns (p, piece) <= p->least_ns + 2 * p->serial_ns;
 }
 
 /* The same number of larger pieces; of much larger ones if many of those would not
  * fill the line either.
  */
 static void
-try_larger (struct pace *p)
+try_larger (struct pace *p, double level)
 {
-  const uint32_t times = p->low_piece * 4 <= p->largest &&
-    p->low_level >= (double) PACE_DEPTH * p->low_piece &&
-    bytes_ns (p, 4 * p->bandwidth) < FULL ? 4 : 2;
+  const uint32_t times = may_be (p, 4.0 * p->piece) && !is_full (p, 4) ? 4 : 2;
 
-  p->piece = p->low_piece * times;
-  set_level (p, PACE_LARGER, p->low_level * times);
-}
-
-/* More in flight brings no more.  If bytes are not what limits, larger pieces may. */
-static void
-end_more (struct pace *p, double window, bool is_reached)
-{
-  const bool is_free = !is_reached || bytes_ns (p, p->bandwidth) < BY_BYTES;
-
-  p->window = most (window, p->piece);
-  p->is_by_requests |= is_free;
-  if (is_free && p->piece * 2 <= p->largest) {
-    p->level = p->window;
-    set_low (p, (struct pace_means) { p->window, alone_ns (p) });
-    try_larger (p);
-  }
-  else
-    hold_first (p, p->window);
+  p->low_level = level;
+  p->low_piece = p->piece;
+  p->piece *= times;
+  set_level (p, PACE_LARGER, times * level);
 }
 
 static void
-end_larger (struct pace *p)
+end_larger (struct pace *p, double level, uint32_t piece)
 {
-  p->piece = p->low_piece;
-  p->is_by_requests = p->piece > smallest_piece (p);
-  hold_first (p, least (p->low_level, window_of (p)));
+  p->piece = piece;
+  p->is_by_requests = piece > smallest_piece (p);
+  hold (p, least (level, window_of (p)));
 }
 
 static double
@@ -222,264 +190,200 @@ has_grown (const struct pace *p, struct pace_means high)
 {
   const double added = high.in_flight / p->low.in_flight - 1;
 
-  return rate_of (high) >= rate_of (p->low) * (1 + MORE_BRINGS * added);
+  return added > 0 &&
+    rate_of (high) >= rate_of (p->low) * (1 + MORE_BRINGS * added);
 }
 
-/* Have larger pieces?  Their least trip counts: others may have been held up. */
-static bool
-has_brought_more (const struct pace *p, struct pace_means high)
-{
-  return high.in_flight / p->least_trip_ns >= LARGER_BEATS * p->bandwidth &&
-    p->least_trip_ns <= 2 * (p->least_ns + p->serial_ns);
-}
-
-/* A piece alone has taken this long. */
+/* More in flight brings no more, or was not reached.  If bytes are not what limits,
+ * larger pieces may.
+ */
 static void
-decide_first (struct pace *p, double trip_ns, uint32_t count)
+end_more (struct pace *p, struct pace_means m, bool is_reached)
+{
+  double window;
+  bool is_free;
+
+  p->bandwidth = rate_of (m);
+  window = most (is_reached ? window_of (p) : m.in_flight, p->piece);
+  is_free = !is_reached || !is_full (p, 1);
+  p->is_by_requests |= is_free;
+  if (is_free && may_be (p, 2.0 * p->piece))
+    try_larger (p, window);
+  else
+    hold (p, window);
+}
+
+/* A piece alone has taken this long; one of the client's was there, too, if more was
+ * in flight, and if it has waited for that, that is its time.
+ */
+static void
+decide_first (struct pace *p, struct pace_means m, uint32_t count)
 {
   const uint32_t smallest = smallest_piece (p);
-  bool is_small, is_same, is_clear;
+  const double theirs = m.in_flight - p->piece;
 
-  /* It has waited for one of the client's. */
-  if (p->is_beside && p->least_before_ns > 0 &&
-      trip_ns > BESIDE * p->least_before_ns)
-    trip_ns = most (p->least_before_ns, trip_ns - p->least_before_ns);
-  is_small = p->piece < smallest;
-  is_same = p->is_measured && trip_ns > 0.8 * (p->least_ns + p->serial_ns) &&
-    trip_ns < 1.25 * (p->least_ns + p->serial_ns);
-  if (!is_small && p->is_measured && !is_same) {
-    p->is_measured = false;
-    p->least_ns = p->serial_ns = 0;
-    p->piece = least (p->largest, PACE_LEAST);
+  if (theirs > 0 && p->least_ns > 0 && m.trip_ns > BESIDE * p->least_ns)
+    m.trip_ns = most (p->least_ns, m.trip_ns - p->least_ns);
+  if (p->piece < smallest) {
+    p->least_ns = m.trip_ns;
+    p->piece = smallest;
     set_level (p, PACE_FIRST, 0);
     return;
   }
-  if (p->least_ns == 0)
-    p->least_ns = trip_ns;
-  else if (trip_ns < p->least_ns)
-    p->least_ns = most (trip_ns - p->serial_ns, trip_ns / 2);
-  else if (count > PACE_LEAST)
-    p->serial_ns = (trip_ns - p->least_ns) * smallest / (count - PACE_LEAST);
-  p->least_before_ns = p->least_ns;
-  if (is_small) {
-    p->piece = least (4.0 * p->piece, smallest);
-    set_level (p, PACE_FIRST, 0);
-    return;
-  }
-  p->is_measured = true;
-  set_low (p, (struct pace_means) { p->piece, trip_ns });
+  if (count > PACE_LEAST)
+    p->serial_ns = most (0, m.trip_ns - p->least_ns) * smallest /
+      (count - PACE_LEAST);
+  p->least_ns = p->least_ns > 0 ? least (p->least_ns, m.trip_ns) : m.trip_ns;
+  p->low = (struct pace_means) { p->piece, m.trip_ns };
   if (p->serial_ns > p->least_ns) {
     p->bandwidth = p->piece / p->serial_ns;
-    hold_first (p, p->piece);
+    hold (p, p->piece);
     return;
   }
-  p->low_level = p->piece;
-  is_clear = !p->is_beside && trip_ns <= CLEARLY * p->least_ns;
-  set_level (p, PACE_MORE, p->theirs +
-             most ((is_clear ? 4.0 : 2.0) * p->piece,
-                   is_same ? least (p->window_before / 2,
-                                    (double) PACE_DEPTH * p->piece) : 0));
+  set_level (p, PACE_MORE, theirs +
+             most (2.0 * p->piece,
+                   least (p->window / 2, (double) PACE_DEPTH * p->piece)));
+}
+
+static void
+decide_more (struct pace *p, struct pace_means m)
+{
+  double times;
+
+  if (!has_grown (p, m)) {
+    end_more (p, m, true);
+    return;
+  }
+  /* Nothing has waited at the level before. */
+  if (!p->low_is_burst)
+    p->least_ns = most (p->least_ns, p->low.trip_ns - bytes_ns (p, p->piece));
+  /* Nor now, and so few are far from full. */
+  times = p->piece <= PACE_SMALLEST &&
+    m.trip_ns <= CLEARLY * p->low.trip_ns ? 4 : 2;
+  p->low = m;
+  set_level (p, PACE_MORE, times * p->level);
+}
+
+/* Have larger pieces brought more?  Their least trip counts: others may have been
+ * held up.
+ */
+static void
+decide_larger (struct pace *p, struct pace_means m)
+{
+  if (m.in_flight / p->least_trip_ns < LARGER_BEATS * p->bandwidth) {
+    end_larger (p, p->low_level, p->low_piece);
+    return;
+  }
+  p->bandwidth = rate_of (m);
+  /* Several of them side by side may fill the line by now. */
+  if (may_be (p, 2.0 * p->piece) &&
+      (p->level < 2.0 * p->piece || !is_full (p, 1)))
+    try_larger (p, p->level);
+  else
+    end_larger (p, p->level, p->piece);
+}
+
+static void
+decide_probe (struct pace *p, struct pace_means m)
+{
+  if (has_grown (p, m)) {
+    /* A search like any other.  Its latency is not that of the window, whose trip
+     * has a queue in it: by chance a probe may seem to bring more each time.
+     */
+    p->anew_ns = p->moved_ns + ANEW_NS;
+    p->low = m;
+    set_level (p, PACE_MORE, 2 * p->level);
+    return;
+  }
+  p->bandwidth = rate_of (m);
+  /* Several went side by side, and do again, if need be smaller ones. */
+  p->is_by_requests = p->is_by_requests && window_of (p) >= 2.0 * p->piece;
+  hold (p, window_of (p));
 }
 
 /* Enough is known of this level. */
 static void
-decide (struct pace *p, struct pace_means m)
+decide (struct pace *p, struct pace_means m, uint32_t count)
 {
-  double times;
-
   switch (p->phase) {
-  case PACE_FIRST:
-    decide_first (p, m.trip_ns, p->first_count);
-    break;
-
-  case PACE_MORE:
-  case PACE_PROBE:
-    if (has_grown (p, m)) {
-      /* That is a search like any other. */
-      if (p->phase == PACE_PROBE)
-        p->began_ns = p->moved_ns;
-      /* A probe may seem to bring more by chance; then the trip of the window,
-       * with its queue, would make the window larger each time.
-       */
-      else if (!p->low_is_burst)
-        p->least_ns = most (p->least_ns,
-                            p->low.trip_ns - bytes_ns (p, p->piece));
-      /* Large pieces are often cut short, and then little is clear. */
-      times = p->phase == PACE_MORE && p->piece <= PACE_SMALLEST &&
-        m.trip_ns <= CLEARLY * p->low.trip_ns ? 4 : 2;
-      set_low (p, m);
-      set_level (p, PACE_MORE, times * p->level);
-      break;
-    }
-    p->bandwidth = rate_of (m);
-    if (p->phase == PACE_PROBE) {
-      /* Several went side by side, and do again, if need be smaller ones. */
-      p->is_by_requests = p->is_by_requests && window_of (p) >= 2.0 * p->piece;
-      hold (p, window_of (p));
-    }
-    else
-      end_more (p, window_of (p) - (p->low_is_first ? p->theirs : 0), true);
-    break;
-
-  case PACE_LARGER:
-    if (has_brought_more (p, m)) {
-      p->bandwidth = rate_of (m);
-      set_low (p, m);
-      /* Several of them side by side may fill the line by now. */
-      if (p->piece * 2 <= p->largest &&
-          (p->level < 2.0 * p->piece ||
-           bytes_ns (p, p->bandwidth) < FULL))
-        try_larger (p);
-      else
-        end_larger (p);
-    }
-    else
-      end_larger (p);
-    break;
-
+  case PACE_FIRST: decide_first (p, m, count); break;
+  case PACE_MORE: decide_more (p, m); break;
+  case PACE_LARGER: decide_larger (p, m); break;
+  case PACE_PROBE: decide_probe (p, m); break;
   case PACE_HOLD:
-    set_low (p, m);
-    if (p->window < 2 * p->piece)
+    p->low = m;
+    if (p->window < 2.0 * p->piece)
       hold (p, p->window);
     else
-      set_level (p, PACE_PROBE,
-                 p->window + most (p->window / 4, p->piece));
+      set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
     break;
   }
 }
 
-/* The level is not reached: too few threads, or nothing to fetch. */
+/* The level is not reached: too few threads, or nothing to fetch.  What was reached
+ * says what it is worth.
+ */
 static void
-give_up_level (struct pace *p)
+give_up_level (struct pace *p, struct pace_means reached)
 {
-  struct pace_means reached;
-
   switch (p->phase) {
-  case PACE_FIRST:
-    break;
-  case PACE_MORE:
-    /* What was reached says what it is worth. */
-    reached = (struct pace_means) { p->missed.in_flight / p->nr_missed,
-                                    p->missed.trip_ns / p->nr_missed };
-    p->bandwidth = rate_of (reached);
-    if (!has_grown (p, reached))
-      end_more (p, least (reached.in_flight, CLEARLY * window_of (p)), true);
-    else
-      end_more (p, reached.in_flight, false);
-    break;
-  case PACE_LARGER:
-    end_larger (p);
-    break;
+  case PACE_FIRST: break;
+  case PACE_MORE: end_more (p, reached, !has_grown (p, reached)); break;
+  case PACE_LARGER: end_larger (p, p->low_level, p->low_piece); break;
   case PACE_HOLD:
   case PACE_PROBE:
+    /* It carries at least what it has carried. */
+    if (rate_of (reached) > p->bandwidth) {
+      p->bandwidth = rate_of (reached);
+      p->window = most (p->window, window_of (p));
+    }
     hold (p, p->window);
     break;
   }
 }
 
-/* How many transfers a level takes to be known. */
-static double
-transfers_needed (const struct pace *p)
+static struct pace_means
+mean_of (struct pace_sum sum)
 {
-  const double pieces = p->level / p->piece;
-
-  switch (p->phase) {
-  case PACE_FIRST:
-    return 1;
-  case PACE_LARGER:
-    return pieces / 4;
-  case PACE_MORE:
-  case PACE_PROBE:
-    return most (2, pieces / 2);
-  default:
-    return most (HOLD_TRANSFERS, 2 * pieces);
-  }
+  return (struct pace_means) { sum.in_flight / sum.nr, sum.trip_ns / sum.nr };
 }
 
 /* While the level doubles, transfers wait for those of the burst that it begins
  * with.  None waits for less than what is in flight, so the least trip counts.
  */
 static struct pace_means
-means_of_level (const struct pace *p)
+mean_of_level (const struct pace *p)
 {
-  return (struct pace_means) {
-    .in_flight = p->sum.in_flight / p->nr_full,
-    .trip_ns = p->phase == PACE_MORE ? p->least_trip_ns :
-      p->sum.trip_ns / p->nr_full,
-  };
-}
+  struct pace_means m = mean_of (p->full);
 
-static void
-add_means (struct pace_means *sum, double in_flight, double trip_ns,
-           unsigned weight)
-{
-  sum->in_flight += weight * in_flight;
-  sum->trip_ns += weight * trip_ns;
-}
-
-/* A transfer has ended that does not tell what the level brings, or by a share. */
-static void
-miss_level (struct pace *p, double share)
-{
-  p->nr_not_full += share;
-  if (p->nr_not_full > most (2, p->level / p->piece))
-    give_up_level (p);
-}
-
-/* Is enough known of the level?  One transfer may tell that more brings more,
- * but one that was held up by something else does not tell that it doesn't.
- */
-static bool
-is_known (const struct pace *p)
-{
-  if (p->nr_full < transfers_needed (p))
-    return false;
-  return p->phase != PACE_LARGER || p->nr_full >= LARGER_TRIES ||
-    has_brought_more (p, means_of_level (p));
+  if (p->phase == PACE_MORE)
+    m.trip_ns = p->least_trip_ns;
+  return m;
 }
 
 /* -- what the client pays, and is paid ------------------------------------- */
-
-static bool
-is_paused (const struct pace *p, double client, uint64_t now_ns)
-{
-  return client == 0 &&
-    now_ns >= p->busy_ns + most (alone_ns (p), PACE_NEAR_NS);
-}
 
 /* May a piece be in the client's way? */
 static bool
 is_tight (const struct pace *p)
 {
-  return p->phase == PACE_FIRST || p->level < 2.0 * p->piece ||
-    p->level < (double) PACE_DEPTH * smallest_piece (p);
+  return p->level < most (2.0 * p->piece, (double) PACE_DEPTH * smallest_piece (p));
 }
 
-/* What a transfer may cost the client: a share of its trip while it is not known
- * how many go side by side, else half of the time that its bytes take for the
- * part of the time in which they are on the line.
+/* The part of its trip that a transfer may cost the client: by how many go side by
+ * side; once that is known, half of what its bytes take for as long as they are on
+ * the line.
  */
-static void
-set_cost (const struct pace *p, struct pace_transfer *t)
+static double
+cost_of (const struct pace *p)
 {
   const double ns = bytes_ns (p, p->piece);
+  const double part = ns / (p->least_ns + ns);
 
-  if ((p->phase != PACE_HOLD && p->phase != PACE_PROBE) ||
-      p->level < 2.0 * p->piece)
-    t->cost_share = p->piece / most (p->level, p->piece);
-  else
-    t->cost_ns = ns * ns / (2 * (p->least_ns + ns));
-}
-
-static bool
-may_be_in_the_way (const struct pace *p)
-{
-  if (p->nr_near >= NEAR_IN_A_ROW)
-    return false;
-  if (!is_tight (p) || p->least_ns == 0)
-    return true;
-  return p->credit_ns >
-    (p->phase == PACE_FIRST ? p->least_ns + p->serial_ns : 0);
+  if ((p->phase == PACE_HOLD || p->phase == PACE_PROBE) &&
+      p->level >= 2.0 * p->piece)
+    return part * part / 2;
+  return p->piece / most (p->level, p->piece);
 }
 
 static void
@@ -497,6 +401,35 @@ earn (struct pace *p, struct pace_client client, uint64_t now_ns)
   p->seen_ns = now_ns;
 }
 
+/* What the client is charged: all of its reads but one.  A client with one read
+ * after the other leaves the line idle while each is on its way, be it large.  As
+ * they are counted one after the other there may be bytes of no read for a moment.
+ */
+static double
+charge_client (const struct pace *p, struct pace_client client)
+{
+  const double bytes = client.begun - client.ended;
+
+  return bytes == 0 ? 0 :
+    most (bytes - bytes / most (client.reads, 1), smallest_piece (p));
+}
+
+/* In the client's pauses all is free. */
+static bool
+has_room (const struct pace *p, double client, bool is_paused)
+{
+  const bool is_near = p->nr_near >= NEAR_IN_A_ROW;
+
+  if (!is_paused &&
+      (is_near || (is_tight (p) && p->least_ns > 0 && p->credit_ns <= 0)))
+    return false;
+  if (p->phase == PACE_FIRST && client > FIRST_BESIDE * smallest_piece (p))
+    return false;
+  if (is_near || p->level < 2.0 * p->piece)
+    return p->ours == 0;
+  return p->ours + client + p->piece * ROUNDING <= p->level;
+}
+
 /* -- the functions of pace.h ----------------------------------------------- */
 
 void
@@ -504,33 +437,7 @@ pace_init (struct pace *p, uint32_t largest)
 {
   memset (p, 0, sizeof *p);
   p->largest = largest;
-  p->interval_ns = ANEW_MIN_NS;
   p->credit_ns = HUGE_VAL;
-}
-
-/* What the client is charged: all of its reads but one.  A client with one read
- * after the other leaves the line idle while each is on its way, be it large.
- */
-static double
-charge_client (const struct pace *p, struct pace_client client)
-{
-  const double bytes = client.begun - client.ended;
-  const double mean = client.reads > 0 ? bytes / client.reads : bytes;
-
-  return bytes == 0 ? 0 :
-    most (bytes - mean, most (smallest_piece (p), p->piece / 2));
-}
-
-static bool
-has_room (const struct pace *p, double client, bool is_free)
-{
-  if (!is_free && !may_be_in_the_way (p))
-    return false;
-  if (p->phase == PACE_FIRST)
-    return p->ours == 0 && client <= FIRST_BESIDE * smallest_piece (p);
-  if (p->nr_near >= NEAR_IN_A_ROW || p->level < 2.0 * p->piece)
-    return p->ours == 0;
-  return p->ours + client + p->piece * ROUNDING <= p->level;
 }
 
 /* What has been on its way for so long, with nothing else moving, is lost: nobody
@@ -552,7 +459,7 @@ pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
            uint64_t now_ns)
 {
   double theirs;
-  bool is_free;
+  bool is_paused;
 
   forget_hung (p, now_ns);
   if (now_ns >= p->anew_ns)
@@ -561,15 +468,15 @@ pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
   if (theirs > 0 || client.begun != p->client_begun)
     p->busy_ns = now_ns;
   p->client_begun = client.begun;
-  if (p->phase == PACE_FIRST)
-    p->theirs = most (p->theirs, theirs);
   earn (p, client, now_ns);
-  is_free = is_paused (p, theirs, now_ns);
-  if (!has_room (p, theirs, is_free))
+  is_paused = theirs == 0 &&
+    now_ns >= p->busy_ns + most (alone_ns (p), PACE_NEAR_NS);
+  if (!has_room (p, theirs, is_paused))
     return 0;
-  *t = (struct pace_transfer) { .charge = p->piece, .level_id = p->level_id };
-  if (!is_free && is_tight (p))
-    set_cost (p, t);
+  *t = (struct pace_transfer) {
+    .charge = p->piece, .level_id = p->level_id,
+    .cost = !is_paused && is_tight (p) ? cost_of (p) : 0,
+  };
   p->ours += t->charge;
   p->nr_ours++;
   p->moved_ns = now_ns;
@@ -605,8 +512,21 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
    */
   t->is_settled = (p->nr_ended > 0 || p->nr_ours == 1) &&
     p->nr_older == 0;
-  if (p->phase == PACE_FIRST)
-    p->is_beside = client.reads > 0;
+}
+
+/* A transfer of this level has ended that waited for what began with it, or before.
+ * Even so it may have taken no longer than so many should.
+ */
+static void
+end_unsettled (struct pace *p, const struct pace_transfer *t, double trip_ns)
+{
+  const struct pace_means m = { t->in_flight, trip_ns };
+
+  if (p->phase == PACE_MORE && p->piece <= PACE_SMALLEST && t->is_full &&
+      has_grown (p, m)) {
+    decide_more (p, m);
+    p->low_is_burst = true;
+  }
 }
 
 void
@@ -614,23 +534,18 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
           uint64_t now_ns)
 {
   const double trip_ns = now_ns - t->begun_ns;
-  const double charge = t->charge;
-  struct pace_means m;
-  unsigned weight;
+  const bool is_counted = t->charge > 0;
+  struct pace_sum *sum = t->is_full ? &p->full : &p->missed;
+  double needed;
 
   pace_give (p, t);
   p->nr_ended++;
   p->moved_ns = now_ns;
-  if (charge == 0)
+  if (!is_counted)
     return;
-  p->credit_ns -= t->cost_ns + t->cost_share * trip_ns;
+  p->credit_ns -= t->cost * trip_ns;
   if (count == 0)
     return;
-  if (p->piece > PACE_SMALLEST && count < charge) {
-    if (p->phase == PACE_LARGER)
-      miss_level (p, 0.25);
-    return;
-  }
   if (trip_ns < PACE_NEAR_NS) {
     p->nr_near++;
     if (p->phase == PACE_FIRST)
@@ -641,15 +556,7 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   if (t->level_id != p->level_id)
     return;
   if (!t->is_settled) {
-    /* Even the last of a burst, which waits for the others, may have taken no
-     * longer than so many should.
-     */
-    m = (struct pace_means) { t->in_flight, trip_ns };
-    if (p->phase == PACE_MORE && p->piece <= PACE_SMALLEST &&
-        t->is_full && has_grown (p, m)) {
-      decide (p, m);
-      p->low_is_burst = true;
-    }
+    end_unsettled (p, t, trip_ns);
     return;
   }
 
@@ -661,22 +568,17 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
     p->weight++;
     return;
   }
-  weight = p->weight;
+  sum->in_flight += p->weight * t->in_flight;
+  sum->trip_ns += p->weight * trip_ns;
+  sum->nr += p->weight;
+  if (t->is_full && (sum->nr == p->weight || trip_ns < p->least_trip_ns))
+    p->least_trip_ns = trip_ns;
   p->weight = 1;
-  p->first_count = count;
-  if (t->is_full) {
-    add_means (&p->sum, t->in_flight, trip_ns, weight);
-    p->least_trip_ns = p->nr_full == 0 ? trip_ns :
-      least (p->least_trip_ns, trip_ns);
-    p->nr_full += weight;
-    if (is_known (p))
-      decide (p, means_of_level (p));
-  }
-  else {
-    add_means (&p->missed, t->in_flight, trip_ns, weight);
-    p->nr_missed += weight;
-    miss_level (p, weight);
-  }
+  needed = p->phase == PACE_HOLD ? HOLD_TRANSFERS : p->level / p->piece / 2;
+  if (t->is_full && sum->nr >= needed)
+    decide (p, mean_of_level (p), count);
+  else if (!t->is_full && sum->nr > most (2, t->in_flight / p->piece))
+    give_up_level (p, mean_of (*sum));
 }
 
 double

@@ -13,48 +13,45 @@
  * Levels.  At each moment some level is in force: the most that may be in
  * flight.  Only transfers that began when there was no room for another say
  * something about it; of those that begin together, within an eighth of a trip,
- * the last stands for all.  When enough have ended there are three means: what was
- * in flight when they began (I), their time (trip), and by Little's law the rate
- * of the line, I / trip.  A level is compared to the one before, with I / I' = g.
- * If the rate has grown by more than 0.6 (g - 1), more brings more: the line was
- * not full before.  If not, the higher level's rate is the bandwidth, and the
- * window a tenth more than its product with the latency: what a piece takes where
+ * the last stands for all.  When enough have ended, half of what is in flight, there
+ * are three means: what was in flight when they began (I), their time (trip), and by
+ * Little's law the rate of the line, I / trip.  A level is compared to the one before,
+ * with I / I' = g.  If the rate has grown by more than 0.6 (g - 1), more brings more:
+ * the line was not full before.  If not, the higher level's rate is the bandwidth, and
+ * the window a tenth more than its product with the latency: what a piece takes where
  * nothing is in its way, or, where bytes are what limits, the smallest piece.
- * Levels are compared with pieces of one size.
+ * Levels are compared with pieces of one size.  One that is not reached in a round
+ * trip, for want of threads or of something to fetch, is judged by what was reached.
  *
- * - PACE_FIRST: one at a time of PACE_LEAST, four times that, and the smallest
- *   piece (later that alone): what bytes add to the time.  If that is more than
- *   all else, the line is thin, and the window one piece.
- * - PACE_MORE: the level doubles for as long as more brings more, or, of small
- *   pieces, is four times as much where nothing has waited at all.  If there are
- *   too few transfers to reach it, what they did reach is judged.
- * - PACE_LARGER: if it was not reached, or bytes alone would take less than half of
+ * - PACE_FIRST: one of PACE_LEAST, and the smallest piece: what bytes add to the time.
+ *   If that is more than all else, the line is thin, and the window one piece.
+ * - PACE_MORE: two pieces, or half the last window if that is more, up to eight.  The
+ *   level doubles for as long as more brings more, or, of small pieces, is four times as
+ *   much where nothing has waited at all.
+ * - PACE_LARGER: if it was not reached, or bytes alone would take less than 0.8 of
  *   the time, requests may be what limits (connections, our own threads): the
  *   pieces double, or grow fourfold where that would not fill the line either, and
- *   their number stays, for as long as that brings 0.15 more, bytes take less than
- *   0.8 of the time, and a piece takes no longer than twice what the smallest takes.  Four tries, for one may have been
- *   held up; short transfers are a quarter of one.
+ *   their number stays, for as long as that brings 0.15 more and bytes take less than
+ *   0.8 of the time.  No piece takes longer than twice what the smallest takes.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
  *   PACE_MORE.  Not below two pieces, where the one more would double what a
  *   client waits.
  *
- * Ten seconds after it began (then twenty, up to eighty, while the window stays
- * within a quarter) all begins anew, for latencies fall unseen behind a queue,
- * and limits on requests go away.  So it does if nothing has moved for ten
- * seconds: what is in flight then is not waited for.
+ * Fifteen seconds after a search has begun all begins anew, for latencies fall unseen
+ * behind a queue, and limits on requests go away.  So it does if nothing has moved for
+ * ten seconds: what is in flight then is not waited for.
  *
- * Pieces are an eighth to a sixteenth of the window, but PACE_SMALLEST at least
- * and as found where requests are what limits, so that a read that has to wait
- * for one waits little longer than for its own.  A transfer is charged a whole
- * piece however short it is.  Of the client's reads one is answered before us,
- * whatever its length: what it is charged is the others, half a piece at least,
- * or the smallest, if it has any in flight.
+ * Pieces are an eighth of the window in whole PACE_SMALLEST, or as found where requests
+ * are what limits, so that a read that has to wait for one waits little longer than for
+ * its own.  A transfer is charged a whole piece however short it is.  Of the client's
+ * reads one is answered before us, whatever its length: what it is charged is the
+ * others, the smallest piece at least, if it has any in flight.
  *
  * Where the window is less than PACE_DEPTH of the smallest pieces, and while it is
  * looked for, a piece may be in the client's way: one thing goes at a time, or the
- * bytes of one take long.  There the client has a credit of time: 3 % of
+ * bytes of one take long.  There the client has a credit of time: 2 % of
  * all time, and the trip of each of its reads that needed none because of us; what
  * a transfer may cost it is taken off when that ends.  Without credit only the
  * client's pauses are used, once it has had nothing in flight for a latency; in
@@ -92,6 +89,11 @@ struct pace_means {
   double trip_ns;
 };
 
+struct pace_sum {
+  double in_flight, trip_ns;
+  unsigned nr;                  /* transfers */
+};
+
 struct pace {
   uint32_t largest;             /* most bytes of a piece; immutable */
 
@@ -105,38 +107,29 @@ struct pace {
   /* Transfers that ended at this level, by how they began. */
   uint64_t level_id;
   unsigned nr_older;            /* begun before, on their way still */
-  unsigned nr_ended, nr_full, nr_missed;
-  double nr_not_full;           /* with those that count in part */
-  struct pace_means sum;        /* of the full ones */
-  struct pace_means missed;     /* of the others */
-  double least_trip_ns;
+  unsigned nr_ended;
+  struct pace_sum full, missed;
+  double least_trip_ns;         /* of the full ones */
   unsigned weight;              /* of the next one: it stands for so many */
-  bool is_beside;               /* in PACE_FIRST: so was one of the client's */
-  uint32_t first_count;         /* … what the last one brought */
 
-  /* The level that it is compared to. */
+  /* The level that it is compared to, and what larger pieces are. */
   struct pace_means low;
+  bool low_is_burst;            /* its trip has waited */
   double low_level;
   uint32_t low_piece;
-  bool low_is_first, low_is_burst;
 
   /* What was found; 0 if not yet. */
   double window;                /* bytes */
   double bandwidth;             /* bytes per ns */
   double least_ns;              /* trip of PACE_LEAST */
-  double least_before_ns;       /* the last one known */
   double serial_ns;             /* what the smallest piece takes beyond that */
-  bool is_measured;             /* both are */
   unsigned nr_near;             /* transfers in a row that were too fast */
 
-  uint64_t began_ns, anew_ns;   /* all this; and when to begin anew */
-  uint64_t interval_ns;
-  double window_before;
+  uint64_t anew_ns;             /* when to begin anew */
 
   /* The client, when last seen; and what it may lose. */
   uint64_t client_begun, hits, hit_bytes;
   uint64_t busy_ns, seen_ns;
-  double theirs;                /* most that it was charged since all began anew */
   double credit_ns;
 
   /* When something was last taken or ended; transfers of levels up to this one
@@ -150,7 +143,7 @@ struct pace {
 /* One transfer, from pace_take to pace_end. */
 struct pace_transfer {
   double charge;                /* bytes; 0 if none is taken */
-  double cost_share, cost_ns;   /* for the client: of its trip, and more */
+  double cost;                  /* for the client, as a part of its trip */
   double in_flight;             /* when it began, with itself */
   uint64_t begun_ns, level_id, number;
   bool is_full, is_settled;
