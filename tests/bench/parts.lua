@@ -1,10 +1,12 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
--- What each part of adaptive is worth: a part of the grid (grid.lua) and the boot of a
--- guest on two lines, with all of it, and without one part or with another constant.
+-- What each part of adaptive is worth, or of pace: a part of the grid (grid.lua) and the
+-- boot of a guest, with all of it, and without one part or with another constant.
 --
---     lua5.4 tests/bench/parts.lua [PART OF PARTS [NAME...]]    the page's table
+--     lua5.4 tests/bench/parts.lua [adaptive|pace [PART OF PARTS [NAME...]]]
+--
+-- writes the page's table.
 --
 -- A change is a text that stands for another one in a file.  Run from the top of the
 -- source.
@@ -14,7 +16,9 @@ local grid = dofile ("tests/bench/grid.lua")
 local ADAPTIVE, LIBRARY = "policies/adaptive.lua", "lua/library/scan/"
 local NOTHING = "{ next = function () end }"
 
-local CHANGES = {
+local CHANGES = {}
+
+CHANGES.adaptive = {
   { "no streams", ADAPTIVE, "streams.new (disk, WINDOW)", NOTHING },
   { "no strides", ADAPTIVE, "strides.new (disk)", NOTHING },
   { "no metadata", ADAPTIVE, "metadata.new (disk)", NOTHING },
@@ -40,6 +44,54 @@ local CHANGES = {
   { "metadata: at once", LIBRARY .. "metadata.lua", "LONE_READS = 8", "LONE_READS = 0" },
 }
 
+CHANGES.pace = {
+  { "first: 64K at once", "p.piece = math.min (p.largest, M.LEAST)",
+    "p.piece = smallest_piece (p)" },
+  { "first: beside a read as if alone", "trip > BESIDE * p.least", "false" },
+  { "first: a thin line is like others", "if p.serial > p.least then",
+    "if false then" },
+  { "more: from two pieces each time",
+    "math.min (p.window / 2, M.DEPTH * p.piece)", "0" },
+  { "more: never fourfold", "CLEARLY * p.low.trip and 4 or 2", "0 and 4 or 2" },
+  { "more: not by a burst", 'self.phase == "more" and self.piece',
+    "false and self.piece" },
+  { "more: by the mean trip", 'if p.phase == "more" then m.trip',
+    "if false then m.trip" },
+  { "more: 0.5 of what is added", "LARGER_BEATS = 0.6", "LARGER_BEATS = 0.5" },
+  { "more: 0.75 of it", "LARGER_BEATS = 0.6", "LARGER_BEATS = 0.75" },
+  { "more: given up after three",
+    "sum.nr > math.max (2, transfer.in_flight / self.piece)", "sum.nr > 2" },
+  { "larger: never", "if is_free and may_be (p, 2 * p.piece) then", "if false then" },
+  { "larger: never fourfold", "and not is_full (p, 4) and 4 or 2", "and 2 or 2" },
+  { "larger: of a full line, too", "not is_reached or not is_full (p, 1)", "true" },
+  { "larger: full by 0.5", "FULL = 0.8", "FULL = 0.5" },
+  { "larger: however long they take", "<= p.least + 2 * p.serial", "< math.huge" },
+  { "larger: has to bring 0.3", "0.6, 1.15", "0.6, 1.3" },
+  { "hold: no probes", "if p.window < 2 * p.piece then return", "do return" },
+  { "hold: 64 transfers", "HOLD_TRANSFERS = 28", "HOLD_TRANSFERS = 64" },
+  { "hold: none counts that has room", "if rate_of (reached) > p.bandwidth then",
+    "if false then" },
+  { "pieces: a quarter of the window", "p.window / M.DEPTH", "2 * p.window / M.DEPTH" },
+  { "window: just the product", "GAIN = 1.1", "GAIN = 1" },
+  { "window: a quarter more", "GAIN = 1.1", "GAIN = 1.25" },
+  { "window: only whole pieces", "ROUNDING = 0.75", "ROUNDING = 1" },
+  { "together: each counts", "TOGETHER = 1 / 8", "TOGETHER = -1" },
+  { "anew: never", "HUNG_SECONDS = 15, 10", "HUNG_SECONDS = 1e9, 10" },
+  { "client: all of its reads are charged", "bytes - bytes / math.max (client.reads, 1)",
+    "bytes" },
+  { "client: no credit, no limit", "p.credit <= 0", "false" },
+  { "client: only pauses where it is tight", "p.credit <= 0", "true" },
+  { "client: 3 %", "HARM, CREDIT_TRIPS = 0.02", "HARM, CREDIT_TRIPS = 0.03" },
+  { "client: hits earn nothing", "hits * p.least + bytes_seconds (p, bytes)", "0" },
+  { "client: tight below two pieces",
+    "math.max (2 * p.piece, M.DEPTH * smallest_piece (p))", "2 * p.piece" },
+  { "client: a cost by pieces only",
+    '(p.phase == "hold" or p.phase == "probe") and p.level', "false and p.level" },
+}
+for _, change in ipairs (CHANGES.pace) do
+  table.insert (change, 2, "lua/kit/scan/pace.lua")
+end
+
 -- -- reading files as if they were others ------------------------------------------
 
 local open = io.open
@@ -53,15 +105,20 @@ local function changed (change)
   return text:sub (1, from - 1) .. change[4] .. text:sub (to + 1)
 end
 
--- The policy is read for each run, a module once.
+local function fill (module, fields)
+  for key in pairs (module) do module[key] = nil end
+  for key, value in pairs (fields) do module[key] = value end
+end
+
+-- The policy is read for each run, a module once, and others have it already.
 local function with (change, run)
-  local module = change[2]:match ("^lua/library/(.*)%.lua$")
-  if module then
-    module = module:gsub ("/", ".")
-    local whole = require (module)
-    package.loaded[module] = assert (load (changed (change), "@" .. change[2])) ()
+  local name = change[2]:match ("^lua/%a+/(.*)%.lua$")
+  if name then
+    local module, whole = require ((name:gsub ("/", "."))), {}
+    fill (whole, module)
+    fill (module, assert (load (changed (change), "@" .. change[2])) ())
     run ()
-    package.loaded[module] = whole
+    fill (module, whole)
   else
     local text = changed (change)
     io.open = function (path, mode) -- luacheck: ignore 122
@@ -78,15 +135,26 @@ end
 
 -- -- the sample --------------------------------------------------------------------
 
-local function sample (part, parts)
+-- Boots of the guest: ms, Mbit/s, requests at once, threads.
+local BOOTS = {
+  adaptive = { { 20, 400, 64, 16 }, { 80, 100, 64, 16 } },
+  pace = { { 20, 400, 64, 16 }, { 80, 100, 64, 16 }, { 70, 100, 64, 8 },
+           { 90, 100, 64, 8 }, { 70, 100, 4, 8 }, { 90, 100, 4, 16 } },
+}
+
+-- Of pace every second cell is one where answers come together.
+local function sample (of, part, parts)
   local cells = {}
-  for i, cell in ipairs (grid.cells ()) do
-    if i % parts == part % parts then cells[#cells + 1] = cell end
+  local function add (cell)
+    cell.together = of == "pace" and grid.TOGETHER[#cells % 2 + 1] or 0
+    cells[#cells + 1] = cell
   end
-  for latency, bandwidth in pairs { [0.02] = 400, [0.08] = 100 } do
-    cells[#cells + 1] = { workload = grid.workloads["boot-debian12"], slots = 64,
-                          latency = latency, bandwidth = bandwidth, threads = 16,
-                          block = 2 << 20 }
+  for i, cell in ipairs (grid.cells ()) do
+    if i % parts == part % parts then add (cell) end
+  end
+  for _, boot in ipairs (BOOTS[of]) do
+    add { workload = grid.workloads["boot-debian12"], latency = boot[1] / 1000,
+          bandwidth = boot[2], slots = boot[3], threads = boot[4], block = 2 << 20 }
   end
   return cells
 end
@@ -114,14 +182,15 @@ local function print_row (cells, name, seconds, whole)
   io.stdout:flush ()
 end
 
-local cells = sample (tonumber (arg[1] or 1), tonumber (arg[2] or 120))
-local only = #arg > 2 and {} or nil
-for i = 3, #arg do only[arg[i]] = true end
+local of = arg[1] or "adaptive"
+local cells = sample (of, tonumber (arg[2] or 1), tonumber (arg[3] or 120))
+local only = #arg > 3 and {} or nil
+for i = 4, #arg do only[arg[i]] = true end
 local whole = run_all (cells)
 print (("| of %d cells | mean | boot | slower by 3 %% | most | faster by 3 %% | least |")
        :format (#cells))
 print ("|---|---|---|---|---|---|---|")
-for _, change in ipairs (CHANGES) do
+for _, change in ipairs (CHANGES[of]) do
   if not only or only[change[1]] then
     with (change, function () print_row (cells, change[1], run_all (cells), whole) end)
   end
