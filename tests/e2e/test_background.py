@@ -245,7 +245,7 @@ def test_exit_while_the_source_hangs (model, threads):
                   f"scan-threads={threads}"]) as server:
         held = [server.next_call ("cache") for _ in range (threads)]
         server.terminate ()
-        server.wait_joined (held[0].tid)
+        server.wait_joined (*(call.tid for call in held))
         for call in held:
             server.release (call)
         server.process.wait ()
