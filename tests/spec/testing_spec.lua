@@ -432,7 +432,7 @@ describe ("scan.testing", function ()
     assert.matches (path:gsub ("%p", "%%%0") .. ":2: oops", result.error)
     assert.matches ("stack traceback", result.error)
     assert.is_false (result.finished)
-    assert.matches ("error object is nil", run (function () error () end).error)
+    assert.matches ("error object is a nil value", run (function () error () end).error)
     assert.matches ("error object is a table", run (function () error {} end).error)
   end)
 
@@ -441,7 +441,7 @@ describe ("scan.testing", function ()
                               { "prefetch", 10 * MiB, 1 }, { "pread", 0, 2 * MiB },
                               { "wait", -1 }, { "hello" }, { 5 } } do
       local result = run (function () coroutine.yield (table.unpack (values)) end)
-      assert.matches ("yielded what is not a request", result.error)
+      assert.matches ("yielded something that is not a request", result.error)
     end
   end)
 
