@@ -84,6 +84,28 @@ describe ("scan-policy", function ()
                     fail (2, "watch x --count 0"))
   end)
 
+  it ("says when what it prints does not arrive", function ()
+    local trace = write ("t", "4096 4096\n")
+    for _, command in ipairs { "list", "run reverse", ("translate --from %s --to %s %s")
+                                 :format (trace, trace, write ("u", "0 512\n")) } do
+      local _, _, status = os.execute (
+        ("%s lua/bin/scan-policy %s >/dev/full 2>%s/err")
+        :format (LUA, command, directory))
+      assert.equal (1, status, command)
+      assert.matches ("scan%-policy: standard output: No space left on device\n$",
+                      read (directory .. "/err"))
+    end
+  end)
+
+  it ("says which module it lacks", function ()
+    local _, _, status = os.execute (
+      ("LUA_PATH='/none/?.lua' %s lua/bin/scan-policy list 2>%s/err")
+      :format (LUA, directory))
+    assert.equal (1, status)
+    assert.equal ("scan-policy: Lua's module argparse is missing; install lua-argparse\n",
+                  read (directory .. "/err"))
+  end)
+
   it ("lists the built-ins", function ()
     local out = succeed ("list")
     assert.matches ("\ndefault +what the stock scan filter does", "\n" .. out)
