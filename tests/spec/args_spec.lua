@@ -29,11 +29,12 @@ describe ("scan.args", function ()
   end)
 
   it ("says where what it needs was forgotten", function ()
-    for _, call in ipairs { { "size", "x", "1M" }, { "boolean" }, { "check_known", 5 } } do
+    for _, call in ipairs { { "size", "x", "1M" }, { "boolean" }, { "check_known" } } do
       assert.matches ("args_spec.lua:%d+: scan.args: the table of the policy's arguments",
                       message_of (table.unpack (call)))
     end
-    assert.matches ("list of words expected, got nil", message_of ("choice", {}, "x", "a"))
+    assert.matches ("list of words expected, got nil",
+                    message_of ("choice", {}, "x", "a"))
     assert.matches ("list of names expected, got 'x', a string",
                     message_of ("check_known", {}, "x"))
   end)

@@ -436,6 +436,26 @@ describe ("scan.testing", function ()
     assert.matches ("error object is a table", run (function () error {} end).error)
   end)
 
+  it ("takes what a policy hands on of a coroutine of its own", function ()
+    local result = run (function (disk)
+      local co = coroutine.create (function ()
+        disk:prefetch (0)
+        assert (disk:pread (0, 1) == "\0")
+        disk:prefetch (MiB)
+      end)
+      local answer = { n = 0 }
+      while true do
+        local request = table.pack (
+          coroutine.resume (co, table.unpack (answer, 1, answer.n)))
+        assert (request[1], request[2])
+        if coroutine.status (co) == "dead" then return end
+        answer = table.pack (coroutine.yield (table.unpack (request, 2, request.n)))
+      end
+    end)
+    assert.is_nil (result.error)
+    assert.same ({ 0, 1 }, testing.offsets (result, MiB))
+  end)
+
   it ("reports what is yielded but is no request", function ()
     for _, values in ipairs { {}, { "prefetch" }, { "prefetch", 0, 0 },
                               { "prefetch", 10 * MiB, 1 }, { "pread", 0, 2 * MiB },
