@@ -6,7 +6,10 @@
 local arguments = require "scan.args"
 
 local function message_of (name, ...)
-  local ok, message = pcall (arguments[name], ...)
+  local call = table.pack (...)
+  local ok, message = pcall (function ()
+    return (arguments[name] (table.unpack (call, 1, call.n)))
+  end)
   assert.is_false (ok)
   return message
 end
@@ -23,6 +26,17 @@ describe ("scan.args", function ()
   it ("has no opinion on a default of nil", function ()
     assert.is_nil (arguments.integer ({}, "x", nil, 1, 5))
     assert.is_nil (arguments.size ({}, "x", nil))
+  end)
+
+  it ("says where what it needs was forgotten", function ()
+    for _, call in ipairs { { "size", "x", "1M" }, { "boolean" }, { "check_known" } } do
+      assert.matches ("args_spec.lua:%d+: scan.args: the table of the policy's arguments",
+                      message_of (table.unpack (call)))
+    end
+    assert.matches ("list of words expected, got nil",
+                    message_of ("choice", {}, "x", "a"))
+    assert.matches ("list of names expected, got 'x', a string",
+                    message_of ("check_known", {}, "x"))
   end)
 
   it ("holds a default to what is allowed", function ()

@@ -58,7 +58,7 @@ describe ("every combinator", function ()
 
     it (name .. " says what it expected instead", function ()
       assert.error_matches (function () make (5) end,
-                            name .. ": argument 1: a policy should return a function")
+                            name .. ": argument 1: a policy expected")
     end)
 
     it (name .. " leaves bad arguments to the disk", function ()

@@ -84,6 +84,28 @@ describe ("scan-policy", function ()
                     fail (2, "watch x --count 0"))
   end)
 
+  it ("says when what it prints does not arrive", function ()
+    local trace = write ("t", "4096 4096\n")
+    for _, command in ipairs { "list", "run reverse", ("translate --from %s --to %s %s")
+                                 :format (trace, trace, write ("u", "0 512\n")) } do
+      local _, _, status = os.execute (
+        ("%s lua/bin/scan-policy %s >/dev/full 2>%s/err")
+        :format (LUA, command, directory))
+      assert.equal (1, status, command)
+      assert.matches ("scan%-policy: standard output: No space left on device\n$",
+                      read (directory .. "/err"))
+    end
+  end)
+
+  it ("says which module it lacks", function ()
+    local _, _, status = os.execute (
+      ("LUA_PATH='/none/?.lua' %s lua/bin/scan-policy list 2>%s/err")
+      :format (LUA, directory))
+    assert.equal (1, status)
+    assert.equal ("scan-policy: Lua's module argparse is missing; install lua-argparse\n",
+                  read (directory .. "/err"))
+  end)
+
   it ("lists the built-ins", function ()
     local out = succeed ("list")
     assert.matches ("\ndefault +what the stock scan filter does", "\n" .. out)
@@ -111,7 +133,31 @@ describe ("scan-policy", function ()
       ["return function () local _ = ('x'):match ('x') end"] =
         { "p.lua:1", "hint: policies have no string patterns" },
       ["local f = io.open ('x') return print"] = { "hint: policies have no files" },
-      ["return function (d) error ({}) end"] = { "error object is a table" },
+      ["return function (d) d:prefecth (0) end"] = { "hint: did you mean 'prefetch'" },
+      ["return function (d) d:find_data (0) end"] = { "hint: a disk has: block, b" },
+      ["return require 'scan.extends'"] = { "hint: did you mean 'scan.extents'" },
+      ["return scan.policy 'adaptative'"] =
+        { "p.lua: there is no built%-in", "hint: did you mean 'adaptive'" },
+      ["return function (d) d:prefetch ('0') end"] =
+        { "got '0', a string", "hint: what is in quotes is a string" },
+      ["return function (d) d:missing (-1) end"] = { "hint: offsets are from 0 up" },
+      ["return function (d) for _ in ipairs (d:reads ()) do _ = 1 end end"] =
+        { "hint: disk:reads %(%) and its like are for a loop" },
+      ["return function (d) d:prefetch (d:reads ()) end"] =
+        { "got a function", "hint: disk:reads %(%) and its like are for a loop" },
+      ["return function (d) table.sort ({ 1, 2 }, function () d:wait () end) end"] =
+        { "hint: disk:prefetch and its like can't be called by what table.sort calls" },
+      ["return require 'scan.combinators'.once ('data')"] =
+        { "loading it: [^\n]*p.lua: once: argument 1: .* got 'data', a string\n",
+          "hint: scan.policy" },
+      ["local a = require 'scan.args' a.size (args, 'x', 1) return print"] =
+        { "p.lua:1: scan.args: the table of the policy's arguments, .* got nil" },
+      ["return function (d) coroutine.yield (5) end"] =
+        { "p.lua:1: the policy yielded something that is not a request" },
+      ["return function (d) error ({}) end"] =
+        { "p.lua:1: %(error object is a table value%)" },
+      ["error ({})"] =
+        { "loading it: [^\n]*p.lua:1: %(error object is a table value%)" },
     }
     for code, expected in pairs (faults) do
       it ("explains " .. code, function ()
@@ -124,9 +170,23 @@ describe ("scan-policy", function ()
       end)
     end
 
+    it ("has a client that reads while the policy waits", function ()
+      local out, _, status = run ("check " .. write ("p.lua", [[
+        return function (disk)
+          while not disk:closed () do
+            for offset in disk:reads () do
+              assert (offset < disk.size // 2 or offset == disk.size - 512, "far")
+            end
+            disk:wait ()
+          end
+        end]]))
+      assert.equal (1, status)
+      assert.matches ("FAIL  a client that reads here and there: [^\n]*p.lua:4: far", out)
+    end)
+
     it ("says the same thing once", function ()
       local out = run ("check " .. write ("p.lua", "return function () error 'x' end"))
-      assert.equal (1, select (2, out:gsub ("traceback", "")))
+      assert.equal (1, select (2, out:gsub ("p.lua:1: x", "")))
       assert.matches ("FAIL  8 prefetches at once: the same\n", out)
       -- However the numbers in it differ.
       out = run ("check " .. write ("p.lua",
@@ -145,6 +205,16 @@ describe ("scan-policy", function ()
                         .. "[^\n]*\nhint", text)
         assert.is_nil (text:find ("lua/runtime/scan", 1, true))
       end
+    end)
+
+    it ("lets nothing grow without an end", function ()
+      local grows = write ("p.lua", [[
+        return function ()
+          local t = {}
+          while true do t[#t + 1] = ("x"):rep (1e6) .. #t end
+        end]])
+      assert.matches ("p.lua: the policy took more than 256 MiB of memory .*p.lua:3: in",
+                      select (2, run ("run " .. grows)))
     end)
 
     it ("shows policies that wait for a client what they wait for", function ()

@@ -76,6 +76,11 @@ describe ("scan.host", function ()
                       failure (function (disk) disk:prefetch (offset) end))
     end
     assert.matches ("got nil", failure (function (disk) disk:prefetch () end))
+    assert.matches ("got '100', a string$",
+                    failure (function (disk) disk:prefetch ("100") end))
+    assert.matches ("got a table$", failure (function (disk) disk:prefetch ({}) end))
+    assert.matches ("got 'x+%.%.%.', a string$",
+                    failure (function (disk) disk:prefetch (("x"):rep (1e6)) end))
   end)
 
   it ("refuses counts that are none", function ()

@@ -71,6 +71,12 @@ describe ("the reference", function ()
     end
   end)
 
+  it ("has text, and no code, behind code", function ()
+    assert.is_truthy (page:find ("\n     [^\n]+\n\nCalled in a spec, at the top"))
+    assert.is_nil (page:match ("\n     [^\n]+\n(%S[^\n]*)"))
+    assert.is_truthy (page:find ("a I<hit> if all", 1, true))
+  end)
+
   it ("is POD without faults", function ()
     if not images.have ("podchecker") then return pending ("podchecker is not here") end
     local path = os.tmpname ()

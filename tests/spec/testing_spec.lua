@@ -432,8 +432,28 @@ describe ("scan.testing", function ()
     assert.matches (path:gsub ("%p", "%%%0") .. ":2: oops", result.error)
     assert.matches ("stack traceback", result.error)
     assert.is_false (result.finished)
-    assert.matches ("error object is nil", run (function () error () end).error)
+    assert.matches ("error object is a nil value", run (function () error () end).error)
     assert.matches ("error object is a table", run (function () error {} end).error)
+  end)
+
+  it ("takes what a policy hands on of a coroutine of its own", function ()
+    local result = run (function (disk)
+      local co = coroutine.create (function ()
+        disk:prefetch (0)
+        assert (disk:pread (0, 1) == "\0")
+        disk:prefetch (MiB)
+      end)
+      local answer = { n = 0 }
+      while true do
+        local request = table.pack (
+          coroutine.resume (co, table.unpack (answer, 1, answer.n)))
+        assert (request[1], request[2])
+        if coroutine.status (co) == "dead" then return end
+        answer = table.pack (coroutine.yield (table.unpack (request, 2, request.n)))
+      end
+    end)
+    assert.is_nil (result.error)
+    assert.same ({ 0, 1 }, testing.offsets (result, MiB))
   end)
 
   it ("reports what is yielded but is no request", function ()
@@ -441,7 +461,7 @@ describe ("scan.testing", function ()
                               { "prefetch", 10 * MiB, 1 }, { "pread", 0, 2 * MiB },
                               { "wait", -1 }, { "hello" }, { 5 } } do
       local result = run (function () coroutine.yield (table.unpack (values)) end)
-      assert.matches ("yielded what is not a request", result.error)
+      assert.matches ("yielded something that is not a request", result.error)
     end
   end)
 

@@ -9,7 +9,8 @@
 --
 -- @module scan.command
 
-local argparse = require "argparse"
+-- Not all who install by hand have it.
+local has_argparse, argparse = pcall (require, "argparse")
 
 local M = {}
 
@@ -46,10 +47,24 @@ A trace is made with nbdkit --filter=log PLUGIN ... logfile=boot.log
   return parser
 end
 
+-- What is printed has to arrive: a trace that ends where a disk is full looks like one.
+-- (print would flush each line, and forget that it could not.)
+local function finish_output (status)
+  local ok, message = io.stdout:flush ()
+  if ok or status ~= 0 then return status end
+  io.stderr:write ("scan-policy: standard output: ", message, "\n")
+  return 1
+end
+
 --- Do what the arguments say.
 -- @tparam table arguments as in `arg`
 -- @treturn integer exit status
 function M.main (arguments)
+  if not has_argparse then
+    io.stderr:write ("scan-policy: Lua's module argparse is missing; install ",
+                     "lua-argparse\n")
+    return 1
+  end
   local ok, options = make_parser ():pparse (arguments)
   if not ok then
     io.stderr:write ("scan-policy: ", tostring (options),
@@ -60,7 +75,7 @@ function M.main (arguments)
     if type (message) == "table" and message.message then return message end
     return debug.traceback (message)
   end, options)
-  if done then return status end
+  if done then return finish_output (status) end
   if type (status) == "table" then
     io.stderr:write ("scan-policy: ", status.message, "\n")
   else

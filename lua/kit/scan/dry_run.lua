@@ -8,6 +8,7 @@
 --
 -- @module scan.dry_run
 
+local hints = require "scan.hints"
 local ranges = require "scan.ranges"
 local testing = require "scan.testing"
 
@@ -17,88 +18,14 @@ local KiB, MiB = 1024, 1024 * 1024
 local BLOCK_BYTES = 2 * MiB
 local BLOCKS = 32
 
--- What people write, and what they should write instead.
-local HINTS = {
-  { "global 'io'", "policies have no files; read one with scan.open (NAME), "
-    .. "given as scan-file-NAME=FILE" },
-  { "global 'package'", "policies have no package; require finds scan.* and files "
-    .. "beside the policy" },
-  { "global 'debug'", "policies have no debug library" },
-  { "global 'dofile'", "use require for a file beside the policy" },
-  { "global 'loadfile'", "use require for a file beside the policy" },
-  { "method 'match'", "policies have no string patterns; use scan.words and "
-    .. "string.find, which looks for plain text" },
-  { "method 'gmatch'", "policies have no string patterns; use scan.words" },
-  { "method 'gsub'", "policies have no string patterns; use string.find and sub" },
-  { "field 'match'", "policies have no string patterns; use scan.words and "
-    .. "string.find, which looks for plain text" },
-  { "field 'gmatch'", "policies have no string patterns; use scan.words" },
-  { "field 'gsub'", "policies have no string patterns; use string.find and sub" },
-  { "field 'execute'", "policies can't run commands" },
-  { "offset -", "offsets are from 0 up; does a loop or a difference go below? "
-    .. "a loop downwards ends at 0: for offset = from, 0, -disk.block do" },
-  { "is outside the disk", "compare with disk.size first; the last block begins at "
-    .. "(disk.blocks - 1) * disk.block" },
-  { "attempt to yield from outside a coroutine", "disk:prefetch and its like are for "
-    .. "the function that the policy returns, not for the chunk that returns it" },
-  { "no file '", "scan-policy takes it as --file NAME=FILE" },
-  { "without coming back", "a loop should prefetch, wait or return; "
-    .. "disk:wait () comes back when the client reads" },
-  { "field 'driver'", "call the disk's methods with a colon: disk:prefetch (offset)" },
-  { "offset should be a whole number of bytes, got nil", "is there a colon, as in "
-    .. "disk:prefetch (offset)?" },
-}
-
--- Where our own functions are; what they say of themselves helps no author.
-local OURS = { "/lua/runtime/scan/", "/lua/kit/scan/", "/lua/5.4/scan/", "\t[C]: ",
-               "\t(...tail calls...)" }
-
-local function is_ours (line)
-  for _, place in ipairs (OURS) do
-    if line:find (place, 1, true) then return true end
-  end
-  return false
-end
-
--- The traceback without the frames that are ours.
-local function authors_frames (message)
-  local lines, in_traceback, frames = {}, false, 0
-  for line in message:gmatch ("[^\n]+") do
-    if line == "stack traceback:" then
-      in_traceback = true
-    elseif not in_traceback then
-      lines[#lines + 1] = line
-    elseif not is_ours (line) then
-      frames = frames + 1
-      if frames == 1 then lines[#lines + 1] = "stack traceback:" end
-      lines[#lines + 1] = line
-    end
-  end
-  return table.concat (lines, "\n")
-end
-
---- An error message as a policy's author wants it: without our own frames, and with
--- a hint where there is one.
--- @tparam string message
--- @treturn string
-function M.explain (message)
-  message = authors_frames (message)
-  for _, hint in ipairs (HINTS) do
-    if message:find (hint[1], 1, true) then
-      return message .. "\nhint: " .. hint[2]
-    end
-  end
-  return message
-end
-
 -- -- the cases ----------------------------------------------------------------------
 
--- A client that reads here and there.
+-- A client that reads here and there, while a policy is busy and while it waits.
 local function scattered (disk)
   local events = {}
   for i = 1, 12 do
     local offset = i * 5 % BLOCKS * disk.size // BLOCKS // 512 * 512
-    events[i] = { after = i, read = { offset, math.min (512, disk.size - offset) } }
+    events[i] = { at = i * 0.025, read = { offset, math.min (512, disk.size - offset) } }
   end
   return events
 end
@@ -142,7 +69,7 @@ local CASES = {
   { "a disk that is half holes",
     function (disk) return { holes = { { 0, disk.size // 2 } } } end },
   { "a disk smaller than a block", function () return { size = 512 } end },
-  { "prefetches that fail",
+  { "a source that fails",
     function () return { fail = function () return "EIO" end } end },
   { "8 prefetches at once", function () return { threads = 8 } end },
 }
@@ -221,8 +148,8 @@ local function run_case (policy, disk, case, warn)
     table.insert (options.events, { after = ENDLESS_PREFETCHES, close = true })
     ok, result = pcall (testing.run, options)
   end
-  if not ok then return false, M.explain (tostring (result)), 0 end
-  if result.error then return false, M.explain (result.error), 0 end
+  if not ok then return false, hints.explain (tostring (result)), 0 end
+  if result.error then return false, hints.explain (result.error), 0 end
   return true, describe_case (result, options.size, endless, case.goes),
     #result.prefetches, first_tiny (result.prefetches, options.size)
 end
@@ -254,7 +181,7 @@ function M.check (policy, disk)
     print = ignore, warn = ignore,
   })
   if not ok then
-    local message = M.explain (tostring (loaded))
+    local message = hints.explain (tostring (loaded))
     return { ok = false, lines = { "FAIL  loading it: " .. message } }
   end
   disk = disk or {}

@@ -153,12 +153,11 @@ local function fail (runner, message)
   return "failed"
 end
 
--- Error values of any type, with the place in the policy they came from.
-local function describe (co, message)
-  if type (message) == "table" and not (getmetatable (message) or {}).__tostring then
-    message = "(error object is a table value)"
-  end
-  return debug.traceback (co, tostring (message or "(error object is nil)"))
+-- An error ends all scans that share the policy's state.
+local function fail_all (runner, value, message)
+  local said = runner.world:describe (runner.co, value, message)
+  runner.world.error = debug.traceback (runner.co, said)
+  return fail (runner, runner.world.error)
 end
 
 local function inside (runner, offset)
@@ -175,7 +174,8 @@ local function take_request (runner, what, a, b)
   runner.requests = runner.requests + 1
   if runner.closed then
     runner.state, runner.dropped = "finished", what
-  elseif what == "prefetch" and inside (runner, a) and positive (b) then
+  elseif what == "prefetch" and inside (runner, a) and positive (b)
+  and b <= math.maxinteger - a then
     runner.state, runner.offset, runner.is_rest = "prefetching", a, false
     runner.left = math.min (b, runner.size - a)
   elseif what == "wait" and (a == nil or type (a) == "number" and a >= 0) then
@@ -192,13 +192,12 @@ local function take_request (runner, what, a, b)
     runner.state = "asking"
     return what, a, math.min (b, runner.size - a)
   else
-    return fail (runner, ("the policy yielded what is not a request: %s, %s, %s")
-                   :format (tostring (what), tostring (a), tostring (b)))
+    return fail_all (runner, nil, "the policy yielded something that is not a request; "
+                     .. "call disk:prefetch and its like instead")
   end
 end
 
 local function resume (runner)
-  -- An error ends all scans that share the policy's state.
   if runner.world.error then return fail (runner, runner.world.error) end
   -- A wait ends for anything that happened since the last one did, so it may
   -- come back early.
@@ -216,10 +215,7 @@ local function resume (runner)
     results = table.pack (runner.world:resume (runner.co, runner.world.run,
                                                runner.driver))
   end
-  if not results[1] then
-    runner.world.error = describe (runner.co, results[2])
-    return fail (runner, runner.world.error)
-  end
+  if not results[1] then return fail_all (runner, results[2]) end
   if coroutine.status (runner.co) == "dead" then
     runner.state, runner.returned = "finished", true
     return "finished"

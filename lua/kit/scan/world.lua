@@ -24,7 +24,14 @@ M.LIMIT_INSTRUCTIONS = 100 * 1000 * 1000
 --- And so many more for each byte of its files while it is loaded.
 M.FILE_BYTE_INSTRUCTIONS = 100
 
-local STEP_INSTRUCTIONS = 1000 * 1000
+-- Most KiB that it may have more at the end of a turn, or in the middle of one, than at
+-- its beginning.  Only what grows without an end takes so much; how much a policy needs
+-- for itself can't be told here, where it shares its Lua with the one who runs it.
+local TURN_KIB = 256 * 1024
+
+-- A hook comes so often: seldom enough to cost little, and before much can be made of
+-- long strings in between.
+local STEP_INSTRUCTIONS = 4000
 
 -- Modules lie in a folder each for what runs policies, for what policies may
 -- require, and for the kit, which the filter does not have.  An installed tree is
@@ -133,7 +140,7 @@ World.__index = World
 -- @param ... what the policy gets
 -- @return what `coroutine.resume` returns
 function World:resume (co, ...)
-  self.used = 0
+  self.used, self.base_kib = 0, collectgarbage ("count")
   debug.sethook (co, self.hook, "", STEP_INSTRUCTIONS)
   if not self.env then return coroutine.resume (co, ...) end
   string_meta.__index, string_meta.__metatable = self.string_methods, "string"
@@ -170,6 +177,21 @@ local function check_alive (world)
   end
 end
 
+local function check_memory (world)
+  -- What was garbage before the turn may go during it.
+  local function too_much ()
+    local kib = collectgarbage ("count")
+    if kib < world.base_kib then world.base_kib = kib end
+    return kib - world.base_kib > TURN_KIB
+  end
+  if not too_much () then return end
+  collectgarbage ()
+  if too_much () then
+    error (("the policy took more than %d MiB of memory without coming back; does "
+            .. "something grow without end?"):format (TURN_KIB // 1024), 0)
+  end
+end
+
 -- Once the limit is passed the hook stays on at every instruction, so that the
 -- policy's own pcall can't keep it going.
 local function make_hook (world)
@@ -179,8 +201,51 @@ local function make_hook (world)
       debug.sethook (hook, "", 1)
       check_alive (world)
     end
+    check_memory (world)
   end
   return hook
+end
+
+-- -- what went wrong ----------------------------------------------------------------
+
+-- A place in our own modules, which says nothing to a policy's author.
+local OUR_PLACE = "^[^:\n]-%f[%w]lua/[%w.]+/scan/[%w_/]+%.lua:%d+: "
+
+-- Where in the author's code a coroutine is; nil if nothing of that runs.
+local function place_of (co)
+  local level = 0
+  while true do
+    local info = debug.getinfo (co, level, "Sl")
+    if not info then return nil end
+    local place = ("%s:%d: "):format (info.source:sub (2), info.currentline)
+    if info.what ~= "C" and not place:find (OUR_PLACE) then
+      return ("%s:%d: "):format (info.short_src, info.currentline)
+    end
+    level = level + 1
+  end
+end
+
+--- What to say of a coroutine of the policy that has stopped, as the filter says it: with
+-- a place in the author's code, or at least the policy's name.
+-- @tparam thread co
+-- @param value the error's, if it is one
+-- @tparam[opt] string message to say instead
+-- @treturn string
+function World:describe (co, value, message)
+  local kind, has_place = type (value), false
+  if not message and kind == "string" then
+    local ours
+    message, ours = value:gsub (OUR_PLACE, "")
+    has_place = ours == 0
+  elseif not message then
+    message = kind == "number" and tostring (value)
+      or ("(error object is a %s value)"):format (kind)
+  end
+  if not has_place then message = (place_of (co) or "") .. message end
+  if self.path and not message:match ("^[^\n]*"):find (self.path, 1, true) then
+    message = self.path .. ": " .. message
+  end
+  return message
 end
 
 -- A module of ours by its name, or of the author's beside the policy.
@@ -308,7 +373,7 @@ function M.load (options)
   local co = coroutine.create (sandbox.load)
   local ok, run = world:resume (co, world.env, text, "@" .. path, options.args or {})
   world.limit = M.LIMIT_INSTRUCTIONS
-  if not ok then error (run, 0) end
+  if not ok then error (world:describe (co, run), 0) end
   if coroutine.status (co) ~= "dead" then
     error (path .. ": the policy asked for something while it was loaded; "
            .. "it should return a function of the disk", 0)

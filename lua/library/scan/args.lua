@@ -10,6 +10,7 @@
 --
 -- @module scan.args
 
+local host = require "scan.host"
 local sizes = require "scan.sizes"
 
 local M = {}
@@ -19,9 +20,19 @@ local TRUE = { ["1"] = true, ["true"] = true, t = true, yes = true, y = true,
 local FALSE = { ["0"] = true, ["false"] = true, f = true, no = true, n = true,
                 off = true }
 
+-- An error at this level, counted from here, if something is no table.
+local function check_table (value, what, level)
+  if type (value) ~= "table" then
+    error (("%s expected, got %s"):format (what, host.shown (value)), level)
+  end
+end
+
+local ARGS = "scan.args: the table of the policy's arguments, its '...',"
+
 -- What `read` makes of the value that was given, or of the default.  An error, at the
 -- caller's caller, if that is nil.
 local function argument (args, name, default, expected, read)
+  check_table (args, ARGS, 4)
   local value, what = args[name], "scan-arg-" .. name
   if value == nil then
     if default == nil then return nil end
@@ -111,6 +122,7 @@ end
 -- @tparam table words the list allowed
 -- @treturn string
 function M.choice (args, name, default, words)
+  check_table (words, "args.choice: a list of words", 3)
   local expected = "one of " .. table.concat (words, ", ")
   return (argument (args, name, default, expected, function (value)
     for _, word in ipairs (words) do
@@ -134,6 +146,8 @@ end
 -- @tparam table names the list of those it knows; "then.*" stands for all that
 -- begin with "then."
 function M.check_known (args, names)
+  check_table (args, ARGS, 3)
+  check_table (names, "args.check_known: a list of names", 3)
   local unknown
   for name in pairs (args) do
     local known = is_known (name, names)

@@ -30,6 +30,10 @@ local function policy_functions (what, ...)
   for i = 1, runs.n do
     local run, expected = host.to_function (runs[i])
     if not run then
+      if type (runs[i]) ~= "table" then
+        expected = "a policy expected, as scan.policy gives it or a function of the "
+          .. "disk, got " .. host.shown (runs[i])
+      end
       error (("%s: argument %d: %s"):format (what, i, expected), 3)
     end
     runs[i] = run
@@ -40,7 +44,7 @@ end
 local function positive (value, what, unit)
   if type (value) ~= "number" or not (value > 0 and value < math.huge) then
     error (("%s: a number of %s above 0 expected, got %s")
-           :format (what, unit, tostring (value)), 3)
+           :format (what, unit, host.shown (value)), 3)
   end
   return value
 end

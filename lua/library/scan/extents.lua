@@ -23,6 +23,7 @@
 --
 -- @module scan.extents
 
+local host = require "scan.host"
 local sizes = require "scan.sizes"
 
 -- A policy's strings have no patterns, and their methods are the policy's.
@@ -81,6 +82,10 @@ end
 -- @tparam string name of the file for messages, like "scan-file-regions"
 -- @treturn table list for `each`
 function M.read (file, name)
+  if type (file) ~= "table" and type (file) ~= "userdata" then
+    error ("extents.read: a file expected, as scan.open gives it, got "
+           .. host.shown (file), 2)
+  end
   local parse = parser (name)
   -- The ranges of a priority are lists of their offsets and counts.
   local list, by_priority = {}, {}

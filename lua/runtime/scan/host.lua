@@ -44,7 +44,7 @@
 -- @module scan.host
 
 local error, math_type, tointeger = error, math.type, math.tointeger
-local tostring, type = tostring, type
+local sub, tostring, type = string.sub, tostring, type
 local yield = coroutine.yield
 local huge = math.huge
 
@@ -55,12 +55,29 @@ M.PREAD_MAX_BYTES = 1024 * 1024
 
 local Disk = {}
 
+-- Most bytes of a string that a message shows.
+local SHOWN_BYTES = 40
+
+--- An argument that was not what it should be, as a message shows it.  A string may
+-- look like a number, and where a table lies helps nobody.
+-- @param value
+-- @treturn string
+function M.shown (value)
+  local kind = type (value)
+  if kind == "string" then
+    if #value > SHOWN_BYTES then value = sub (value, 1, SHOWN_BYTES) .. "..." end
+    return "'" .. value .. "', a string"
+  end
+  if kind == "number" or kind == "nil" then return tostring (value) end
+  return "a " .. kind
+end
+
 -- A whole number of bytes, as an integer; or nil and what is wrong.  `2^20` is a float
 -- in Lua and a natural thing to write, so whole floats are taken.
 local function to_whole (n, what)
   local integer = type (n) == "number" and tointeger (n)
   if integer then return integer end
-  return nil, what .. " should be a whole number of bytes, got " .. tostring (n)
+  return nil, what .. " should be a whole number of bytes, got " .. M.shown (n)
 end
 
 -- The same, inside a disk of this size.
@@ -122,7 +139,7 @@ function Disk:wait (seconds)
   if seconds ~= nil and not (type (seconds) == "number"
                              and seconds >= 0 and seconds < huge) then
     error ("disk:wait: seconds should be a number from 0 up, got "
-           .. tostring (seconds), 2)
+           .. M.shown (seconds), 2)
   end
   yield ("wait", seconds)
 end
@@ -152,8 +169,7 @@ end
 
 --- Read the disk, to look at partition tables and file systems.
 -- @tparam integer offset in bytes, inside the disk
--- @tparam integer count in bytes, at most `PREAD_MAX_BYTES`; cut at the end of
--- the disk
+-- @tparam integer count in bytes, at most 1 MiB; cut at the end of the disk
 -- @treturn string|nil the bytes, or nil and an errno name
 function Disk:pread (offset, count)
   offset = check (3, "disk:pread", to_offset (self.size, offset))

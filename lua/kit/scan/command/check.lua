@@ -33,7 +33,7 @@ function M.run (options)
   disk.reads = loaded and loaded.reads
   local policy = inputs.policy (options.policy, options)
   local report = inputs.guarded (dry_run.check, policy, disk)
-  for _, line in ipairs (report.lines) do print (line) end
+  for _, line in ipairs (report.lines) do io.write (line, "\n") end
   return report.ok and 0 or 1
 end
 

@@ -5,7 +5,7 @@
 --
 -- @module scan.command.inputs
 
-local dry_run = require "scan.dry_run"
+local hints = require "scan.hints"
 local file = require "scan.file"
 local image = require "scan.image"
 local trace = require "scan.trace"
@@ -89,7 +89,7 @@ function M.guarded (action, ...)
   local results = table.pack (pcall (action, ...))
   if results[1] then return table.unpack (results, 2, results.n) end
   if type (results[2]) == "table" then error (results[2], 0) end
-  M.refuse (dry_run.explain (tostring (results[2])))
+  M.refuse (hints.explain (tostring (results[2])))
 end
 
 --- A trace as the simulator wants it, and the size that its log tells.

@@ -47,14 +47,14 @@ function M.run (options)
     handle:write ((text:gsub ("@%u+@", fill)))
     handle:close ()
   end
-  print (("wrote %s and %s; next:"):format (policy_path, spec_path))
-  print ("  scan-policy check " .. policy_path)
+  io.write (("wrote %s and %s; next:\n"):format (policy_path, spec_path))
+  io.write ("  scan-policy check ", policy_path, "\n")
   -- Where Lua would not find the kit by itself, busted must be told.
   local path = os.getenv ("LUA_PATH") or
     "/usr/share/lua/5.4/?.lua;/usr/local/share/lua/5.4/?.lua"
   local found = package.searchpath ("scan.testing", path)
   local where = found and "" or ("LUA_PATH='%s;;' "):format (world.LUA_PATH)
-  print (("  %sbusted --lua=/usr/bin/lua5.4 %s"):format (where, spec_path))
+  io.write (("  %sbusted --lua=/usr/bin/lua5.4 %s\n"):format (where, spec_path))
   return 0
 end
 

@@ -61,7 +61,7 @@ function M.print_table (rows, left)
       local padding = (" "):rep (widths[i] - #cell)
       cells[i] = i <= left and cell .. padding or padding .. cell
     end
-    print ((table.concat (cells, "  "):gsub ("%s+$", "")))
+    io.write ((table.concat (cells, "  "):gsub ("%s+$", "")), "\n")
   end
 end
 

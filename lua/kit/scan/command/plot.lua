@@ -44,8 +44,8 @@ function M.run (options)
     return 0
   end
   output.write_file (options.output, svg)
-  print (("%s: %d reads, %d prefetches"):format (options.output, #result.reads,
-                                                 #result.timeline))
+  io.write (("%s: %d reads, %d prefetches\n")
+              :format (options.output, #result.reads, #result.timeline))
   return 0
 end
 

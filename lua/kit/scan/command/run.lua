@@ -8,6 +8,7 @@
 local inputs = require "scan.command.inputs"
 local output = require "scan.command.output"
 local dry_run = require "scan.dry_run"
+local hints = require "scan.hints"
 local sizes = require "scan.sizes"
 local testing = require "scan.testing"
 local units = require "scan.units"
@@ -91,11 +92,11 @@ function M.run (options)
                     ("%d"):format (prefetch[2]), ("%g"):format (prefetch[1] / block) }
   end
   output.print_table (rows, 0)
-  if result.error then inputs.refuse (dry_run.explain (result.error)) end
+  if result.error then inputs.refuse (hints.explain (result.error)) end
   local ending = result.finished and "the policy has finished"
     or options.close and "the client has gone"
     or "the policy waits for a client that does nothing more"
-  print (("%d prefetches; %s"):format (#result.prefetches, ending))
+  io.write (("%d prefetches; %s\n"):format (#result.prefetches, ending))
   return 0
 end
 

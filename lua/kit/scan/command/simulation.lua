@@ -5,7 +5,7 @@
 --
 -- @module scan.command.simulation
 
-local dry_run = require "scan.dry_run"
+local hints = require "scan.hints"
 local inputs = require "scan.command.inputs"
 local output = require "scan.command.output"
 local simulator = require "scan.simulator"
@@ -61,7 +61,7 @@ function M.run (loaded, policy, options, record)
     record = record, progress = meter.show,
   })
   meter.clear ()
-  if result.error then inputs.refuse (name .. ": " .. dry_run.explain (result.error)) end
+  if result.error then inputs.refuse (hints.explain (result.error)) end
   return result
 end
 
