@@ -240,7 +240,7 @@ describe ("adaptive", function ()
       size = 8 * MiB + 5, holes = { { 2 * MiB, MiB }, { 8 * MiB, 5 } },
       events = { { after = 0, read = { 3 * MiB + 4 * KiB, 4 * KiB } } },
     }
-    assert.same ({ { 3 * MiB, 4 * KiB }, { 3 * MiB + 8 * KiB, MiB - 8 * KiB },
+    assert.same ({ { 3 * MiB + 8 * KiB, MiB - 8 * KiB }, { 3 * MiB, 4 * KiB },
                    { 0, BLOCK }, { 4 * MiB, BLOCK }, { 6 * MiB, BLOCK } },
                  result.prefetches)
   end)
