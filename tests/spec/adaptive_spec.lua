@@ -139,8 +139,8 @@ describe ("adaptive", function ()
       { after = 1, read = { 40 * MiB + 600 * KiB, 512 } },
     } }
     assert.same ({ { 40 * MiB + 600 * KiB + 512, 424 * KiB - 512 },
-                   { 40 * MiB, 576 * KiB } },
-                 { result.prefetches[3], result.prefetches[4] })
+                   { 40 * MiB, 600 * KiB } },
+                 { result.prefetches[2], result.prefetches[3] })
   end)
 
   it ("goes on from a sequential reader, then comes back for the rest", function ()
