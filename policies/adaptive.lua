@@ -6,8 +6,7 @@
 -- Made of generators, each in a file of its own in lua/library/scan; the first of them
 -- that has something to fetch is served (generators.lua):
 --
--- - streams.lua: what lies ahead of sequential readers;
--- - strides.lua: what lies ahead of readers that go in steps, or downwards;
+-- - walks.lua: what lies ahead of readers that go on, without gaps or in steps;
 -- - metadata.lua: the file systems' metadata, once there were a few lone reads;
 -- - neighbours.lua: the MiB around each lone read, the newest first, while that pays;
 -- - rest.lua: all other data, upwards from where a stream was read last, then what was
@@ -17,31 +16,27 @@
 -- more than that.  What a client has read or somebody has fetched is left out, and
 -- holes are.  All connections of an export share that.  It ends when all is there.
 --
--- Memory: 64 streams, 16 walks in steps, 16 places of lone reads.  It loses a little to
--- `data` and to `default` where a client reads all of the disk upwards, and much to
--- `replay` where there is a trace.
+-- Memory: 128 readers, 32 places of lone reads.  It loses a little to `data`
+-- and to `default` where a client reads all of the disk upwards, and much to `replay`
+-- where there is a trace.
 --
 -- scan-arg-window=SIZE       most bytes ahead of a sequential reader (32M)
--- scan-arg-fill=BOOL         false: streams and strides alone (true)
+-- scan-arg-fill=BOOL         false: what lies ahead of readers alone (true)
 
 local arguments = require "scan.args"
 local generators = require "scan.generators"
 local metadata = require "scan.metadata"
 local neighbours = require "scan.neighbours"
 local rest = require "scan.rest"
-local streams = require "scan.streams"
-local strides = require "scan.strides"
+local walks = require "scan.walks"
 local args = ...
 arguments.check_known (args, { "window", "fill" })
 local WINDOW = arguments.size (args, "window", 32 << 20, 65536)
 local FILL = arguments.boolean (args, "fill", true)
 
 return function (disk)
-  local readers = streams.new (disk, WINDOW)
-  local list = { readers, strides.new (disk) }
-  if FILL then
-    list = { readers, list[2], metadata.new (disk), neighbours.new (disk),
-             rest.new (disk, readers) }
-  end
-  generators.run (disk, list, FILL)
+  local readers = walks.new (disk, WINDOW)
+  generators.run (disk, not FILL and { readers } or {
+    readers, metadata.new (disk), neighbours.new (disk), rest.new (disk, readers),
+  }, FILL)
 end

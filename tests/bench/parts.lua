@@ -13,35 +13,39 @@
 
 local grid = dofile ("tests/bench/grid.lua")
 
-local ADAPTIVE, LIBRARY = "policies/adaptive.lua", "lua/library/scan/"
-local NOTHING = "{ next = function () end }"
+local LIBRARY = "lua/library/scan/"
 
 local CHANGES = {}
 
 CHANGES.adaptive = {
-  { "no streams", ADAPTIVE, "streams.new (disk, WINDOW)", NOTHING },
-  { "no strides", ADAPTIVE, "strides.new (disk)", NOTHING },
-  { "no metadata", ADAPTIVE, "metadata.new (disk)", NOTHING },
-  { "no neighbours", ADAPTIVE, "neighbours.new (disk)", NOTHING },
-  { "no rest", ADAPTIVE, "rest.new (disk, readers)", NOTHING },
-  { "neighbours: whatever they pay", LIBRARY .. "neighbours.lua",
-    "self.share < LEAST_SHARE", "false" },
+  { "no walks", LIBRARY .. "walks.lua", "local list = self.list\n",
+    "local list = self.list\n  if met then return false end\n" },
+  { "walks: streams alone", LIBRARY .. "walks.lua",
+    "not walk and find_step (list, offset)", "false" },
+  { "walks: 32", LIBRARY .. "walks.lua", "WALKS = 128", "WALKS = 32" },
+  { "walks: step among 64 lone reads", LIBRARY .. "walks.lua", "LONE = 16", "LONE = 64" },
+  { "walks: 8M and 128 steps ahead", LIBRARY .. "walks.lua", "32 << 20", "8 << 20" },
+  { "walks: to multiples of 64K", LIBRARY .. "walks.lua", "steps >= most", "false" },
+  { "walks: never in holes", LIBRARY .. "walks.lua",
+    'met == "miss" and walk.ahead > 0', "false" },
+  { "no metadata", LIBRARY .. "metadata.lua", "while self.walk", "while false" },
+  { "metadata: at once", LIBRARY .. "metadata.lua", "LONE_READS = 8", "LONE_READS = 0" },
+  { "no neighbours", LIBRARY .. "neighbours.lua", "self.trust <= 0", "true" },
+  { "neighbours: whatever they pay", LIBRARY .. "neighbours.lua", "self.trust <= 0",
+    "false" },
   { "neighbours: 256K", LIBRARY .. "neighbours.lua", "1 << 20", "1 << 18" },
   { "neighbours: 4M", LIBRARY .. "neighbours.lua", "1 << 20", "1 << 22" },
-  { "neighbours: of 1 read", LIBRARY .. "neighbours.lua", "RANGES = 32", "RANGES = 2" },
+  { "neighbours: of 1 read", LIBRARY .. "neighbours.lua", "[2 * READS + 1]", "[3]" },
+  { "neighbours: from the unit of the read up", LIBRARY .. "neighbours.lua",
+    "{ at = offset,", "{ at = offset - offset % generators.UNIT_BYTES," },
+  { "no rest", LIBRARY .. "rest.lua", "local disk, position",
+    "if most then return nil end\n  local disk, position" },
   { "rest: from the start", LIBRARY .. "rest.lua", "position ~= self.position", "false" },
-  { "a block at a time", LIBRARY .. "generators.lua", "= take_first (generators, most)",
-    "= take_first (generators, disk.block)" },
-  { "at least 64K at a time", LIBRARY .. "generators.lua", "128 << 10", "64 << 10" },
-  { "streams: not to multiples of 64K", LIBRARY .. "streams.lua",
-    "limit - limit % UNIT_BYTES", "limit" },
-  { "streams: 16", LIBRARY .. "streams.lua", "STREAMS = 64", "STREAMS = 16" },
-  { "streams: never in holes", LIBRARY .. "streams.lua",
-    'is_ahead and met == "miss"', "false" },
-  { "strides: from the third read", LIBRARY .. "strides.lua", "BEGIN_READS = 4",
-    "BEGIN_READS = 3" },
-  { "strides: 32 steps", LIBRARY .. "strides.lua", "DEPTH = 512", "DEPTH = 32" },
-  { "metadata: at once", LIBRARY .. "metadata.lua", "LONE_READS = 8", "LONE_READS = 0" },
+  { "a block at a time", LIBRARY .. "generators.lua", "= next_of (generators, most)",
+    "= next_of (generators, disk.block)" },
+  { "4 pieces at a time", LIBRARY .. "generators.lua", "AT_ONCE = 2", "AT_ONCE = 4" },
+  { "however little at a time", LIBRARY .. "generators.lua",
+    "math.max (count, M.UNIT_BYTES)", "count" },
 }
 
 CHANGES.pace = {
@@ -92,12 +96,10 @@ for _, change in ipairs (CHANGES.pace) do
   table.insert (change, 2, "lua/kit/scan/pace.lua")
 end
 
--- -- reading files as if they were others ------------------------------------------
-
-local open = io.open
+-- -- a module as if it were another ----------------------------------------------
 
 local function changed (change)
-  local handle = assert (open (change[2]))
+  local handle = assert (io.open (change[2]))
   local text = handle:read ("a")
   handle:close ()
   local from, to = text:find (change[3], 1, true)
@@ -110,27 +112,14 @@ local function fill (module, fields)
   for key, value in pairs (fields) do module[key] = value end
 end
 
--- The policy is read for each run, a module once, and others have it already.
+-- A module is loaded once, and others have it already.
 local function with (change, run)
-  local name = change[2]:match ("^lua/%a+/(.*)%.lua$")
-  if name then
-    local module, whole = require ((name:gsub ("/", "."))), {}
-    fill (whole, module)
-    fill (module, assert (load (changed (change), "@" .. change[2])) ())
-    run ()
-    fill (module, whole)
-  else
-    local text = changed (change)
-    io.open = function (path, mode) -- luacheck: ignore 122
-      if path ~= change[2] then return open (path, mode) end
-      local handle = assert (io.tmpfile ())
-      handle:write (text)
-      handle:seek ("set")
-      return handle
-    end
-    run ()
-    io.open = open -- luacheck: ignore 122
-  end
+  local name = change[2]:match ("^lua/%a+/(.*)%.lua$"):gsub ("/", ".")
+  local module, whole = require (name), {}
+  fill (whole, module)
+  fill (module, assert (load (changed (change), "@" .. change[2])) ())
+  run ()
+  fill (module, whole)
 end
 
 -- -- the sample --------------------------------------------------------------------

@@ -139,8 +139,8 @@ describe ("adaptive", function ()
       { after = 1, read = { 40 * MiB + 600 * KiB, 512 } },
     } }
     assert.same ({ { 40 * MiB + 600 * KiB + 512, 424 * KiB - 512 },
-                   { 40 * MiB, 576 * KiB } },
-                 { result.prefetches[3], result.prefetches[4] })
+                   { 40 * MiB, 600 * KiB } },
+                 { result.prefetches[2], result.prefetches[3] })
   end)
 
   it ("goes on from a sequential reader, then comes back for the rest", function ()
@@ -240,7 +240,7 @@ describe ("adaptive", function ()
       size = 8 * MiB + 5, holes = { { 2 * MiB, MiB }, { 8 * MiB, 5 } },
       events = { { after = 0, read = { 3 * MiB + 4 * KiB, 4 * KiB } } },
     }
-    assert.same ({ { 3 * MiB, 4 * KiB }, { 3 * MiB + 8 * KiB, MiB - 8 * KiB },
+    assert.same ({ { 3 * MiB + 8 * KiB, MiB - 8 * KiB }, { 3 * MiB, 4 * KiB },
                    { 0, BLOCK }, { 4 * MiB, BLOCK }, { 6 * MiB, BLOCK } },
                  result.prefetches)
   end)

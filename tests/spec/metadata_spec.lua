@@ -226,6 +226,21 @@ describe ("metadata", function ()
     assert.is_true (#result.prefetches > 2)
   end)
 
+  it ("goes on where what it looks for is part hole", function ()
+    local function entry (first)
+      return string.pack ("<BxxxBxxxI4I4", 0, 0x83, first, 2048)
+    end
+    local result = testing.run {
+      policy = "metadata", size = 4 * MiB, args = { ["then"] = "none" }, threads = 4,
+      holes = { { MiB + 32 * KiB, 32 * KiB } }, prefetch_seconds = 0.01,
+      contents = ("\0"):rep (446) .. entry (2048) .. entry (4096) .. ("\0"):rep (32)
+        .. "\x55\xaa" .. ("\0"):rep (4 * MiB - 512),
+    }
+    assert.is_nil (result.error)
+    assert.is_true (covers (result, MiB, 32 * KiB))
+    assert.is_true (covers (result, 2 * MiB, 64 * KiB))
+  end)
+
   it ("passes over what can't be read", function ()
     local result = testing.run { policy = "metadata", size = 4 * MiB,
                                  fail = function () return "EIO" end,

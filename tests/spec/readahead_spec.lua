@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
--- policies/readahead.lua; what a stream is, is in streams_spec.lua.
+-- policies/readahead.lua; what a stream is, is in walks_spec.lua.
 
 local testing = require "scan.testing"
 

@@ -12,17 +12,76 @@
 --   `next`; if it returns true, the generators behind do not see that read;
 -- - `ended (self, offset, count, errno)`, optional: sees each prefetch that ended.
 --
--- How much may be in flight is not decided here.
+-- What is there, on its way or a hole is left out by `take`, of ranges { at =, stop = }
+-- in bytes.  How much may be in flight is not decided here.
 --
 -- @module scan.generators
 
 local M = {}
 
--- What a short first piece does not mean: so much is asked for at once in any case.
-local LEAST_BYTES = 128 << 10
+--- What layers that keep data keep it in, often; a smaller piece is hardly cheaper.
+M.UNIT_BYTES = 64 << 10
+-- So many pieces are asked for at once, that what is asked for is not stale when its
+-- turn comes; and so many units in any case, for a short piece may mean nothing.
+M.AT_ONCE = 2
 
--- The first that there is: offset and count; or nil, and when there may be one.
-local function take_first (generators, most)
+--- A range, widened to multiples.
+-- @tparam table disk that the range is on
+-- @tparam integer offset in bytes
+-- @tparam integer count in bytes
+-- @tparam integer unit what to widen it to, in bytes
+-- @treturn table range
+function M.widen (disk, offset, count, unit)
+  -- In this way it can't overflow on the largest disks.
+  local last = offset + math.min (count, disk.size - offset) - 1
+  last = last - last % unit
+  return { at = offset - offset % unit, stop = last + math.min (unit, disk.size - last) }
+end
+
+--- Take from a range what is missing and in no hole.
+-- @tparam table disk
+-- @tparam table range whose `at` moves behind what is taken; with `holes` set, they count
+-- @tparam integer most bytes
+-- @tparam[opt] integer unit in bytes: not beyond the next multiple of it
+-- @treturn integer|nil offset in bytes, nil if there is nothing left
+-- @treturn integer|nil count in bytes; with no offset: seconds to the next time to ask
+function M.take (disk, range, most, unit)
+  while range.at < range.stop do
+    local offset, count = disk:missing (range.at, range.stop)
+    if not offset then return nil end
+    local data, is_more = offset, false
+    if not range.holes then data, is_more = disk:next_data (offset, true) end
+    range.at = math.min (data or range.stop, range.stop)
+    -- A vast hole: the client may have read meanwhile.
+    if is_more then return nil, 0 end
+    local left = offset + count - range.at
+    if left > 0 then
+      count = math.min (left, most, unit and unit - range.at % unit or most)
+      range.at = range.at + count
+      return range.at - count, count
+    end
+  end
+  return nil
+end
+
+--- Take from the first of some ranges that has something; those before it are dropped.
+-- @tparam table disk
+-- @tparam table ranges list
+-- @tparam integer most bytes
+-- @tparam[opt] integer unit as of `take`
+-- @treturn integer|nil offset in bytes
+-- @treturn integer|nil count as of `take`
+function M.take_first (disk, ranges, most, unit)
+  while ranges[1] do
+    local offset, count = M.take (disk, ranges[1], most, unit)
+    if offset or count then return offset, count end
+    table.remove (ranges, 1)
+  end
+  return nil
+end
+
+-- What the first generator has that has something.
+local function next_of (generators, most)
   local due
   for _, generator in ipairs (generators) do
     local offset, count = generator:next (most)
@@ -40,8 +99,6 @@ end
 -- @tparam[opt] boolean ends true if the scan is over once none of them has anything
 -- to fetch and nothing is in flight
 function M.run (disk, generators, ends)
-  -- Most bytes to ask for at once: two of the pieces in which it is done, so that
-  -- what is asked for is not stale when its turn comes.
   local most, asked = disk.block, {}
 
   local function look ()
@@ -52,8 +109,8 @@ function M.run (disk, generators, ends)
     end
     for offset, count, _, errno in disk:results () do
       if asked[offset] then
-        local is_whole = count == asked[offset]
-        most = math.max (2 * count, LEAST_BYTES, is_whole and most or 0)
+        most = math.max (M.AT_ONCE * math.max (count, M.UNIT_BYTES),
+                         count == asked[offset] and most or 0)
         most = math.min (most, disk.block)
         asked[offset] = nil
       end
@@ -66,7 +123,7 @@ function M.run (disk, generators, ends)
   local is_settled = false
   while not disk:closed () do
     look ()
-    local offset, count = take_first (generators, most)
+    local offset, count = next_of (generators, most)
     if offset then
       is_settled = false
       asked[offset] = count

@@ -17,16 +17,14 @@
 -- @module scan.metadata
 
 local ext4 = require "scan.ext4"
-local holes = require "scan.holes"
+local generators = require "scan.generators"
 local partitions = require "scan.partitions"
 local xfs = require "scan.xfs"
 
 local M = {}
 
 local Metadata = {}
-local META = { __index = Metadata }
 
-local UNIT_BYTES = 65536
 -- Lone reads before it begins: a program that copies or streams has no use for it.
 local LONE_READS = 8
 
@@ -35,7 +33,7 @@ local function walk (disk)
   local function visit (offset, count) coroutine.yield (offset, count) end
   local function read (_, offset, count) return coroutine.yield (offset, count, true) end
   local view = { size = disk.size, pread = read, closed = disk.closed }
-  local ends = math.min (UNIT_BYTES, disk.size)
+  local ends = math.min (generators.UNIT_BYTES, disk.size)
   visit (0, ends)
   visit (disk.size - ends, ends)
   local places = partitions.find (view)
@@ -51,8 +49,9 @@ end
 -- @tparam[opt] integer lone_reads before it begins, 8 if left out
 -- @treturn table generator
 function M.new (disk, lone_reads)
-  return setmetatable ({ disk = disk, left = lone_reads or LONE_READS, at = 0, stop = 0,
-                         walk = coroutine.wrap (walk) }, META)
+  return setmetatable ({ disk = disk, left = lone_reads or LONE_READS,
+                         walk = coroutine.wrap (walk), range = { at = 0, stop = 0 } },
+                       { __index = Metadata })
 end
 
 --- A client read.
@@ -62,40 +61,34 @@ end
 
 --- A prefetch has ended.
 function Metadata:ended (offset, count)
-  if offset < self.at and self.at <= offset + count then self.in_flight = false end
+  local stop = self.in_flight
+  if stop and offset < stop and stop <= offset + count then self.in_flight = nil end
 end
 
 -- Go on to the next range that the walk wants.
 local function go_on (metadata, ...)
-  local disk = metadata.disk
   local offset, count, reads = metadata.walk (...)
-  if not offset then
+  if offset then
+    local unit = generators.UNIT_BYTES
+    metadata.range = generators.widen (metadata.disk, offset, count, unit)
+    metadata.reads, metadata.in_flight = reads and { offset, count }, nil
+  else
     metadata.walk = nil
-    return
   end
-  -- Widened to units, in a way that can't overflow on the largest disks.
-  local last = offset + math.min (count, disk.size - offset) - 1
-  metadata.at, last = offset - offset % UNIT_BYTES, last - last % UNIT_BYTES
-  metadata.stop = last + math.min (UNIT_BYTES, disk.size - last)
-  metadata.reads, metadata.in_flight = reads and { offset, count }, false
 end
 
 --- The next range of metadata.
 function Metadata:next (most)
   local disk = self.disk
-  if self.left > 0 then return nil end
-  while self.walk do
-    local offset, count = holes.missing_data (disk, self.at, self.stop)
-    if offset then
-      count = math.min (count, most)
-      self.at, self.in_flight = offset + count, true
-      return offset, count
-    elseif not self.reads then
-      go_on (self, disk)
-    elseif self.in_flight then
-      return nil
-    else
+  while self.walk and self.left <= 0 do
+    local offset, count = generators.take (disk, self.range, most)
+    if offset then self.in_flight = offset + count end
+    if offset or count then return offset, count end
+    if self.reads and self.in_flight then return nil end
+    if self.reads then
       go_on (self, disk:pread (table.unpack (self.reads)))
+    else
+      go_on (self, disk)
     end
   end
   return nil

@@ -10,58 +10,45 @@
 --
 -- @module scan.rest
 
+local generators = require "scan.generators"
+
 local M = {}
 
 local Rest = {}
-local META = { __index = Rest }
 
--- A source that is down for longer than these seconds is not waited for.
-local RETRY_SECONDS = { 1, 2, 4 }
+-- A source that is down for longer is not waited for.
+local RETRY_MOST_SECONDS = 4
 
 --- Make one.
 -- @tparam table disk
--- @tparam[opt] table readers from scan.streams: go on from where they are
+-- @tparam table walks from scan.walks: go on from where they are
 -- @treturn table generator
-function M.new (disk, readers)
-  return setmetatable ({ disk = disk, readers = readers or {}, at = 0, start = 0,
-                         stop = disk.size, due = 0, tries = 0 }, META)
+function M.new (disk, walks)
+  return setmetatable ({ disk = disk, walks = walks, due = 0, seconds = 1,
+                         ranges = { { at = 0, stop = disk.size } } }, { __index = Rest })
 end
 
 --- A prefetch has ended.
 function Rest:ended (offset, count, errno)
   if not errno then return end
-  self.low = math.min (self.low or offset, offset)
-  self.high = math.max (self.high or 0, offset + count)
+  local failed = self.failed or { at = offset, stop = 0 }
+  self.failed = { at = math.min (failed.at, offset),
+                  stop = math.max (failed.stop, offset + count) }
 end
 
 --- The next range.
 function Rest:next (most)
-  local disk, position = self.disk, self.readers.position
+  local disk, position = self.disk, self.walks.position
   if position ~= self.position then
-    self.position, self.at, self.start = position, position, position
-    self.stop, self.due = disk.size, 0
+    self.position, self.due = position, 0
+    self.ranges = { { at = position, stop = disk.size }, { at = 0, stop = position } }
   end
   while self.due <= disk:now () do
-    local offset, count = disk:missing (self.at, self.stop)
-    if offset then
-      local data, is_more = disk:next_data (offset, true)
-      self.at = data or self.stop
-      -- A vast hole: the client may have read meanwhile.
-      if is_more then return nil, 0 end
-      if data and data < offset + count then
-        count = math.min (offset + count - data, disk.block - data % disk.block, most)
-        self.at = data + count
-        return data, count
-      end
-    elseif self.start > 0 then
-      self.at, self.start, self.stop = 0, 0, self.start
-    elseif self.low and RETRY_SECONDS[self.tries + 1] then
-      self.tries = self.tries + 1
-      self.due = disk:now () + RETRY_SECONDS[self.tries]
-      self.at, self.stop, self.low, self.high = self.low, self.high, nil, nil
-    else
-      return nil
-    end
+    local offset, count = generators.take_first (disk, self.ranges, most, disk.block)
+    if offset or count then return offset, count end
+    if not self.failed or self.seconds > RETRY_MOST_SECONDS then return nil end
+    self.ranges, self.failed = { self.failed }, nil
+    self.due, self.seconds = disk:now () + self.seconds, 2 * self.seconds
   end
   return nil, self.due - disk:now ()
 end

@@ -1,12 +1,11 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
--- lua/library/scan/{streams,strides}.lua: what is a stream, or a walk in steps, and how
--- far ahead is offered.
+-- lua/library/scan/walks.lua: what is a stream, or a walk in steps, and how far ahead is
+-- offered.
 
 local known = require "scan.known"
-local streams = require "scan.streams"
-local strides = require "scan.strides"
+local walks = require "scan.walks"
 
 local KiB, MiB = 1024, 1024 * 1024
 
@@ -44,12 +43,12 @@ end
 
 local function new (options)
   options = options or {}
-  return streams.new (new_disk (options.size or 1 << 30, options.next_data),
-                      options.window or 32 * MiB)
+  return walks.new (new_disk (options.size or 1 << 30, options.next_data),
+                    options.window)
 end
 
 local function new_strides (size, next_data)
-  return strides.new (new_disk (size or 1 << 30, next_data))
+  return walks.new (new_disk (size or 1 << 30, next_data))
 end
 
 describe ("streams", function ()
@@ -86,14 +85,30 @@ describe ("streams", function ()
 
   it ("are many, the one read last first", function ()
     local readers = new ()
+    -- Of squares no four are equally far apart.
+    local function place (stream) return (stream + 2) * (stream + 2) end
     for i = 0, 3 do
       for stream = 0, 59 do
-        read (readers, stream * 16 * MiB + i * 64 * KiB, 64 * KiB)
+        read (readers, place (stream) * 256 * KiB + i * 64 * KiB, 64 * KiB)
       end
     end
     local list = offers (readers)
-    assert.equal (59 * 16 * MiB + 256 * KiB, list[1][1])
+    assert.equal (place (59) * 256 * KiB + 256 * KiB, list[1][1])
     assert.equal (60 * 256 * KiB, bytes (list))
+  end)
+
+  it ("are seen where they are equally far apart, too", function ()
+    local readers = new ()
+    for i = 0, 3 do
+      for stream = 0, 31 do
+        read (readers, stream * 32 * MiB + i * 64 * KiB, 64 * KiB)
+      end
+    end
+    local is_offered = {}
+    for _, range in ipairs (offers (readers)) do is_offered[range[1]] = true end
+    for stream = 0, 31 do
+      assert.is_true (is_offered[stream * 32 * MiB + 256 * KiB])
+    end
   end)
 
   it ("leave out holes, until the reader reads in one", function ()
