@@ -10,7 +10,8 @@ import os
 import nbd
 import pytest
 
-from harness import CHECK_WITH, CLONE, PLUGINS, gate, nbdkit, pattern, refused
+from harness import (CHECK_WITH, CLONE, PLUGINS, SCAN, gate, nbdkit, pattern,
+                     refused)
 from test_clone import Read
 from test_clone_files import clone, crashing, map_of
 
@@ -267,7 +268,42 @@ def test_counters_replace_no_other_thing (disk, tmp_path):
         server.poll (is_noticed, "a warning of the fifo")
     assert fifo.is_fifo ()
     assert refused ([CLONE], gate (), args) == [
-        f"clone-stats: {fifo} is there and is not a regular file"]
+        f"clone-stats={fifo} cannot be written: it is there and is not a regular file"]
+
+
+def test_counters_replace_no_other_file (disk, tmp_path):
+    """Such as a disk, by a slip; and what comes later is left alone, too."""
+    stats = tmp_path / "stats"
+    stats.write_bytes (b"a disk" * 1000)
+    args = [f"clone-file={disk}", f"clone-stats={stats}", "clone-commit=0.1"]
+    assert refused ([CLONE], gate (), args) == [
+        f"clone-stats={stats} cannot be written: it is there and holds something else "
+        "than these counters"]
+    assert stats.read_bytes () == b"a disk" * 1000
+    stats.write_bytes (b"")             # nothing is lost by that
+    with nbdkit ([CLONE], gate (), args) as server:
+        server.connect ()
+        server.poll (lambda: stats.stat ().st_size > 0, "the counters")
+
+        def is_noticed ():
+            # What is being written may still be put in its place.
+            (tmp_path / "other").write_bytes (b"a disk")
+            (tmp_path / "other").rename (stats)
+            return any ("holds something else" in e for e in server.errors ())
+        server.poll (is_noticed, "a warning of the file")
+    assert stats.read_bytes () == b"a disk"
+
+
+def test_two_filters_share_no_file (tmp_path):
+    """Each would replace the counters of the other."""
+    stats = tmp_path / "stats"
+    with nbdkit ([SCAN, CLONE], gate (), [f"scan-stats={stats}", f"clone-stats={stats}"]
+                 ) as server:
+        server.connect ()
+    assert server.errors () == [
+        f"clone: warning: clone-stats={stats} cannot be written: it is there and holds "
+        "something else than these counters"]
+    assert stats.read_text ().startswith ("# HELP nbdkit_scan_")
 
 
 def test_counters_in_a_folder_that_is_missing (tmp_path):

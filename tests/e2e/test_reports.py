@@ -10,9 +10,10 @@ import re
 import shutil
 import subprocess
 
+import nbd
 import pytest
 
-from harness import CHECK_WITH, SCAN, gate, nbdkit, refused
+from harness import CHECK_WITH, CLONE, SCAN, gate, nbdkit, refused
 
 BLOCK = 4096
 FINISHED = "scan: finished scanning the plugin"
@@ -189,6 +190,24 @@ def test_what_is_no_file_is_refused (tmp_path, make):
     [error] = refused ([SCAN], ["memory", "1M"], [f"scan-stats={stats}"])
     assert error.startswith (f"scan-stats={stats}: can't be written: ")
     assert error.endswith ("is not a regular file")
+
+
+@pytest.mark.parametrize ("clone", [[], [CLONE]], ids=["disk", "clone"])
+def test_a_disk_is_not_replaced (tmp_path, clone):
+    """By a slip its name may be given: here that of the source, or of its clone."""
+    disk = tmp_path / "disk"
+    args = [f"clone-file={disk}"] if clone else []
+    disk.write_bytes (b"a disk" * 1000)
+    if clone:
+        disk.unlink ()
+        with nbdkit (clone, ["memory", "64K"], args) as server:
+            server.connect ().pwrite (b"a disk" * 1000, 0, nbd.CMD_FLAG_FUA)
+    before = disk.read_bytes ()
+    plugin = ["memory", "64K"] if clone else ["file", str (disk)]
+    errors = refused ([SCAN, *clone], plugin, [*args, f"scan-stats={disk}"])
+    assert errors == [f"scan-stats={disk}: can't be written: it is there and holds "
+                      "something else than these counters"]
+    assert disk.read_bytes () == before
 
 
 def put_fifo (path):
