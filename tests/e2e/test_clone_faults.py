@@ -6,6 +6,7 @@
 import contextlib
 import errno
 import os
+import resource
 
 import nbd
 import pytest
@@ -250,6 +251,40 @@ def test_a_file_of_another_user_in_a_folder_for_all (tmp_path, what):
     folder.chmod (0o755)
     with clone (disk) as server:
         server.connect ()
+
+
+@contextlib.contextmanager
+def file_limit (nbytes):
+    """What is started meanwhile can make no file larger than that."""
+    before = resource.getrlimit (resource.RLIMIT_FSIZE)
+    resource.setrlimit (resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit (resource.RLIMIT_FSIZE, before)
+
+
+def test_a_limit_for_files_ends_no_server (disk):
+    size = f"size={16 * M}"
+    with contextlib.ExitStack () as stack:
+        with file_limit (M):
+            server = stack.enter_context (clone (disk, plugin=[size]))
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        assert f"clone: {disk} cannot be made {16 * M} bytes long: File too large" \
+            in server.errors ()
+    with clone (disk, plugin=[size]) as server:
+        server.connect ().pwrite (b"w" * BLOCK, 0)
+    with contextlib.ExitStack () as stack:
+        with file_limit (M):
+            server = stack.enter_context (clone (disk, plugin=[size]))
+        h = server.connect ()
+        with pytest.raises (nbd.Error) as error:
+            h.pwrite (b"w" * BLOCK, 2 * M)
+        assert error.value.errnum == errno.ENOSPC
+        assert h.pread (2 * BLOCK, 2 * M) == pattern (2 * M, 2 * BLOCK)
+        h.pwrite (b"w" * BLOCK, BLOCK, nbd.CMD_FLAG_FUA)
+        assert h.pread (2 * BLOCK, 0) == b"w" * 2 * BLOCK
 
 
 def test_counters_replace_no_other_thing (disk, tmp_path):
