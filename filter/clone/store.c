@@ -83,7 +83,7 @@ open_file (const char *path, bool create, bool *missing)
                   "the file itself", path);
   else if (errno == EINVAL || errno == ENXIO || errno == EISDIR)
     nbdkit_error ("clone: %s is not a regular file", path);
-  else if (errno == EPERM)
+  else if (errno == DISK_FOREIGN)
     nbdkit_error ("clone: %s belongs to another user, in a folder where "
                   "anybody may have put it; name a file elsewhere, or remove "
                   "it", path);

@@ -7,6 +7,8 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
+import subprocess
 
 import nbd
 import pytest
@@ -251,6 +253,22 @@ def test_a_file_of_another_user_in_a_folder_for_all (tmp_path, what):
     folder.chmod (0o755)
     with clone (disk) as server:
         server.connect ()
+
+
+@pytest.mark.parametrize ("name", ["disk.img", "disk.img.map"])
+def test_a_file_that_must_not_change_is_nobody_elses (disk, name):
+    """What chattr +i has made immutable is told as what it is."""
+    with clone (disk) as server:
+        server.connect ()
+    path = disk.with_name (name)
+    if shutil.which ("chattr") is None or subprocess.run (
+            ["chattr", "+i", path], stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip ("no file can be made immutable here")
+    try:
+        errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    finally:
+        subprocess.run (["chattr", "-i", path], check=True)
+    assert errors == [f"clone: cannot open {path}: Operation not permitted"]
 
 
 @contextlib.contextmanager
