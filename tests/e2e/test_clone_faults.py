@@ -271,6 +271,28 @@ def test_a_file_that_must_not_change_is_nobody_elses (disk, name):
     assert errors == [f"clone: cannot open {path}: Operation not permitted"]
 
 
+@pytest.mark.parametrize ("name", ["disk.img", "disk.img.map"])
+@pytest.mark.parametrize ("replace", [False, True])
+def test_a_file_that_is_removed_is_told (disk, name, replace):
+    """Once, and in time to copy the disk from the server."""
+    path = disk.with_name (name)
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 0, nbd.CMD_FLAG_FUA)
+        assert server.errors () == []
+        if replace:
+            disk.with_name ("new").write_bytes (b"")
+            disk.with_name ("new").rename (path)
+        else:
+            path.unlink ()
+        for _ in range (2):
+            h.pwrite (b"w" * BLOCK, BLOCK, nbd.CMD_FLAG_FUA)
+        assert h.pread (2 * BLOCK, 0) == b"w" * 2 * BLOCK
+        assert [e for e in server.errors () if f"warning: {path} has been removed while "
+                "it is in use" in e] == server.errors ()
+        assert len (server.errors ()) == 1
+
+
 @contextlib.contextmanager
 def file_limit (nbytes):
     """What is started meanwhile can make no file larger than that."""
