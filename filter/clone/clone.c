@@ -19,6 +19,7 @@
  */
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 #include <sys/stat.h>
@@ -98,12 +99,27 @@ clone_get_ready (int thread_model)
   return exports_start ();
 }
 
+/* A write beyond the limit for files (ulimit -f, LimitFSIZE=) ends the process, with all
+ * its clients, unless this signal is ignored; then it is an error of that write.
+ */
+static void
+survive_file_limit (void)
+{
+  struct sigaction sa;
+
+  if (sigaction (SIGXFSZ, NULL, &sa) == 0 && sa.sa_handler == SIG_DFL) {
+    sa.sa_handler = SIG_IGN;
+    sigaction (SIGXFSZ, &sa, NULL);
+  }
+}
+
 /* The user of the server has changed by now, so files get the right owner, and it is
  * seen whether they may be opened.
  */
 static int
 clone_after_fork (nbdkit_backend *backend)
 {
+  survive_file_limit ();
   if (geteuid () != user)
     exports_free ();
   if (exports_start () == -1)
@@ -191,7 +207,8 @@ ask_source (nbdkit_next *next, struct source *source, int readonly)
   r = next->can_extents (next);
   if (r == -1)
     return -1;
-  source->can_extents = r == 1 && !plugin_extents_crash ();
+  source->can_extents = r == 1 && !plugin_extents_crash () &&
+    !(options.through && plugin_extents_are_stale ());
   if (!options.through || readonly)
     return 0;
 

@@ -55,7 +55,7 @@ check_owner (const char *path, const struct stat *st)
   if (folder == NULL || stat (folder, &in) == -1)
     return errno;
   return (in.st_mode & S_ISVTX) && (in.st_mode & (S_IWGRP | S_IWOTH)) &&
-    st->st_uid != in.st_uid ? EPERM : 0;
+    st->st_uid != in.st_uid ? DISK_FOREIGN : 0;
 }
 
 int

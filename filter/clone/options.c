@@ -13,8 +13,10 @@
 #include <nbdkit-filter.h>
 
 #include "clock.h"
+#include "counters-file.h"
 #include "map-file.h"
 #include "options.h"
+#include "stats-file.h"
 #include "values.h"
 
 #define BLOCK_SIZE_MIN 512
@@ -197,15 +199,15 @@ static int
 check_stats_file (void)
 {
   const char *const path = options.stats_file;
-  struct stat st;
+  char why[COUNTERS_FILE_WHY_MAX];
 
   if (stats_are_a_clone ()) {
     nbdkit_error ("clone-stats=%s is a file of the clone; it should be one of "
                   "its own", path);
     return -1;
   }
-  if (lstat (path, &st) == 0 && !S_ISREG (st.st_mode)) {
-    nbdkit_error ("clone-stats: %s is there and is not a regular file", path);
+  if (counters_file_check (path, STATS_FILE_BEGIN, why) == -1) {
+    nbdkit_error ("clone-stats=%s cannot be written: %s", path, why);
     return -1;
   }
   return check_folder ("clone-stats", path, strrchr (path, '/') - path);

@@ -114,7 +114,8 @@ stats_file_write (void)
   char why[COUNTERS_FILE_WHY_MAX];
 
   if (options.stats_file == NULL ||
-      counters_file_write (options.stats_file, write_counters, why) == 0)
+      counters_file_write (options.stats_file, STATS_FILE_BEGIN, write_counters,
+                           why) == 0)
     return;
   if (!warned)
     nbdkit_error ("clone: warning: clone-stats=%s cannot be written: %s",

@@ -7,6 +7,9 @@
 #ifndef CLONE_STATS_FILE_H
 #define CLONE_STATS_FILE_H
 
+/* What the file begins with. */
+#define STATS_FILE_BEGIN "# HELP nbdkit_clone_"
+
 /* Write the file, if there is to be one.  Not from two threads at once.  Warns
  * once if that fails.
  */

@@ -83,7 +83,7 @@ open_file (const char *path, bool create, bool *missing)
                   "the file itself", path);
   else if (errno == EINVAL || errno == ENXIO || errno == EISDIR)
     nbdkit_error ("clone: %s is not a regular file", path);
-  else if (errno == EPERM)
+  else if (errno == DISK_FOREIGN)
     nbdkit_error ("clone: %s belongs to another user, in a folder where "
                   "anybody may have put it; name a file elsewhere, or remove "
                   "it", path);
@@ -357,6 +357,24 @@ sync_data (void *opaque)
   return disk_sync (store->fd);
 }
 
+/* Whoever has removed the files, or put others in their place, may not know that they
+ * are in use, and a flush still does what it says.
+ */
+static void
+warn_if_removed (struct store *store)
+{
+  struct stat data, map;
+
+  if (fstat (store->fd, &data) == -1 || fstat (store->map_fd, &map) == -1 ||
+      (data.st_nlink > 0 && map.st_nlink > 0) ||
+      atomic_exchange (&store->warned_removed, true))
+    return;
+  nbdkit_error ("clone: warning: %s has been removed while it is in use: what is in "
+                "the clone, and what clients write to it, is gone when nbdkit ends; "
+                "until then it can be copied from there, as with nbdcopy",
+                data.st_nlink == 0 ? store->path : store->map_path);
+}
+
 static int
 do_commit (struct store *store)
 {
@@ -368,6 +386,7 @@ do_commit (struct store *store)
   if (!store_dirty (store))
     return 0;
   count (&store->counters, COUNT_COMMITS, 1);
+  warn_if_removed (store);
   err = map_commit (store->map, sync_data, store, &lost);
   /* What was written over present blocks, of which no bit tells. */
   if (err == 0) {

@@ -38,7 +38,7 @@ struct store {
   /* A sync has failed: what is durable is not known any more. */
   atomic_bool broken;
   /* Once each. */
-  atomic_bool warned_space, warned_store;
+  atomic_bool warned_space, warned_store, warned_removed;
 
   /* Where the source was asked for its extents last, bytes: what is not a hole
    * there is data.  Guarded by the lock, a leaf.

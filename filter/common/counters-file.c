@@ -5,6 +5,7 @@
 /* See counters-file.h. */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,13 +17,50 @@
 #include "cleanup.h"
 #include "counters-file.h"
 
-/* Is something there that is no file, and should not be replaced by one? */
-static bool
-is_other (const char *path)
-{
-  struct stat st;
+#define BEGINS_MAX 64           /* bytes */
 
-  return lstat (path, &st) == 0 && !S_ISREG (st.st_mode);
+/* Does it begin with this text, or is it empty? */
+static bool
+begins_with (int fd, const char *begins)
+{
+  char buf[BEGINS_MAX];
+  const size_t len = strnlen (begins, sizeof buf);
+  ssize_t n;
+
+  do
+    n = pread (fd, buf, len, 0);
+  while (n == -1 && errno == EINTR);
+  return n == 0 || (n == (ssize_t) len && memcmp (buf, begins, len) == 0);
+}
+
+int
+counters_file_check (const char *path, const char *begins,
+                     char why[COUNTERS_FILE_WHY_MAX])
+{
+  bool is_ours;
+  struct stat st;
+  int fd;
+
+  if (lstat (path, &st) == -1)
+    return 0;                   /* trying to write it will tell */
+  if (!S_ISREG (st.st_mode)) {
+    snprintf (why, COUNTERS_FILE_WHY_MAX,
+              "it is there and is not a regular file");
+    return -1;
+  }
+  /* It may be a FIFO by now.  Who may not read it may have to write it all the same:
+   * what root has begun with a strict umask.
+   */
+  fd = open (path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  if (fd == -1)
+    return 0;
+  is_ours = begins_with (fd, begins);
+  close (fd);
+  if (is_ours)
+    return 0;
+  snprintf (why, COUNTERS_FILE_WHY_MAX,
+            "it is there and holds something else than these counters");
+  return -1;
 }
 
 /* Make a file beside path that no other server writes to.  *aside is to be freed.
@@ -81,14 +119,11 @@ replace_file (const char *path, int (*write) (FILE *fp))
 }
 
 int
-counters_file_write (const char *path, int (*write) (FILE *fp),
-                     char why[COUNTERS_FILE_WHY_MAX])
+counters_file_write (const char *path, const char *begins,
+                     int (*write) (FILE *fp), char why[COUNTERS_FILE_WHY_MAX])
 {
-  if (is_other (path)) {
-    snprintf (why, COUNTERS_FILE_WHY_MAX,
-              "it is there and is not a regular file");
+  if (counters_file_check (path, begins, why) == -1)
     return -1;
-  }
   if (replace_file (path, write) == 0)
     return 0;
   snprintf (why, COUNTERS_FILE_WHY_MAX, "%s", strerror (errno));

@@ -7,8 +7,8 @@
  *
  * It is written aside, under its name with .tmp- and a random number at the end, and
  * put in its place, so that a reader sees the old file or the new one, never a part,
- * however many servers write it.  Nothing but a new file is ever opened, so the writer
- * can't be made to wait by who has put something else there.
+ * however many servers write it.  It replaces nothing but counters of its own kind, as
+ * the name may be a slip, and that of a disk.
  */
 
 #ifndef COUNTERS_FILE_H
@@ -18,12 +18,21 @@
 
 #define COUNTERS_FILE_WHY_MAX 256 /* bytes, with the NUL */
 
-/* Write the file anew; path is absolute.  What is there and is no regular file is
- * left alone, and an error.  `write` prints the counters; it leaves an
- * error of the file to be found there, and returns -1 with errno set if it has none
- * to print.  Returns 0, or -1 with the reason in why.  For one thread at a time.
+/* May this file be replaced?  Not if it is there and is no regular file, or one that
+ * doesn't begin with this text, as what is written does.  One that is empty may be, and
+ * one that can't be read.  Returns 0, or -1 with the reason in why.  It waits for
+ * nothing, whatever has been put there.
  */
-extern int counters_file_write (const char *path, int (*write) (FILE *fp),
+extern int counters_file_check (const char *path, const char *begins,
+                                char why[COUNTERS_FILE_WHY_MAX]);
+
+/* Write the file anew, if it may be; path is absolute.  `write` prints the counters,
+ * and what they begin with first; it leaves an error of the file to be found there, and
+ * returns -1 with errno set if it has none to print.  Returns 0, or -1 with the reason
+ * in why.  For one thread at a time.
+ */
+extern int counters_file_write (const char *path, const char *begins,
+                                int (*write) (FILE *fp),
                                 char why[COUNTERS_FILE_WHY_MAX]);
 
 #endif /* COUNTERS_FILE_H */

@@ -57,6 +57,19 @@ plugin_extents_crash (void)
   return strcmp (plugin_name (), "split") == 0;
 }
 
+/* For dl_iterate_phdr: is it nbdkit's cache filter? */
+static int
+is_cache_filter (struct dl_phdr_info *info, size_t size, void *unused)
+{
+  return strncmp (basename (info->dlpi_name), "nbdkit-cache-filter.", 20) == 0;
+}
+
+bool
+plugin_extents_are_stale (void)
+{
+  return dl_iterate_phdr (is_cache_filter, NULL) != 0;
+}
+
 /* What the dynamic section of a loaded object points to with this tag, or 0. */
 static ElfW(Addr)
 dynamic (const struct link_map *object, ElfW(Sxword) tag)

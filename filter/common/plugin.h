@@ -2,7 +2,8 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* Which plugin is below, as a fact: it is looked at where the loader has it.
+/* Which plugin is below, and what nbdkit has loaded else, as facts: they are looked at
+ * where the loader has them.
  *
  * Any thread may call these functions, once all layers are loaded.
  */
@@ -26,5 +27,13 @@ extern bool plugin_may_use (const char *function);
  * tests/upstream/split-extents-crash tells whether that is mended.
  */
 extern bool plugin_extents_crash (void);
+
+/* Do extents not tell of what has been written?  True if nbdkit's cache filter is
+ * loaded, wherever it is in the chain.  It keeps what is written, and passes the
+ * plugin's extents on: of a hole that was written to they say that it reads as zeroes
+ * (seen with nbdkit 1.32.5).  tests/upstream/cache-extents-lost-write tells whether that
+ * is mended.
+ */
+extern bool plugin_extents_are_stale (void);
 
 #endif /* PLUGIN_H */

@@ -13,6 +13,9 @@
 #include "exports.h"
 #include "line.h"
 
+/* What they begin with. */
+#define METRICS_BEGIN "# HELP nbdkit_scan_"
+
 /* Write the counters of these exports, nr of them.  Any thread. */
 extern void metrics_write (FILE *fp, const char *policy,
                            const struct export_totals *totals, size_t nr);

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -199,12 +200,28 @@ is_terminal (void)
   return isatty (STDERR_FILENO);
 }
 
+/* How many bytes of a line fit into one of the terminal: from a longer one the cursor
+ * would not come back to where it began.  What stands last matters least.
+ */
+static size_t
+width_that_fits (size_t width)
+{
+  struct winsize size;
+
+  /* The last column is left, as some terminals go on from there at once. */
+  if (ioctl (STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 &&
+      width >= size.ws_col)
+    return size.ws_col - 1;
+  return width;
+}
+
 static void
 show (bool last)
 {
   const struct sum sum = sum_up ();
   struct progress_line line = { .used = 0 };
   const char *text;
+  size_t covered;
   int steps;
 
   if (sum.size == 0)
@@ -213,8 +230,10 @@ show (bool last)
   format_progress (&sum, &line);
   if (is_terminal ()) {
     /* Blanks cover what a longer line before this one left. */
-    fprintf (stderr, "\r%s%*s%s", line.text,
-             state.width > line.used ? (int) (state.width - line.used) : 0, "",
+    line.used = width_that_fits (line.used);
+    covered = width_that_fits (state.width);
+    fprintf (stderr, "\r%.*s%*s%s", (int) line.used, line.text,
+             covered > line.used ? (int) (covered - line.used) : 0, "",
              last ? "\n" : "");
     state.width = line.used;
   }

@@ -57,7 +57,8 @@ static int
 write_file (char why[COUNTERS_FILE_WHY_MAX])
 {
   return config.stats_file == NULL ? 0
-    : counters_file_write (config.stats_file, write_counters, why);
+    : counters_file_write (config.stats_file, METRICS_BEGIN, write_counters,
+                           why);
 }
 
 /* Warns once when that fails: a file system is full, or the server has become a

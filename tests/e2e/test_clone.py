@@ -5,6 +5,7 @@
 by order and count of the reads that reach it."""
 
 import errno
+import os
 
 import nbd
 import pytest
@@ -465,6 +466,23 @@ def test_through_overlapping_writes_come_one_after_the_other ():
         server.release (server.next_call ("write"))
         finish (h, b)
         assert h.pread (BLOCK, 0) == b"b" * BLOCK
+
+
+def test_through_to_a_hole_below_the_cache_filter (tmp_path):
+    """It keeps what is written, and still calls it a hole."""
+    disk = tmp_path / "disk"
+    disk.touch ()
+    os.truncate (disk, M)
+    with nbdkit ([CLONE, "cache"], ["file", str (disk)], ["clone-write=through"]
+                 ) as server:
+        h = server.connect (prepare=lambda h: h.add_meta_context ("base:allocation"))
+        h.pwrite (b"w" * 100, 100)              # a part of the block
+        told = []
+        h.block_status (M, 0, lambda _, offset, extents, error: told.append (extents))
+        h.cache (M, 0)
+        assert h.pread (BLOCK, 0) == (
+            bytes (100) + b"w" * 100 + bytes (BLOCK - 200))
+        assert not told[0][1] & nbd.STATE_ZERO
 
 
 def test_through_a_read_only_plugin_is_read_only ():

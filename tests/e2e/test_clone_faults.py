@@ -6,11 +6,15 @@
 import contextlib
 import errno
 import os
+import resource
+import shutil
+import subprocess
 
 import nbd
 import pytest
 
-from harness import CHECK_WITH, CLONE, PLUGINS, gate, nbdkit, pattern, refused
+from harness import (CHECK_WITH, CLONE, PLUGINS, SCAN, gate, nbdkit, pattern,
+                     refused)
 from test_clone import Read
 from test_clone_files import clone, crashing, map_of
 
@@ -251,6 +255,78 @@ def test_a_file_of_another_user_in_a_folder_for_all (tmp_path, what):
         server.connect ()
 
 
+@pytest.mark.parametrize ("name", ["disk.img", "disk.img.map"])
+def test_a_file_that_must_not_change_is_nobody_elses (disk, name):
+    """What chattr +i has made immutable is told as what it is."""
+    with clone (disk) as server:
+        server.connect ()
+    path = disk.with_name (name)
+    if shutil.which ("chattr") is None or subprocess.run (
+            ["chattr", "+i", path], stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip ("no file can be made immutable here")
+    try:
+        errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+    finally:
+        subprocess.run (["chattr", "-i", path], check=True)
+    assert errors == [f"clone: cannot open {path}: Operation not permitted"]
+
+
+@pytest.mark.parametrize ("name", ["disk.img", "disk.img.map"])
+@pytest.mark.parametrize ("replace", [False, True])
+def test_a_file_that_is_removed_is_told (disk, name, replace):
+    """Once, and in time to copy the disk from the server."""
+    path = disk.with_name (name)
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 0, nbd.CMD_FLAG_FUA)
+        assert server.errors () == []
+        if replace:
+            disk.with_name ("new").write_bytes (b"")
+            disk.with_name ("new").rename (path)
+        else:
+            path.unlink ()
+        for _ in range (2):
+            h.pwrite (b"w" * BLOCK, BLOCK, nbd.CMD_FLAG_FUA)
+        assert h.pread (2 * BLOCK, 0) == b"w" * 2 * BLOCK
+        assert [e for e in server.errors () if f"warning: {path} has been removed while "
+                "it is in use" in e] == server.errors ()
+        assert len (server.errors ()) == 1
+
+
+@contextlib.contextmanager
+def file_limit (nbytes):
+    """What is started meanwhile can make no file larger than that."""
+    before = resource.getrlimit (resource.RLIMIT_FSIZE)
+    resource.setrlimit (resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit (resource.RLIMIT_FSIZE, before)
+
+
+def test_a_limit_for_files_ends_no_server (disk):
+    size = f"size={16 * M}"
+    with contextlib.ExitStack () as stack:
+        with file_limit (M):
+            server = stack.enter_context (clone (disk, plugin=[size]))
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        assert f"clone: {disk} cannot be made {16 * M} bytes long: File too large" \
+            in server.errors ()
+    with clone (disk, plugin=[size]) as server:
+        server.connect ().pwrite (b"w" * BLOCK, 0)
+    with contextlib.ExitStack () as stack:
+        with file_limit (M):
+            server = stack.enter_context (clone (disk, plugin=[size]))
+        h = server.connect ()
+        with pytest.raises (nbd.Error) as error:
+            h.pwrite (b"w" * BLOCK, 2 * M)
+        assert error.value.errnum == errno.ENOSPC
+        assert h.pread (2 * BLOCK, 2 * M) == pattern (2 * M, 2 * BLOCK)
+        h.pwrite (b"w" * BLOCK, BLOCK, nbd.CMD_FLAG_FUA)
+        assert h.pread (2 * BLOCK, 0) == b"w" * 2 * BLOCK
+
+
 def test_counters_replace_no_other_thing (disk, tmp_path):
     fifo = tmp_path / "stats"
     args = [f"clone-file={disk}", f"clone-stats={fifo}", "clone-commit=0.1"]
@@ -267,7 +343,42 @@ def test_counters_replace_no_other_thing (disk, tmp_path):
         server.poll (is_noticed, "a warning of the fifo")
     assert fifo.is_fifo ()
     assert refused ([CLONE], gate (), args) == [
-        f"clone-stats: {fifo} is there and is not a regular file"]
+        f"clone-stats={fifo} cannot be written: it is there and is not a regular file"]
+
+
+def test_counters_replace_no_other_file (disk, tmp_path):
+    """Such as a disk, by a slip; and what comes later is left alone, too."""
+    stats = tmp_path / "stats"
+    stats.write_bytes (b"a disk" * 1000)
+    args = [f"clone-file={disk}", f"clone-stats={stats}", "clone-commit=0.1"]
+    assert refused ([CLONE], gate (), args) == [
+        f"clone-stats={stats} cannot be written: it is there and holds something else "
+        "than these counters"]
+    assert stats.read_bytes () == b"a disk" * 1000
+    stats.write_bytes (b"")             # nothing is lost by that
+    with nbdkit ([CLONE], gate (), args) as server:
+        server.connect ()
+        server.poll (lambda: stats.stat ().st_size > 0, "the counters")
+
+        def is_noticed ():
+            # What is being written may still be put in its place.
+            (tmp_path / "other").write_bytes (b"a disk")
+            (tmp_path / "other").rename (stats)
+            return any ("holds something else" in e for e in server.errors ())
+        server.poll (is_noticed, "a warning of the file")
+    assert stats.read_bytes () == b"a disk"
+
+
+def test_two_filters_share_no_file (tmp_path):
+    """Each would replace the counters of the other."""
+    stats = tmp_path / "stats"
+    with nbdkit ([SCAN, CLONE], gate (), [f"scan-stats={stats}", f"clone-stats={stats}"]
+                 ) as server:
+        server.connect ()
+    assert server.errors () == [
+        f"clone: warning: clone-stats={stats} cannot be written: it is there and holds "
+        "something else than these counters"]
+    assert stats.read_text ().startswith ("# HELP nbdkit_scan_")
 
 
 def test_counters_in_a_folder_that_is_missing (tmp_path):

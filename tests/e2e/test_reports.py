@@ -4,15 +4,19 @@
 """What an operator sees: scan-stats, scan-progress, and nbdkit's debug flags."""
 
 import contextlib
+import fcntl
 import os
 import pty
 import re
 import shutil
+import struct
 import subprocess
+import termios
 
+import nbd
 import pytest
 
-from harness import CHECK_WITH, SCAN, gate, nbdkit, refused
+from harness import CHECK_WITH, CLONE, SCAN, TOP, gate, nbdkit, refused
 
 BLOCK = 4096
 FINISHED = "scan: finished scanning the plugin"
@@ -174,6 +178,45 @@ def test_debug_flags (flag, line, on):
         assert bool (found) == on
 
 
+def shown_on_terminal (command, rows, columns):
+    """What a command writes to a terminal of this size, which is its only one."""
+    pid, ours = pty.fork ()
+    if pid == 0:
+        fcntl.ioctl (0, termios.TIOCSWINSZ, struct.pack ("4H", rows, columns, 0, 0))
+        os.execvp (command[0], command)
+    shown = b""
+    with contextlib.suppress (OSError):     # as its end is told
+        while True:
+            shown += os.read (ours, 65536)
+    os.close (ours)
+    assert os.waitpid (pid, 0)[1] == 0
+    return shown.decode ()
+
+
+@pytest.mark.skipif (CHECK_WITH != "", reason="of a command in Lua")
+@pytest.mark.parametrize ("rows, columns", [(0, 0), (24, 80)])
+def test_watch_on_a_terminal (tmp_path, rows, columns):
+    """Also on one that has been told no size."""
+    stats = tmp_path / "stats"
+    with nbdkit ([SCAN], ["memory", "1M"], [f"scan-stats={stats}"]) as server:
+        server.connect ()
+    shown = shown_on_terminal ([os.path.join (TOP, "lua/bin/scan-policy"), "watch",
+                                "--count", "1", str (stats)], rows, columns)
+    assert "(default export)" in shown
+    assert "of 1 MiB" in shown
+
+
+@pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit by itself")
+def test_progress_is_no_wider_than_the_terminal (tmp_path):
+    """Else each second leaves a line behind."""
+    shown = shown_on_terminal (
+        ["nbdkit", "-U", "-", f"--filter={SCAN}", "memory", "1M", "scan-progress=true",
+         "--run", 'nbdcopy "$uri" null:; nbdinfo --size "$uri" > /dev/null'], 24, 20)
+    lines = [line for line in re.split ("[\r\n]", shown) if line.startswith ("scan: ")]
+    moving = [line for line in lines if "%" in line]
+    assert moving and all (len (line) < 20 for line in moving), lines
+
+
 # -- what can't be written ------------------------------------------------------
 
 def fifo (path):
@@ -189,6 +232,24 @@ def test_what_is_no_file_is_refused (tmp_path, make):
     [error] = refused ([SCAN], ["memory", "1M"], [f"scan-stats={stats}"])
     assert error.startswith (f"scan-stats={stats}: can't be written: ")
     assert error.endswith ("is not a regular file")
+
+
+@pytest.mark.parametrize ("clone", [[], [CLONE]], ids=["disk", "clone"])
+def test_a_disk_is_not_replaced (tmp_path, clone):
+    """By a slip its name may be given: here that of the source, or of its clone."""
+    disk = tmp_path / "disk"
+    args = [f"clone-file={disk}"] if clone else []
+    disk.write_bytes (b"a disk" * 1000)
+    if clone:
+        disk.unlink ()
+        with nbdkit (clone, ["memory", "64K"], args) as server:
+            server.connect ().pwrite (b"a disk" * 1000, 0, nbd.CMD_FLAG_FUA)
+    before = disk.read_bytes ()
+    plugin = ["memory", "64K"] if clone else ["file", str (disk)]
+    errors = refused ([SCAN, *clone], plugin, [*args, f"scan-stats={disk}"])
+    assert errors == [f"scan-stats={disk}: can't be written: it is there and holds "
+                      "something else than these counters"]
+    assert disk.read_bytes () == before
 
 
 def put_fifo (path):

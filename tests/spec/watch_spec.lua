@@ -144,6 +144,15 @@ describe ("watch.lines", function ()
     assert.equal ("disk, running, 10 % of 100 MiB, hit 50 %, late 0 %", anew)
   end)
 
+  it ("have no recent hits of a server that began anew and met more reads", function ()
+    local line = watch.lines ({ one { results = { hit = 2, miss = 30 } } },
+                              { one { results = { hit = 10, miss = 10 } } }, 2)[1]
+    assert.matches ("hit 6 %%, late 0 %%$", line)
+    line = watch.lines ({ one { results = { hit = 30, miss = 2 } } },
+                        { one { results = { hit = 10, miss = 10 } } }, 2)[1]
+    assert.matches ("hit 94 %%, late 0 %%$", line)
+  end)
+
   it ("say why there is no scan, and what fails", function ()
     assert.matches ("failed: mine.lua:3: oh no", watch.lines ({
       one { state = "failed", error = "mine.lua:3: oh no" } }, nil, 0)[1], 1, true)
@@ -263,6 +272,30 @@ describe ("watch.run", function ()
     assert.equal ("\r\27[J", written[1]:sub (1, 4))
     local up = ("\27[%dA\r\27[J"):format (height)
     assert.equal (up, written[2]:sub (1, #up))
+  end)
+
+  it ("never writes more on a terminal than it draws over", function ()
+    local exports = {}
+    for i = 1, 10 do
+      exports[i] = { label = "export " .. i, scan = { size_bytes = MiB } }
+    end
+    local gone = { nil, "/a/path/that/is/longer/than/the/terminal/is/wide: No such file" }
+    for _, size in ipairs { { 20, 24 }, { 20, 6 }, { 80, 24 }, { 7, 3 } } do
+      local written = run ({ { file (exports), 20 }, gone, { file (exports), 20 } }, {
+        terminal = true, size = function () return size[1], size[2] end,
+      })
+      for _, frame in ipairs (written) do
+        local text, rows = frame:gsub ("^[^J]*J", ""):gsub ("\27%[%d+m", ""), 0
+        for line in text:gmatch ("([^\n]*)\n") do
+          rows = rows + 1
+          assert.is_true (#line <= size[1], line)
+        end
+        -- The cursor stands in the one behind.
+        assert.is_true (rows < size[2], frame)
+      end
+      local message = written[2]:gsub ("\n", "")
+      if size[2] == 24 then assert.matches (gone[2], message, 1, true) end
+    end
   end)
 
   it ("fails if there is no file at first, and waits for it later", function ()

@@ -17,6 +17,8 @@
 #include "check.h"
 #include "counters-file.h"
 
+#define BEGINS "# counters: "
+
 static char dir[] = "/tmp/counters-XXXXXX", path[sizeof dir + 16];
 
 /* How many files there are in the directory. */
@@ -54,7 +56,7 @@ static sem_t first_printed, second_printed, first_ended;
 static int
 print_first (FILE *fp)
 {
-  fprintf (fp, "first, whole\n");
+  fprintf (fp, BEGINS "first, whole\n");
   fflush (fp);
   sem_post (&first_printed);
   sem_wait (&second_printed);
@@ -64,7 +66,7 @@ print_first (FILE *fp)
 static int
 print_second (FILE *fp)
 {
-  fprintf (fp, "second,");
+  fprintf (fp, BEGINS "second,");
   fflush (fp);
   sem_post (&second_printed);
   sem_wait (&first_ended);
@@ -78,7 +80,7 @@ write_second (void *result)
   char why[COUNTERS_FILE_WHY_MAX];
 
   sem_wait (&first_printed);
-  *(int *) result = counters_file_write (path, print_second, why);
+  *(int *) result = counters_file_write (path, BEGINS, print_second, why);
   return NULL;
 }
 
@@ -94,13 +96,13 @@ test_two_writers (void)
   sem_init (&first_ended, 0, 0);
   if (pthread_create (&thread, NULL, write_second, &second) != 0)
     abort ();
-  check (counters_file_write (path, print_first, why) == 0, "one writes");
-  check (strcmp (get_text (), "first, whole\n") == 0,
+  check (counters_file_write (path, BEGINS, print_first, why) == 0, "one writes");
+  check (strcmp (get_text (), BEGINS "first, whole\n") == 0,
          "and what is seen is whole: %s", get_text ());
   sem_post (&first_ended);
   pthread_join (thread, NULL);
   check (second == 0, "the other writes");
-  check (strcmp (get_text (), "second, whole\n") == 0,
+  check (strcmp (get_text (), BEGINS "second, whole\n") == 0,
          "and what is seen is whole: %s", get_text ());
   check (count_files () == 1, "nothing else is left");
 }
@@ -108,7 +110,7 @@ test_two_writers (void)
 static int
 print_text (FILE *fp)
 {
-  fprintf (fp, "text");
+  fprintf (fp, BEGINS "text");
   return 0;
 }
 
@@ -124,21 +126,40 @@ test_failures (void)
 {
   char why[COUNTERS_FILE_WHY_MAX];
 
-  check (counters_file_write (path, print_nothing, why) == -1 &&
+  check (counters_file_write (path, BEGINS, print_nothing, why) == -1 &&
          strcmp (why, "Cannot allocate memory") == 0, "nothing to print: %s", why);
-  check (count_files () == 1 && get_text ()[0] == 's', "the old one is there");
+  check (count_files () == 1 && strstr (get_text (), "second") != NULL, "the old one is there");
   unlink (path);
   if (mkfifo (path, 0600) == -1)
     abort ();
-  check (counters_file_write (path, print_text, why) == -1 &&
+  check (counters_file_write (path, BEGINS, print_text, why) == -1 &&
          strcmp (why, "it is there and is not a regular file") == 0,
          "a fifo is not replaced");
   check (count_files () == 1, "nothing else is left");
   unlink (path);
   umask (022);
-  check (counters_file_write (path, print_text, why) == 0, "a new one");
-  check (access (path, R_OK) == 0 && strcmp (get_text (), "text") == 0,
+  check (counters_file_write (path, BEGINS, print_text, why) == 0, "a new one");
+  check (access (path, R_OK) == 0 && strcmp (get_text (), BEGINS "text") == 0,
          "has all");
+}
+
+/* What is there before, and whether counters replace it. */
+static void
+test_replaces (const char *text, bool does)
+{
+  char why[COUNTERS_FILE_WHY_MAX];
+  FILE *fp = fopen (path, "we");
+
+  if (fp == NULL || fputs (text, fp) == EOF || fclose (fp) == EOF)
+    abort ();
+  check ((counters_file_check (path, BEGINS, why) == 0) == does,
+         "it %s be replaced: '%s'", does ? "may" : "may not", text);
+  check ((counters_file_write (path, BEGINS, print_text, why) == 0) == does &&
+         strcmp (get_text (), does ? BEGINS "text" : text) == 0,
+         "it is%s", does ? "" : " not");
+  check (does || strcmp (why, "it is there and holds something else than these "
+                         "counters") == 0, "and why");
+  check (count_files () == 1, "nothing else is left");
 }
 
 static void
@@ -159,6 +180,12 @@ main (void)
   test_two_writers ();
   test_failures ();
   test_mode ();
+  test_replaces ("", true);
+  test_replaces (BEGINS "of another time, and longer", true);
+  test_replaces (BEGINS, true);
+  test_replaces ("# counters", false);  /* some of it */
+  test_replaces ("a disk, which is longer", false);
+  test_replaces (" " BEGINS, false);
   unlink (path);
   rmdir (dir);
   return done ();

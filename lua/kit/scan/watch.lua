@@ -211,9 +211,10 @@ local function figures (now, before, seconds)
   end
   if before then
     local new = reads - total (before.results)
-    if new > 0 and new < reads then
-      add ("lately hit %s",
-           percent ((now.results.hit or 0) - (before.results.hit or 0), new))
+    local hits = (now.results.hit or 0) - (before.results.hit or 0)
+    -- Not if it began anew.
+    if new > 0 and new < reads and hits >= 0 and hits <= new then
+      add ("lately hit %s", percent (hits, new))
     end
   end
   if (now.scan.prefetch_failures_total or 0) > 0 then
@@ -262,6 +263,16 @@ local function wrap (parts, width, indent)
   end
   lines[#lines + 1] = line      -- nil if there were no texts
   for n, text in ipairs (lines) do lines[n] = text:sub (1, width) end
+  return lines
+end
+
+-- A text in lines of a terminal.  One that is left to the terminal to break would be
+-- counted as one, and stay in part when the next frame is drawn.
+local function fold (text, width)
+  local lines = {}
+  for position = 1, #text, width do
+    lines[#lines + 1] = text:sub (position, position + width - 1)
+  end
   return lines
 end
 
@@ -322,30 +333,38 @@ function M.run (world, options)
   local drawn, frames = 0, 0
   while true do
     local text, written = world.read ()
-    local lines
+    local lines, note
+    local width, height
+    if world.terminal then width, height = world.size () end
     if not text then
       if frames == 0 then return false, written end
-      lines = { written }
+      lines, note = {}, written
     else
+      local age = math.floor (world.clock () - written)
+      if age >= OLD_SECONDS then
+        note = ("last written %s ago: has the server ended?")
+          :format (units.seconds (age))
+      end
       if not last or written ~= last.written then
         last, before = { exports = M.parse (text), written = written }, last
       end
       local old = before and before.exports
       local seconds = before and last.written - before.written or 0
       if world.terminal then
-        local width, height = world.size ()
-        lines = M.frame (last.exports, old, seconds,
-                         { width = width, height = height, color = true })
+        lines = M.frame (last.exports, old, seconds, {
+          width = width, color = true,
+          height = height - 1 - (note and #fold (note, width) or 0),
+        })
       else
         lines = M.lines (last.exports, old, seconds)
       end
-      local age = math.floor (world.clock () - written)
-      if age >= OLD_SECONDS then
-        lines[#lines + 1] = ("last written %s ago: has the server ended?")
-          :format (units.seconds (age))
-      end
+    end
+    for _, line in ipairs (note and (width and fold (note, width) or { note }) or {}) do
+      lines[#lines + 1] = line
     end
     if world.terminal then
+      -- One is left for the cursor, so that nothing scrolls.
+      for n = #lines, math.max (height, 2), -1 do lines[n] = nil end
       -- Up to where the last frame began, and nothing of it stays.
       world.write ((drawn > 0 and ("\27[%dA"):format (drawn) or "") .. "\r\27[J"
                    .. table.concat (lines, "\n") .. "\n")

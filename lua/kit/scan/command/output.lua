@@ -22,7 +22,12 @@ end
 function M.terminal_size ()
   local rows, columns = (shell.output ("stty size 2>/dev/null </dev/tty") or "")
     :match ("^(%d+) (%d+)")
-  return tonumber (columns) or 80, tonumber (rows) or 24
+  -- A terminal that nobody has told its size, such as a serial line, says 0.
+  local function number (text, default)
+    local n = tonumber (text) or 0
+    return n > 0 and n or default
+  end
+  return number (columns, 80), number (rows, 24)
 end
 
 --- Progress on standard error: rewritten in place on a terminal.
