@@ -7,6 +7,7 @@ and what became of its prefetches."""
 import errno
 
 import nbd
+import pytest
 
 from harness import SCAN, gate, nbdkit
 from test_reports import FINISHED, counters
@@ -149,6 +150,31 @@ def test_what_failed_was_not_read (tmp_path):
         server.wait_line ("policy: missing\t0\t4096$")
         server.wait_line ("policy: failed\t0\t4096\tEIO$")
         assert len ([line for line in said (server) if line.startswith ("read")]) == 1
+
+
+def test_adaptive_fetches_what_a_client_could_not_read ():
+    with nbdkit ([SCAN], gate ("size=1M", "hold=cache", "hold=read"),
+                 [f"scan-size={BLOCK}", "scan-policy=adaptive", "scan-pace=false"],
+                 ["-v"]) as server:
+        h = server.connect ()
+        cookie = h.aio_pread (nbd.Buffer (4096), 15 * BLOCK)
+        read = server.next_call ("read")
+        left = 16 * BLOCK - 4096
+        while True:
+            call = server.next_call ("cache")
+            left -= call.count
+            if left == 0:
+                break
+            server.release (call)
+        server.release (read, errno.EIO)
+        with pytest.raises (nbd.Error):
+            while not h.aio_command_completed (cookie):
+                h.poll (-1)
+        server.release (call)
+        call = server.next_call ("cache")
+        assert (call.offset, call.count) == (15 * BLOCK, 4096)
+        server.release (call)
+        server.wait_line (FINISHED)
 
 
 def test_what_became_of_prefetches (tmp_path):

@@ -10,7 +10,9 @@
 --   and seconds after which there may be one, if it does not wait for a read;
 -- - `note (self, offset, count, met)`, optional: sees each client read, before any
 --   `next`; if it returns true, the generators behind do not see that read;
--- - `ended (self, offset, count, errno)`, optional: sees each prefetch that ended.
+-- - `ended (self, offset, count)`, optional: sees each prefetch that ended;
+-- - `failed (self, offset, count)`, optional: sees each that failed, and what a client
+--   could not read.
 --
 -- What is there, on its way or a hole is left out by `take`, of ranges { at =, stop = }
 -- in bytes.  How much may be in flight is not decided here.
@@ -107,7 +109,7 @@ function M.run (disk, generators, ends)
         if generator.note and generator:note (offset, count, met) then break end
       end
     end
-    for offset, count, _, errno in disk:results () do
+    for offset, count in disk:results () do
       if asked[offset] then
         most = math.max (M.AT_ONCE * math.max (count, M.UNIT_BYTES),
                          count == asked[offset] and most or 0)
@@ -115,7 +117,12 @@ function M.run (disk, generators, ends)
         asked[offset] = nil
       end
       for _, generator in ipairs (generators) do
-        if generator.ended then generator:ended (offset, count, errno) end
+        if generator.ended then generator:ended (offset, count) end
+      end
+    end
+    for offset, count in disk:failures () do
+      for _, generator in ipairs (generators) do
+        if generator.failed then generator:failed (offset, count) end
       end
     end
   end

@@ -5,8 +5,8 @@
 --
 -- Upwards to the end of the disk from where a stream was read last, or from the
 -- start, then what was left out before, a block at a time.  What lies between the
--- first and the last of what failed is gone through again, three times, after 1, 2
--- and 4 seconds.
+-- first and the last of what failed, also for a client, is gone through again, three
+-- times, after 1, 2 and 4 seconds.
 --
 -- @module scan.rest
 
@@ -28,12 +28,11 @@ function M.new (disk, walks)
                          ranges = { { at = 0, stop = disk.size } } }, { __index = Rest })
 end
 
---- A prefetch has ended.
-function Rest:ended (offset, count, errno)
-  if not errno then return end
-  local failed = self.failed or { at = offset, stop = 0 }
-  self.failed = { at = math.min (failed.at, offset),
-                  stop = math.max (failed.stop, offset + count) }
+--- A prefetch has failed, or a client's read.
+function Rest:failed (offset, count)
+  local again = self.again or { at = offset, stop = 0 }
+  self.again = { at = math.min (again.at, offset),
+                 stop = math.max (again.stop, offset + count) }
 end
 
 --- The next range.
@@ -46,8 +45,8 @@ function Rest:next (most)
   while self.due <= disk:now () do
     local offset, count = generators.take_first (disk, self.ranges, most, disk.block)
     if offset or count then return offset, count end
-    if not self.failed or self.seconds > RETRY_MOST_SECONDS then return nil end
-    self.ranges, self.failed = { self.failed }, nil
+    if not self.again or self.seconds > RETRY_MOST_SECONDS then return nil end
+    self.ranges, self.again = { self.again }, nil
     self.due, self.seconds = disk:now () + self.seconds, 2 * self.seconds
   end
   return nil, self.due - disk:now ()
