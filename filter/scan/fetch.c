@@ -38,11 +38,9 @@ prefetch_once (struct scanner *s, struct worker *w, struct range range)
     return result;
   }
   stats_prefetch_begins (s->config.stats);
-  map_prefetch_begins (s->config.map, range);
   started_ns = clock_now_ns ();
   result.err = source_prefetch (w->source, range, w->scratch);
   result.ns = clock_now_ns () - started_ns;
-  map_prefetch_ends (s->config.map, range, result.err == 0);
   stats_prefetch_ends (s->config.stats, range, result.ns, result.err == 0);
   guard_end (&op);
   return result;
@@ -59,6 +57,7 @@ fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
   again = opening_again (w, result.err);
   if (again)
     result = prefetch_once (s, w, range);
+  map_prefetch_ends (s->config.map, range, result.err == 0);
   ticket_end (w, result.err == 0 && !again ? range.count : 0);
   note_result (s, result);
 }

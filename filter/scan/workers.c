@@ -268,6 +268,9 @@ get_work (struct scanner *s, struct worker *w, struct range *range)
   if (!take_role (s))
     return false;
   more = decide (s, w, range);
+  /* Before another one decides, and asks what is missing. */
+  if (more)
+    map_prefetch_begins (s->config.map, *range);
   err = leave_role (s, more);
   if (err != 0) {
     snprintf (why, sizeof why, "could not start a scan thread: %s",
