@@ -187,7 +187,8 @@ extern bool steps_ask_policy (struct scanner *s, struct worker *w);
 /* -- fetch.c --------------------------------------------------------------- */
 
 /* Prefetch a range, at most a block, which the map has in flight; and not any more
- * when this returns.  A failure is counted and kept for the policy, and the source perhaps opened again (see opening.h).
+ * when this returns.  A failure is counted and kept for the policy, and the source
+ * perhaps opened again (see opening.h).
  */
 extern void fetch_prefetch (struct scanner *s, struct worker *w,
                             struct range range);
