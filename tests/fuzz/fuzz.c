@@ -137,7 +137,7 @@ client_reads (void *opaque, const struct met_read **out)
   client->reads = n > 0 ? calloc (n, sizeof client->reads[0]) : NULL;
   for (i = 0; i < n; ++i)
     client->reads[i] = (struct met_read) {
-      take_range (), take_byte () % (MET_HIT + 1)
+      .range = take_range (), .met = take_byte () % (MET_HIT + 1)
     };
   *out = client->reads;
   return n;

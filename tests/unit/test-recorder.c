@@ -229,7 +229,7 @@ static void
 reads (struct recorder *r, uint64_t block, uint64_t n)
 {
   const struct met_read read = {
-    { block * JOURNAL_BLOCK, n * JOURNAL_BLOCK }, MET_MISS
+    .range = { block * JOURNAL_BLOCK, n * JOURNAL_BLOCK }, .met = MET_MISS
   };
 
   recorder_add (r, &read, 1, 0);
@@ -315,7 +315,9 @@ test_overflow (void)
   size_t i;
 
   for (i = 0; i < sizeof many / sizeof *many; ++i)
-    many[i] = (struct met_read) { { i * JOURNAL_BLOCK, 1 }, MET_MISS };
+    many[i] = (struct met_read) {
+      .range = { i * JOURNAL_BLOCK, 1 }, .met = MET_MISS
+    };
   recorder_add (r, many, 10, 3);
   recorder_add (r, many + 10, RECORDER_READS_MAX, 0);
   recorder_step (r, second);
