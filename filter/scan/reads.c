@@ -188,17 +188,17 @@ reads_begin (struct reads *reads, struct map *map,
 
   atomic_fetch_add (&reads->in_flight, 1);
 
-  if (add_to_ring (reads, offset, count, met))
-    ;
   /* A full queue has no use for a read that ends before its newest: it is as if
    * it had come a moment earlier or later than what changes that meanwhile.
    */
-  else if (atomic_load_explicit (&reads->newest_end, memory_order_relaxed) <
-           offset + count)
-    add_to_full (reads, (struct entry) {
-                   .offset = offset, .count = count, .met = met });
-  else
-    atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
+  if (!add_to_ring (reads, offset, count, met)) {
+    if (atomic_load_explicit (&reads->newest_end, memory_order_relaxed) <
+        offset + count)
+      add_to_full (reads, (struct entry) {
+                     .offset = offset, .count = count, .met = met });
+    else
+      atomic_fetch_add_explicit (&reads->lost, 1, memory_order_relaxed);
+  }
   note_event (reads);
   return met;
 }
