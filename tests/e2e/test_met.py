@@ -153,9 +153,10 @@ def test_what_failed_was_not_read (tmp_path):
 
 
 def test_adaptive_fetches_what_a_client_could_not_read ():
+    """Also where it has been already."""
     with nbdkit ([SCAN], gate ("size=1M", "hold=cache", "hold=read"),
-                 [f"scan-size={BLOCK}", "scan-policy=adaptive", "scan-pace=false"],
-                 ["-v"]) as server:
+                 [f"scan-size={BLOCK}", "scan-policy=adaptive", "scan-pace=false",
+                  "scan-threads=2"], ["-v", "-D", "scan.decisions=1"]) as server:
         h = server.connect ()
         cookie = h.aio_pread (nbd.Buffer (4096), 15 * BLOCK)
         read = server.next_call ("read")
@@ -166,6 +167,7 @@ def test_adaptive_fetches_what_a_client_could_not_read ():
             if left == 0:
                 break
             server.release (call)
+        server.wait_line ("scan: policy: settle")
         server.release (read, errno.EIO)
         with pytest.raises (nbd.Error):
             while not h.aio_command_completed (cookie):

@@ -222,8 +222,15 @@ test_missing (void)
   map_unread (map, (struct range) { 0, 1 << 20 });
   check (missing_is (map, 65536, (1 << 20) - 65536),
          "only what was prefetched is there");
-  prefetch (map, 65536, (1 << 20) - 65536);
-  check (missing_is (map, 0, 0), "and the count of what is known is right");
+  map_free (map);
+
+  map = map_of (16 << 20);
+  map_read (map, (struct range) { 0, 16 << 20 });
+  check (missing_is (map, 0, 0), "all was read");
+  map_unread (map, (struct range) { 5 << 20, 4096 });
+  check (missing_is (map, 5 << 20, 4096), "one of many that are known");
+  map_read (map, (struct range) { 5 << 20, 4096 });
+  check (missing_is (map, 0, 0), "and all again");
   map_free (map);
 
   map = map_of (1 << 20);
