@@ -5,8 +5,7 @@
 --
 -- A program that reads a little here will read more near by: the MiB in which a read
 -- was is offered, from the read up and then what is before it.  The newest read comes
--- first.  Holes are left out.  Once 32 lone reads in a row have found nothing there,
--- nothing is offered, until one does.
+-- first.  Holes are left out.
 --
 -- @module scan.neighbours
 
@@ -25,13 +24,11 @@ local READS = 32
 -- @tparam table disk
 -- @treturn table generator
 function M.new (disk)
-  return setmetatable ({ disk = disk, ranges = {}, trust = READS },
-                       { __index = Neighbours })
+  return setmetatable ({ disk = disk, ranges = {} }, { __index = Neighbours })
 end
 
 --- A client read.
-function Neighbours:note (offset, _, met)
-  self.trust = met == "miss" and self.trust - 1 or READS
+function Neighbours:note (offset)
   local near = generators.widen (self.disk, offset, 1, NEAR_BYTES)
   local ranges = self.ranges
   table.insert (ranges, 1, { at = near.at, stop = offset })
@@ -41,7 +38,6 @@ end
 
 --- The next range near a read.
 function Neighbours:next (most)
-  if self.trust <= 0 then return nil end
   return generators.take_first (self.disk, self.ranges, most)
 end
 
