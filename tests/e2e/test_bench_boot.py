@@ -29,7 +29,7 @@ def result (stack, line, seconds, mib=0, round_=0, writable=False):
 RESULTS = [
     result (stacks.LOCAL, None, 10), result (stacks.LOCAL, None, 20, round_=1),
     result (stacks.NONE, NEAR, 20, 100), result (stacks.NONE, NEAR, 60, 120, 1),
-    result (stacks.NONE, FAR, 70, 100), result ("adaptive + cow", NEAR, 10.4, 500),
+    result (stacks.NONE, FAR, 70, 100), result ("adaptive + clone", NEAR, 10.4, 500),
 ]
 
 
@@ -37,7 +37,7 @@ def test_a_ratio_is_to_the_local_disk_of_its_round ():
     lines = page.tables (RESULTS).splitlines ()
     assert f"| time over local, MiB read | {NEAR} | {FAR} |" in lines
     assert f"| {stacks.NONE} | **2.50**, 110 | **7.00**, 100 |" in lines
-    assert "| adaptive + cow | 1.04, 500 |  |" in lines
+    assert "| adaptive + clone | 1.04, 500 |  |" in lines
 
 
 def test_runs_that_write_are_apart ():
@@ -63,4 +63,4 @@ def test_there_is_a_place_for_the_table ():
 def test_stacks_have_names_of_their_own ():
     names = [stacks.run_name (s, run) for s in stacks.stacks () for run in range (s.runs)]
     assert len (set (names)) == len (names)
-    assert {"learn + cow, first run", "learn + cow, second run"} <= set (names)
+    assert {"learn + clone, first run", "learn + clone, second run"} <= set (names)

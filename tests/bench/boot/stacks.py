@@ -30,36 +30,24 @@ NONE = "no filter"
 LINES = [Line ("20 ms, 400 Mbit/s", 20, 400), Line ("80 ms, 100 Mbit/s", 80, 100)]
 
 CACHE_2M = ["cache-min-block-size=2M"]
-# What keeps, by name: its filter, and what it and the scan need.
-KEEPS = {
-    "cow": ("cow", ["cow-on-read=true", "scan-method=read"]),
-    "clone": (CLONE, []),
-}
+# What a policy needs besides.
+POLICIES = {"default": [], "data": [], "adaptive": [],
+            "replay": ["scan-file-trace=TRACE"], "learn": ["scan-trace=DIR/trace"]}
 
 
 def stacks ():
-    rows = [
+    return [
         Stack (LOCAL, "local"),
         Stack (NONE, "nbdkit"),
         Stack ("stock scan + cow", "nbdkit", ["scan", "cow"], ["cow-on-cache=true"]),
         Stack ("stock scan + cache 2M", "nbdkit", ["scan", "cache"], CACHE_2M),
         Stack ("readahead + cache 2M", "nbdkit", ["readahead", "cache"], CACHE_2M),
         Stack ("QEMU's block-stream", "stream"),
+        *(Stack (f"{policy} + clone", "nbdkit", [OURS, CLONE],
+                 [f"scan-policy={policy}", "scan-threads=8", *more],
+                 2 if policy == "learn" else 1)
+          for policy, more in POLICIES.items ()),
     ]
-    for keep, (layer, params) in KEEPS.items ():
-        if layer == CLONE and not os.path.exists (
-                os.path.join (TOP, "build/nbdkit-clone-filter.so")):
-            continue
-        for policy in "default", "data", "adaptive", "replay", "learn":
-            if not os.path.exists (f"{TOP}/policies/{policy}.lua"):
-                continue
-            more = {"replay": ["scan-file-trace=TRACE"],
-                    "learn": ["scan-trace=DIR/trace"]}.get (policy, [])
-            rows.append (Stack (
-                f"{policy} + {keep}", "nbdkit", [OURS, layer],
-                [f"scan-policy={policy}", "scan-threads=8", *more, *params],
-                2 if policy == "learn" else 1))
-    return rows
 
 
 def run_name (stack, run):
