@@ -200,6 +200,7 @@ end
 -- @treturn number and of the best of the others
 -- @treturn string which that is
 -- @treturn number how many times faster than without prefetch that is
+-- @treturn number how many round trips adaptive takes longer than the best
 function M.measure (cell, policy)
   local none = M.run (cell)
   local adaptive = M.run (cell, policy or "adaptive")
@@ -208,7 +209,8 @@ function M.measure (cell, policy)
     local seconds = M.run (cell, other)
     if seconds < best then best, best_name = seconds, other end
   end
-  return adaptive / none, adaptive / best, best_name, none / best
+  return adaptive / none, adaptive / best, best_name, none / best,
+    (adaptive - best) / cell.latency
 end
 
 --- A cell in words.
@@ -226,10 +228,11 @@ local function read_lines (paths)
   local lines = {}
   for _, path in ipairs (paths) do
     for line in io.lines (path) do
-      local to_none, to_best, name, gain, cell =
-        line:match ("^(%S+)\t(%S+)\t(%S+)\t(%S+)\t(.*)$")
+      local to_none, to_best, name, gain, trips, cell =
+        line:match ("^(%S+)\t(%S+)\t(%S+)\t(%S+)\t(%S+)\t(.*)$")
       lines[#lines + 1] = { to_none = tonumber (to_none), to_best = tonumber (to_best),
-                            name = name, gain = tonumber (gain), cell = cell }
+                            name = name, gain = tonumber (gain),
+                            trips = tonumber (trips), cell = cell }
     end
   end
   return lines
@@ -260,6 +263,24 @@ local function print_worst (lines, key, what)
   end
 end
 
+-- What the cells have lost that are not within a tenth of the best.
+local function print_lost (lines)
+  local most = { 4, 8, 16, 64, math.huge }
+  local counts = {}
+  for _, line in ipairs (lines) do
+    if line.to_best > 1.1 then
+      local i = 1
+      while line.trips > most[i] do i = i + 1 end
+      counts[i] = (counts[i] or 0) + 1
+    end
+  end
+  print "\n| slower than a tenth over the best, by round trips | cells |\n|---|---|"
+  for i, trips in ipairs (most) do
+    print (("| %s | %d |"):format (i < #most and "at most " .. trips or "more",
+                                   counts[i] or 0))
+  end
+end
+
 local function print_tables (paths)
   local lines = read_lines (paths)
   print ("| cells | number | at most 1.05 of no prefetch | "
@@ -282,6 +303,7 @@ local function print_tables (paths)
     return not (cell:find (" 1 at once", 1, true) or cell:find (" 1 threads", 1, true)
                 or cell:find (" 10 Mbit/s", 1, true))
   end)
+  print_lost (lines)
   print_worst (lines, "to_none", "time, to no prefetch")
   print_worst (lines, "to_best", "time, to the best of the others")
 end
@@ -290,9 +312,9 @@ local function print_cells (part, parts, policy)
   for i, cell in ipairs (M.cells ()) do
     for _, together in ipairs (i % parts == part % parts and M.TOGETHER or {}) do
       cell.together = together
-      local to_none, to_best, name, gain = M.measure (cell, policy)
-      print (("%.3f\t%.3f\t%s\t%.2f\t%s"):format (to_none, to_best, name, gain,
-                                                  M.describe (cell)))
+      local to_none, to_best, name, gain, trips = M.measure (cell, policy)
+      print (("%.3f\t%.3f\t%s\t%.2f\t%.1f\t%s"):format (to_none, to_best, name, gain,
+                                                        trips, M.describe (cell)))
       io.stdout:flush ()
     end
   end
