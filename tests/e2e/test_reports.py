@@ -206,6 +206,20 @@ def test_watch_on_a_terminal (tmp_path, rows, columns):
     assert "of 1 MiB" in shown
 
 
+@pytest.mark.skipif (CHECK_WITH != "", reason="of a command in Lua")
+def test_watch_shows_the_pace (tmp_path):
+    stats = tmp_path / "stats"
+    with nbdkit ([SCAN, CLONE, "delay"], ["pattern", "1M"],
+                 ["scan-policy=data", "scan-size=64K", f"scan-stats={stats}",
+                  f"clone-file={tmp_path}/disk.img", "rdelay=5ms"], ["-v"]) as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+    shown = subprocess.run ([os.path.join (TOP, "lua/bin/scan-policy"), "watch",
+                             "--count", "1", stats], check=True,
+                            stdout=subprocess.PIPE, text=True).stdout
+    assert re.search (r"pace: .*pieces of .*, latency \d+", shown), shown
+
+
 @pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit by itself")
 def test_progress_is_no_wider_than_the_terminal (tmp_path):
     """Else each second leaves a line behind."""

@@ -6,9 +6,12 @@ local watch = require "scan.watch"
 local MiB = 1024 * 1024
 
 -- A file as the scan filter writes it, for exports with these values.
-local function file (exports)
+local function file (exports, pace)
   local lines = { "# HELP nbdkit_scan_size_bytes Size of the disk.",
                   "# TYPE nbdkit_scan_size_bytes gauge" }
+  for name, value in pairs (pace or {}) do
+    lines[#lines + 1] = ("nbdkit_scan_pace_%s %s"):format (name, value)
+  end
   for _, export in ipairs (exports) do
     local label = ('export="%s"'):format (export.label or "")
     for name, value in pairs (export.scan or {}) do
@@ -31,7 +34,9 @@ local function file (exports)
   return table.concat (lines, "\n") .. "\n"
 end
 
-local function one (export) return watch.parse (file { export })[1] end
+local function all (export) return watch.parse (file { export }) end
+
+local function one (export) return all (export)[1] end
 
 describe ("watch.parse", function ()
   it ("tells exports apart, in order of their names", function ()
@@ -65,8 +70,9 @@ describe ("watch.parse", function ()
   end)
 
   it ("passes over what it does not know, and half a line", function ()
-    assert.same ({}, watch.parse ("x 1\nnode_load1 0.3\nnbdkit_scan_size_bytes{export="))
-    assert.same ({}, watch.parse (""))
+    assert.same ({ pace = {} },
+                 watch.parse ("x 1\nnode_load1 0.3\nnbdkit_scan_size_bytes{export="))
+    assert.same ({ pace = {} }, watch.parse (""))
   end)
 end)
 
@@ -132,54 +138,65 @@ describe ("watch.lines", function ()
                          read_bytes_total = 4 * MiB } }
 
   it ("have rates since the last ones, and the hit share of all and lately", function ()
-    local lines = watch.lines ({ one (now) }, { one (before) }, 2)
+    local lines = watch.lines (all (now), all (before), 2)
     assert.same ({ "disk, running, 50 % of 100 MiB, fetching 20 MiB/s, read 2 MiB/s, "
                    .. "3 s left, hit 63 %, late 0 %, lately hit 90 %" }, lines)
   end)
 
   it ("have no rates at first, nor when the server began anew", function ()
-    local first = watch.lines ({ one (now) }, nil, 0)[1]
+    local first = watch.lines (all (now), nil, 0)[1]
     assert.equal ("disk, running, 50 % of 100 MiB, hit 63 %, late 0 %", first)
-    local anew = watch.lines ({ one (before) }, { one (now) }, 2)[1]
+    local anew = watch.lines (all (before), all (now), 2)[1]
     assert.equal ("disk, running, 10 % of 100 MiB, hit 50 %, late 0 %", anew)
   end)
 
   it ("have no recent hits of a server that began anew and met more reads", function ()
-    local line = watch.lines ({ one { results = { hit = 2, miss = 30 } } },
-                              { one { results = { hit = 10, miss = 10 } } }, 2)[1]
+    local line = watch.lines (all { results = { hit = 2, miss = 30 } },
+                              all { results = { hit = 10, miss = 10 } }, 2)[1]
     assert.matches ("hit 6 %%, late 0 %%$", line)
-    line = watch.lines ({ one { results = { hit = 30, miss = 2 } } },
-                        { one { results = { hit = 10, miss = 10 } } }, 2)[1]
+    line = watch.lines (all { results = { hit = 30, miss = 2 } },
+                        all { results = { hit = 10, miss = 10 } }, 2)[1]
     assert.matches ("hit 94 %%, late 0 %%$", line)
   end)
 
   it ("say why there is no scan, and what fails", function ()
-    assert.matches ("failed: mine.lua:3: oh no", watch.lines ({
-      one { state = "failed", error = "mine.lua:3: oh no" } }, nil, 0)[1], 1, true)
-    assert.matches ("7 failed", watch.lines ({
-      one { scan = { prefetch_failures_total = 7 } } }, nil, 0)[1])
+    assert.matches ("failed: mine.lua:3: oh no", watch.lines (all {
+      state = "failed", error = "mine.lua:3: oh no" }, nil, 0)[1], 1, true)
+    assert.matches ("7 failed", watch.lines (all {
+      scan = { prefetch_failures_total = 7 } }, nil, 0)[1])
   end)
 
   it ("call a scan stalled when nothing comes of what is in flight", function ()
     local function line (in_flight, quiet)
-      return watch.lines ({ one { scan = { prefetches_in_flight = in_flight,
-                                           quiet_seconds = quiet } } }, nil, 0)[1]
+      return watch.lines (all { scan = { prefetches_in_flight = in_flight,
+                                           quiet_seconds = quiet } }, nil, 0)[1]
     end
     assert.matches ("stalled for 42 s", line (1, 42.3))
     assert.not_matches ("stalled", line (0, 42))
     assert.not_matches ("stalled", line (3, 1))
   end)
 
-  it ("show pace and clone where there are such", function ()
-    local line = watch.lines ({ one {
-      scan = { size_bytes = MiB, pace_window_bytes = 1.5 * MiB,
-               pace_bandwidth_bytes_per_second = 10 * MiB, pace_latency_seconds = 0.02,
-               pace_probes = 3 },
-      clone = { present_bytes = MiB / 2, not_kept_total = 2, broken = 1 } } }, nil, 0)[1]
-    assert.matches ("pace: bandwidth 10 MiB/s, latency 20 ms, probes 3, window 1.5 MiB",
-                    line, 1, true)
+  it ("show the clone where there is one", function ()
+    local line = watch.lines (all {
+      scan = { size_bytes = MiB },
+      clone = { present_bytes = MiB / 2, not_kept_total = 2, broken = 1 } }, nil, 0)[1]
     assert.matches ("clone has 50 %, 2 not kept, CLONE BROKEN", line, 1, true)
-    assert.not_matches ("pace", watch.lines ({ one {} }, nil, 0)[1])
+  end)
+
+  it ("show what is known of the line that all exports share", function ()
+    local pace = { window_bytes = 1.5 * MiB, piece_bytes = 65536,
+                   bandwidth_bytes = 10 * MiB, latency_seconds = 0.02 }
+    local lines = watch.lines (watch.parse (file ({ { label = "a" }, { label = "b" } },
+                                                  pace)), nil, 0)
+    for i = 1, 2 do
+      assert.matches ("pace: window 1.5 MiB, pieces of 64 KiB, 10 MiB/s, latency 20 ms",
+                      lines[i], 1, true)
+    end
+    lines = watch.lines (watch.parse (file ({ {} }, { window_bytes = 0,
+                                                      piece_bytes = 4096 })), nil, 0)
+    assert.matches (", pace: pieces of 4 KiB$", lines[1])
+    lines = watch.lines (watch.parse (file ({ {} }, { window_bytes = 0 })), nil, 0)
+    assert.not_matches ("pace", lines[1])
   end)
 end)
 
@@ -187,8 +204,8 @@ describe ("watch.frame", function ()
   local OPTIONS = { width = 60, height = 24 }
 
   it ("has a strip as wide as the terminal", function ()
-    local lines = watch.frame ({ one { scan = {
-      size_bytes = 100, covered_bytes = 50, unread_bytes = 25 } } }, nil, 0, OPTIONS)
+    local lines = watch.frame (all { scan = {
+      size_bytes = 100, covered_bytes = 50, unread_bytes = 25 } }, nil, 0, OPTIONS)
     assert.equal ("(default export)  running  policy adaptive", lines[1])
     assert.equal ("[" .. ("#"):rep (14) .. ("="):rep (14) .. ("."):rep (30) .. "]",
                   lines[2])
@@ -201,27 +218,28 @@ describe ("watch.frame", function ()
       exports[i] = { label = ("export %02d"):format (i), error = ("long "):rep (40),
                      results = { hit = 1, late = 1 },
                      scan = { size_bytes = MiB, covered_bytes = 1,
-                              prefetch_failures_total = 1, pace_a_bytes = 1,
-                              pace_b_bytes = 2, pace_c_bytes = 3, pace_d_bytes = 4 } }
+                              prefetch_failures_total = 1 } }
     end
     for _, width in ipairs { 20, 60, 200 } do
-      local lines = watch.frame (watch.parse (file (exports)), nil, 0,
+      local pace = { piece_bytes = 65536, bandwidth_bytes = 1, latency_seconds = 1 }
+      local lines = watch.frame (watch.parse (file (exports, pace)), nil, 0,
                                  { width = width, height = 24 })
       assert.is_true (#lines <= 24)
       for _, line in ipairs (lines) do assert.is_true (#line <= width, line) end
-      assert.matches ("^and %d+ more$", lines[#lines - 1])
+      assert.matches ("^and %d+ more$", lines[#lines - 2])
+      assert.matches ("^pace: ", lines[#lines - 1])
     end
   end)
 
   it ("lets no name or message move the cursor", function ()
-    local lines = watch.frame ({ one { label = "a\27[2Jb", error = "c\27[Hd",
-                                       scan = { size_bytes = 1 } } }, nil, 0, OPTIONS)
+    local lines = watch.frame (all { label = "a\27[2Jb", error = "c\27[Hd",
+                                       scan = { size_bytes = 1 } }, nil, 0, OPTIONS)
     assert.is_nil (table.concat (lines):find ("\27", 1, true))
   end)
 
   it ("says when there is nothing yet", function ()
     assert.equal ("no export has been scanned yet",
-                  watch.frame ({}, nil, 0, OPTIONS)[1])
+                  watch.frame (watch.parse (""), nil, 0, OPTIONS)[1])
   end)
 end)
 

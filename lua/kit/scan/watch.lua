@@ -53,10 +53,13 @@ end
 -- @tparam string text
 -- @treturn table exports in order of their names, each with `name`, `scan` and
 -- `clone` (values by the name of the metric, without its prefix), `results` (reads
--- by result), and `state`, `policy` and `error`, nil if the file has them not
+-- by result), and `state`, `policy` and `error`, nil if the file has them not; and of
+-- the line that all of them share `pace`, values by the name of the metric
 function M.parse (text)
-  local by_name, exports = {}, {}
+  local by_name, exports = {}, { pace = {} }
   for line in text:gmatch ("[^\n]+") do
+    local gauge, shared = line:match ("^nbdkit_scan_pace_([%w_]+) (%S+)$")
+    if gauge then exports.pace[gauge] = tonumber (shared) end
     local filter, metric, labels, value =
       line:match ("^nbdkit_(%a+)_([%w_]+){(.*)} (%S+)$")
     value = tonumber (value)
@@ -160,24 +163,17 @@ local function state_of (export)
   return export.state or "-"
 end
 
--- "pace_window_bytes" as "window 1.5 MiB", whatever there is.
-local function pace_of (export)
-  local names, parts = {}, {}
-  for name in pairs (export.scan) do
-    if name:match ("^pace_") then names[#names + 1] = name end
-  end
-  table.sort (names)
-  for _, name in ipairs (names) do
-    local value, words = export.scan[name], name:match ("^pace_(.*)$")
-    local text = ("%g"):format (value)
-    for suffix, format in pairs {
-      _bytes_per_second = function (n) return units.bytes (n) .. "/s" end,
-      _bytes = units.bytes, _seconds = units.seconds,
-    } do
-      local stem = words:sub (-#suffix) == suffix and words:sub (1, -#suffix - 1)
-      if stem then words, text = stem, format (value) break end
-    end
-    parts[#parts + 1] = words:gsub ("_", " ") .. " " .. text
+-- What is known of the line, as a text; nil if nothing is.
+local function pace_of (exports)
+  local parts = {}
+  for _, gauge in ipairs {
+    { "window_bytes", "window %s", units.bytes },
+    { "piece_bytes", "pieces of %s", units.bytes },
+    { "bandwidth_bytes", "%s/s", units.bytes },
+    { "latency_seconds", "latency %s", units.seconds },
+  } do
+    local value = exports.pace[gauge[1]] or 0
+    if value > 0 then parts[#parts + 1] = gauge[2]:format (gauge[3] (value)) end
   end
   return parts[1] and "pace: " .. table.concat (parts, ", ")
 end
@@ -285,6 +281,7 @@ end
 function M.frame (now, before, seconds, options)
   local lines, old = {}, index (before)
   local left_out = 0
+  local pace = pace_of (now)
   for i, export in ipairs (now) do
     local block = wrap ({ title (export), state_of (export):gsub ("%c", " "),
                           export.policy and "policy " .. export.policy },
@@ -293,9 +290,7 @@ function M.frame (now, before, seconds, options)
                                     options.color)
     table.move (wrap (figures (export, old[export.name], seconds), options.width, "  "),
                 1, 99, #block + 1, block)
-    local pace = pace_of (export)
-    if pace then block[#block + 1] = ("  " .. pace):sub (1, options.width) end
-    if i > 1 and #lines + #block + 2 > options.height then
+    if i > 1 and #lines + #block + (pace and 3 or 2) > options.height then
       left_out = #now - i + 1
       break
     end
@@ -303,6 +298,7 @@ function M.frame (now, before, seconds, options)
   end
   if #now == 0 then lines[1] = "no export has been scanned yet" end
   if left_out > 0 then lines[#lines + 1] = ("and %d more"):format (left_out) end
+  if pace then lines[#lines + 1] = pace:sub (1, options.width) end
   lines[#lines + 1] = M.LEGEND:sub (1, options.width)
   return lines
 end
@@ -314,7 +310,7 @@ function M.lines (now, before, seconds)
   for i, export in ipairs (now) do
     local parts = { title (export), (state_of (export):gsub ("%c", " ")) }
     table.move (figures (export, old[export.name], seconds), 1, 99, 3, parts)
-    parts[#parts + 1] = pace_of (export)
+    parts[#parts + 1] = pace_of (now)
     lines[i] = table.concat (parts, ", ")
   end
   return lines
