@@ -27,4 +27,14 @@ range_overlaps (struct range a, struct range b)
   return a.offset < range_end (b) && b.offset < range_end (a);
 }
 
+/* The least that both are in. */
+static inline struct range
+range_cover (struct range a, struct range b)
+{
+  const uint64_t offset = a.offset < b.offset ? a.offset : b.offset;
+  const uint64_t end = range_end (a) > range_end (b) ? range_end (a) : range_end (b);
+
+  return (struct range) { offset, end - offset };
+}
+
 #endif /* RANGE_H */

@@ -40,12 +40,18 @@ count (struct failures *failures)
     failures->in_a_row++;
 }
 
-/* The lock must be held. */
+/* The lock must be held.  What there is no room for is not to be forgotten: rather
+ * too much is looked at again.
+ */
 static void
 append (struct failures *failures, struct vm_failure failure)
 {
+  struct range *last = &failures->list[FAILURES_MAX-1].range;
+
   if (failures->len < FAILURES_MAX)
     failures->list[failures->len++] = failure;
+  else
+    *last = range_cover (*last, failure.range);
 }
 
 /* Returns whether this is the first fault. */

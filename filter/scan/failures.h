@@ -17,7 +17,7 @@
 
 #include "vm.h"
 
-/* How many are kept between two questions; more are dropped. */
+/* How many are kept between two questions; more widen the last. */
 #define FAILURES_MAX 256
 
 struct failures {

@@ -35,7 +35,9 @@ keep (struct looker *l, const struct met_read *read)
     l->kept[READS_MAX-1] = *read;
 }
 
-/* The looker's lock must be held. */
+/* The looker's lock must be held.  First all that has begun: what has failed may be
+ * there before that.
+ */
 static void
 look (struct scanner *s)
 {
@@ -43,13 +45,15 @@ look (struct scanner *s)
   const size_t taken = reads_take (s->reads, l->batch);
   size_t i, n = 0;
 
+  for (i = 0; i < taken; ++i)
+    if (!l->batch[i].failed)
+      map_read (s->config.map, l->batch[i].range);
   for (i = 0; i < taken; ++i) {
     if (l->batch[i].failed) {
       map_unread (s->config.map, l->batch[i].range);
       failures_add_read (&s->failures, l->batch[i].range);
       continue;
     }
-    map_read (s->config.map, l->batch[i].range);
     keep (l, &l->batch[i]);
     l->batch[n++] = l->batch[i];
   }
@@ -63,6 +67,16 @@ looker_look (struct scanner *s)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->looker.lock);
 
   look (s);
+}
+
+/* Nobody may be looking for as long as a source is down, and what fails then is what
+ * has to be fetched later: who finds the queue full empties it.
+ */
+void
+scanner_read_failed (struct scanner *s, uint64_t offset, uint32_t count)
+{
+  while (!reads_failed (s->reads, offset, count))
+    looker_look (s);
 }
 
 size_t

@@ -203,10 +203,10 @@ reads_begin (struct reads *reads, struct map *map,
   return met;
 }
 
-void
+bool
 reads_failed (struct reads *reads, uint64_t offset, uint32_t count)
 {
-  add_to_ring (reads, offset, count, FAILED);
+  return add_to_ring (reads, offset, count, FAILED);
 }
 
 void

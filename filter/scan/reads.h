@@ -58,10 +58,10 @@ extern uint8_t reads_begin (struct reads *reads, struct map *map,
                             uint64_t offset, uint32_t count);
 extern void reads_end (struct reads *reads);
 
-/* One that has begun and not ended has failed.  Not noted while the queue is full:
- * then it goes on counting as read.
+/* One that has begun and not ended has failed.  Returns false if the queue is full:
+ * then it has to be emptied, or the read goes on counting as read.
  */
-extern void reads_failed (struct reads *reads, uint64_t offset, uint32_t count);
+extern bool reads_failed (struct reads *reads, uint64_t offset, uint32_t count);
 
 /* No more reads are wanted: the scan has finished.  One that is noted all the
  * same is never taken.
@@ -69,8 +69,8 @@ extern void reads_failed (struct reads *reads, uint64_t offset, uint32_t count);
 extern void reads_stop (struct reads *reads);
 
 /* Copy all queued reads, oldest first, to out, which has room for READS_MAX,
- * and empty the queue.  One that has failed is there twice: as it began, and as
- * failed.  Returns how many.
+ * and empty the queue.  One that has failed is there twice, as it began, and as
+ * failed; where the queue was full, in either order.  Returns how many.
  */
 extern size_t reads_take (struct reads *reads, struct met_read *out);
 

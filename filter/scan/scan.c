@@ -23,6 +23,7 @@
 #include "default-name.h"
 #include "escape.h"
 #include "exports.h"
+#include "file-limit.h"
 #include "guard.h"
 #include "layers.h"
 #include "library.h"
@@ -64,7 +65,8 @@ struct handle {
   struct generation *generation; /* the scan's, or if there is none, ours */
   struct map *map;              /* the generation's */
   struct scan *scan;            /* NULL too if the scan is the shared one */
-  struct reads *reads;          /* of the one or of the other */
+  struct scanner *scanner;      /* of the one or of the other */
+  struct reads *reads;          /* the scanner's */
 };
 
 /* One warning per server for each thing that can't work. */
@@ -246,6 +248,7 @@ start_scan (struct generation *generation, const char *name, nbdkit_next *next,
 static int
 scan_after_fork (nbdkit_backend *backend)
 {
+  file_limit_survive ();
   report_start ();
   if (recorder != NULL && recorder_start (recorder) == -1)
     return -1;
@@ -372,6 +375,13 @@ can_scan (nbdkit_next *next, struct handle *h, struct source_info *info)
   return true;
 }
 
+static void
+note_reads_for (struct handle *h, struct scan *scan)
+{
+  h->scanner = scans_get_scanner (scan);
+  h->reads = scanner_get_reads (h->scanner);
+}
+
 /* Join the scan in the background if it is one of this disk. */
 static bool
 join_background (nbdkit_next *next, struct handle *h)
@@ -391,7 +401,7 @@ join_background (nbdkit_next *next, struct handle *h)
   if (h->generation == background_generation) {
     scanner_try_now (scans_get_scanner (background));
     h->map = h->generation->map;
-    h->reads = scanner_get_reads (scans_get_scanner (background));
+    note_reads_for (h, background);
     return true;
   }
   exports_put (h->generation);
@@ -420,7 +430,7 @@ scan_prepare (nbdkit_next *next, void *handle, int readonly)
   if (h->scan != NULL) {
     h->generation = generation;
     h->map = generation->map;
-    h->reads = scanner_get_reads (scans_get_scanner (h->scan));
+    note_reads_for (h, h->scan);
   }
   return 0;
 }
@@ -493,7 +503,7 @@ scan_pread (nbdkit_next *next, void *handle,
     atomic_fetch_add (&clients.ended, count);
   }
   if (r == -1)
-    reads_failed (h->reads, offset, count);
+    scanner_read_failed (h->scanner, offset, count);
   reads_end (h->reads);
   return r;
 }

@@ -92,4 +92,10 @@ extern void scanner_free (struct scanner *scanner);
 /* Where client reads are noted; valid until scanner_free. */
 extern struct reads *scanner_get_reads (struct scanner *scanner);
 
+/* A read that was noted there, and has not ended, has failed: what it was of counts as
+ * read no more.  Any thread; only short locks are taken.
+ */
+extern void scanner_read_failed (struct scanner *scanner, uint64_t offset,
+                                 uint32_t count);
+
 #endif /* SCAN_SCANNER_H */

@@ -152,6 +152,45 @@ def test_what_failed_was_not_read (tmp_path):
         assert len ([line for line in said (server) if line.startswith ("read")]) == 1
 
 
+def test_a_policy_that_asks_for_failures_alone_has_the_clients_too (tmp_path):
+    with run (tmp_path, """
+            return function (disk)
+              repeat
+                disk:wait ()
+                for offset, count in disk:failures () do print (offset, count) end
+              until disk:closed ()
+            end""", plugin=gate (f"size={16 * BLOCK}", "fail=read:all")) as server:
+        h = server.connect ()
+        with pytest.raises (nbd.Error):
+            h.pread (4096, BLOCK)
+        server.wait_line (f"policy: {BLOCK}\t4096$")
+
+
+def test_more_reads_fail_than_anybody_looks_at (tmp_path):
+    """As in an outage, when the only thread waits for the source."""
+    with run (tmp_path, """
+            return function (disk)
+              local block, failed, n = disk.block, {}, 0
+              disk:prefetch (0)
+              for offset, count in disk:failures () do
+                for at = offset, offset + count - 1, block do failed[at] = true end
+              end
+              for at = block, disk.size - 1, block do
+                if failed[at] and disk:missing (at, at + block) == at then n = n + 1 end
+              end
+              print (n, "to fetch")
+            end""", ["scan-size=4096"],
+              gate (f"size={1001 * 4096}", "hold=cache", "quiet=read",
+                    "fail=read:all")) as server:
+        h = server.connect ()
+        call = server.next_call ("cache")
+        for block in range (1, 1001):
+            with pytest.raises (nbd.Error):
+                h.pread (4096, 4096 * block)
+        server.release (call)
+        server.wait_line ("policy: 1000\tto fetch")
+
+
 def test_adaptive_fetches_what_a_client_could_not_read ():
     """Also where it has been already."""
     with nbdkit ([SCAN], gate ("size=1M", "hold=cache", "hold=read"),

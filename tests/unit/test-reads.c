@@ -83,7 +83,7 @@ test_failed (void)
   size_t n, i;
 
   note (reads, 4096, 512);
-  reads_failed (reads, 4096, 512);
+  check (reads_failed (reads, 4096, 512), "there is room");
   n = reads_take (reads, batch);
   check (n == 2 && !batch[0].failed && batch[1].failed &&
          batch[1].range.offset == 4096 && batch[1].range.count == 512,
@@ -91,9 +91,11 @@ test_failed (void)
 
   for (i = 0; i < 2 * READS_MAX; ++i)
     note (reads, i, 10);
-  reads_failed (reads, 1 << 30, 512);
+  check (!reads_failed (reads, 1 << 30, 512), "a full queue says so");
   for (i = reads_take (reads, batch); i > 0; --i)
     check (!batch[i-1].failed, "not in a full queue");
+  check (reads_failed (reads, 1 << 30, 512) && reads_take (reads, batch) == 1 &&
+         batch[0].failed, "but once that is emptied");
   reads_free (reads);
 }
 
