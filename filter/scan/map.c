@@ -519,12 +519,12 @@ bool
 map_missing (struct map *map, uint64_t from, uint64_t to,
              struct range *missing)
 {
-  const unsigned bits = atomic_load (&map->cells.bits);
-  const uint64_t size = atomic_load (&map->size);
   unsigned parts = 0;
   struct span span;
   uint64_t g, start, end, next;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  const unsigned bits = atomic_load (&map->cells.bits);
+  const uint64_t size = atomic_load (&map->size);
 
   if (to > size)
     to = size;
@@ -572,11 +572,11 @@ sum_parts (const struct parts *parts)
 void
 map_get (struct map *map, struct map_totals *totals)
 {
-  const unsigned bits = atomic_load (&map->cells.bits);
   const struct part *part;
   uint64_t done;
   unsigned i;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+  const unsigned bits = atomic_load (&map->cells.bits);
 
   *totals = (struct map_totals) {
     .size = atomic_load (&map->size),
