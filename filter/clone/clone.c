@@ -19,7 +19,6 @@
  */
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 #include <sys/stat.h>
@@ -31,6 +30,7 @@
 #include "exports.h"
 #include "extents.h"
 #include "fetch.h"
+#include "file-limit.h"
 #include "options.h"
 #include "plugin.h"
 #include "stats-file.h"
@@ -99,27 +99,13 @@ clone_get_ready (int thread_model)
   return exports_start ();
 }
 
-/* A write beyond the limit for files (ulimit -f, LimitFSIZE=) ends the process, with all
- * its clients, unless this signal is ignored; then it is an error of that write.
- */
-static void
-survive_file_limit (void)
-{
-  struct sigaction sa;
-
-  if (sigaction (SIGXFSZ, NULL, &sa) == 0 && sa.sa_handler == SIG_DFL) {
-    sa.sa_handler = SIG_IGN;
-    sigaction (SIGXFSZ, &sa, NULL);
-  }
-}
-
 /* The user of the server has changed by now, so files get the right owner, and it is
  * seen whether they may be opened.
  */
 static int
 clone_after_fork (nbdkit_backend *backend)
 {
-  survive_file_limit ();
+  file_limit_survive ();
   if (geteuid () != user)
     exports_free ();
   if (exports_start () == -1)

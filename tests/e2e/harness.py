@@ -27,6 +27,7 @@ import collections
 import contextlib
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -547,3 +548,14 @@ def refused (filters, plugin, args=(), options=()):
     assert not found, found
     assert run.returncode == 1, f"status {run.returncode}: {run.stderr}"
     return re.findall (r"^nbdkit: (?:\S+ )?error: (.*)$", run.stderr, re.M)
+
+
+@contextlib.contextmanager
+def file_limit (nbytes):
+    """What is started meanwhile can make no file larger than that."""
+    before = resource.getrlimit (resource.RLIMIT_FSIZE)
+    resource.setrlimit (resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit (resource.RLIMIT_FSIZE, before)

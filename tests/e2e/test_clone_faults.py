@@ -6,14 +6,13 @@
 import contextlib
 import errno
 import os
-import resource
 import shutil
 import subprocess
 
 import nbd
 import pytest
 
-from harness import (CHECK_WITH, CLONE, PLUGINS, SCAN, gate, nbdkit, pattern,
+from harness import (CHECK_WITH, CLONE, PLUGINS, SCAN, file_limit, gate, nbdkit, pattern,
                      refused)
 from test_clone import Read
 from test_clone_files import clone, crashing, map_of
@@ -291,17 +290,6 @@ def test_a_file_that_is_removed_is_told (disk, name, replace):
         assert [e for e in server.errors () if f"warning: {path} has been removed while "
                 "it is in use" in e] == server.errors ()
         assert len (server.errors ()) == 1
-
-
-@contextlib.contextmanager
-def file_limit (nbytes):
-    """What is started meanwhile can make no file larger than that."""
-    before = resource.getrlimit (resource.RLIMIT_FSIZE)
-    resource.setrlimit (resource.RLIMIT_FSIZE, (nbytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit (resource.RLIMIT_FSIZE, before)
 
 
 def test_a_limit_for_files_ends_no_server (disk):

@@ -4,13 +4,14 @@
 """scan-record, scan-trace and the policy learn: what is in the file, and what the
 next start makes of it."""
 
+import contextlib
 import os
 import pwd
 import re
 
 import pytest
 
-from harness import SCAN, gate, nbdkit, refused
+from harness import CHECK_WITH, SCAN, file_limit, gate, nbdkit, refused
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -185,6 +186,20 @@ def test_refused (tmp_path):
         f"scan-record={tmp_path}/a was given; scan-trace records as well")
     assert start_fails ("scan-policy=learn") == (
         "scan-policy=learn needs scan-trace=FILE, where to keep what it learns")
+
+
+@pytest.mark.skipif (CHECK_WITH == "valgrind", reason="its report is larger")
+def test_a_limit_for_files_ends_no_server (tmp_path):
+    trace = tmp_path / "trace"
+    with contextlib.ExitStack () as stack:
+        with file_limit (4096):
+            server = stack.enter_context (nbdkit ([SCAN], ["memory", "4M"],
+                                                  [f"scan-record={trace}"]))
+        h = server.connect ()
+        for offset in range (0, 4 << 20, 2 * BLOCK):
+            h.pread (512, offset)
+    assert server.errors () == [
+        f"scan: warning: scan-record={trace} can't be written: File too large"]
 
 
 @pytest.mark.skipif (os.geteuid () != 0, reason="nbdkit -u is for root")
