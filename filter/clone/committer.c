@@ -92,4 +92,5 @@ committer_stop (void)
   pthread_join (thread, NULL);
   pthread_cond_destroy (&changed);
   running = false;
+  commit_all ();
 }

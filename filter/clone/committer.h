@@ -12,7 +12,9 @@
 /* After the server has forked.  Returns -1 after nbdkit_error. */
 extern int committer_start (void);
 
-/* Waits for a commit in progress.  Nothing if it was not started. */
+/* Commits once more, so that counters written after it tell all that is durable.  Nothing
+ * if it was not started.
+ */
 extern void committer_stop (void);
 
 #endif /* CLONE_COMMITTER_H */

@@ -189,6 +189,12 @@ disk_sync (int fd)
   return 0;
 }
 
+void
+disk_forget_cached (int fd)
+{
+  posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
 int
 disk_make_empty (int fd, uint64_t size, bool allocate)
 {

@@ -52,6 +52,11 @@ extern int disk_read (int fd, void *buf, size_t count, uint64_t offset);
 extern int disk_write (int fd, const void *buf, size_t count, uint64_t offset);
 extern int disk_sync (int fd);
 
+/* What is read from now on is read from the disk, and not from the page cache.  Only of
+ * what is synced, and where the kernel can do that; it can't fail.
+ */
+extern void disk_forget_cached (int fd);
+
 /* Make the file all zeroes and of this size; if allocate, with room on the file
  * system for all of it, where that can be had.
  */

@@ -28,7 +28,7 @@ static const struct metric {
 } metrics[] = {
   { "nbdkit_clone_size_bytes", "gauge", "Size of the disk.", VALUE_SIZE },
   { "nbdkit_clone_present_bytes", "gauge",
-    "Bytes of the disk that are in the clone, in whole blocks.",
+    "Bytes of the disk that are in the clone, durably, in whole blocks.",
     VALUE_PRESENT },
   { "nbdkit_clone_broken", "gauge",
     "1 if the clone could not be made durable, and every flush fails.",
@@ -66,7 +66,7 @@ value_of (struct store *store, unsigned which)
   case VALUE_SIZE:
     return store->size;
   case VALUE_PRESENT:
-    return store_offset (store, map_present (store->map));
+    return store_durable (store);
   case VALUE_BROKEN:
     return atomic_load (&store->broken);
   default:

@@ -234,6 +234,7 @@ store_open (const char *path, const char *expect_name, bool *missing)
    * and a client that flushes relies on that.
    */
   atomic_store (&store->data_dirty, true);
+  store->durable = map_present (store->map);
   if (repaired)
     nbdkit_error ("clone: warning: %s was damaged; what it had forgotten is "
                   "fetched again, and nothing else is lost, as no client had "
@@ -245,6 +246,25 @@ store_open (const char *path, const char *expect_name, bool *missing)
   return NULL;
 }
 
+/* A crash when it was made leaves a file of the disk's size; one of another size is not
+ * ours, be it empty.  Returns -1 after nbdkit_error.
+ */
+static int
+check_size (const struct store *store)
+{
+  struct stat st;
+
+  if (fstat (store->fd, &st) == -1)
+    nbdkit_error ("clone: %s: %m", store->path);
+  else if (st.st_size != 0 && (uint64_t) st.st_size != store->size)
+    nbdkit_error ("clone: %s is there, without a map, and has %" PRIi64 " bytes, and "
+                  "the disk %" PRIu64 "; name another file, or move this one away",
+                  store->path, (int64_t) st.st_size, store->size);
+  else
+    return 0;
+  return -1;
+}
+
 static int
 make_files (struct store *store, const struct map_identity *identity)
 {
@@ -253,7 +273,8 @@ make_files (struct store *store, const struct map_identity *identity)
   int err;
 
   store->fd = open_file (store->path, true, &missing);
-  if (store->fd == -1 || lock_file (store->fd, store->path) == -1)
+  if (store->fd == -1 || lock_file (store->fd, store->path) == -1 ||
+      check_size (store) == -1)
     return -1;
   store->map_fd = open_file (store->map_path, true, &missing);
   if (store->map_fd == -1 || lock_file (store->map_fd, store->map_path) == -1)
@@ -378,6 +399,7 @@ warn_if_removed (struct store *store)
 static int
 do_commit (struct store *store)
 {
+  const uint64_t present = map_present (store->map);
   bool lost = false;
   int err;
 
@@ -385,7 +407,6 @@ do_commit (struct store *store)
     return EIO;
   if (!store_dirty (store))
     return 0;
-  count (&store->counters, COUNT_COMMITS, 1);
   warn_if_removed (store);
   err = map_commit (store->map, sync_data, store, &lost);
   /* What was written over present blocks, of which no bit tells. */
@@ -393,7 +414,11 @@ do_commit (struct store *store)
     err = sync_data (store);
     lost = err != 0;
   }
-  if (lost) {
+  if (err == 0) {
+    atomic_store (&store->durable, present);
+    count (&store->counters, COUNT_COMMITS, 1);
+  }
+  else if (lost) {
     /* After a failed sync the kernel may drop what it could not write, and the
      * next sync succeeds without it.
      */
@@ -401,10 +426,17 @@ do_commit (struct store *store)
     nbdkit_error ("clone: %s or its map cannot be made durable: %s; every "
                   "flush fails from now on", store->path, strerror (err));
   }
-  else if (err != 0)
+  else
     nbdkit_error ("clone: %s cannot be written: %s", store->map_path,
                   strerror (err));
   return err;
+}
+
+uint64_t
+store_durable (const struct store *store)
+{
+  return store_offset (store, store->path != NULL ? atomic_load (&store->durable)
+                       : map_present (store->map));
 }
 
 bool

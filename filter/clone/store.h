@@ -35,6 +35,8 @@ struct store {
 
   /* Something in the file may not be durable yet; set before the bits are. */
   atomic_bool data_dirty;
+  /* Blocks that a commit has made durable; written by who commits. */
+  atomic_uint_fast64_t durable;
   /* A sync has failed: what is durable is not known any more. */
   atomic_bool broken;
   /* Once each. */
@@ -68,6 +70,11 @@ extern struct store *store_open (const char *path, const char *expect_name,
  */
 extern struct store *store_create (const char *path, const char *export_name,
                                    uint64_t size);
+
+/* How many bytes, in whole blocks, are there and would be after a crash; of a
+ * temporary clone, how many are there.  Any thread.
+ */
+extern uint64_t store_durable (const struct store *store);
 
 /* Without a commit.  NULL is allowed. */
 extern void store_close (struct store *store);

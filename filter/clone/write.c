@@ -19,9 +19,9 @@ struct change {
   uint64_t whole_first, whole_end; /* covered; may be none */
 };
 
+/* Also one that fails may have written some of it, which is read then. */
 static int
-put (const struct store *store, const struct change *ch, uint64_t from,
-     uint64_t to)
+put (struct store *store, const struct change *ch, uint64_t from, uint64_t to)
 {
   const bool quick = ch->flags & NBDKIT_FLAG_FAST_ZERO;
   int err;
@@ -35,18 +35,11 @@ put (const struct store *store, const struct change *ch, uint64_t from,
     err = disk_zero (store->fd, to - from, from,
                      ch->flags & NBDKIT_FLAG_MAY_TRIM ? DISK_PUNCH
                      : DISK_ALLOCATE, quick);
+  atomic_store (&store->data_dirty, true);
   /* Who wants it quick or not at all is prepared for that. */
   if (err != 0 && !(quick && err == EOPNOTSUPP))
     store_report (store, "write", from, err);
   return err;
-}
-
-/* The file has what it should have of these blocks. */
-static void
-done (struct store *store, const struct change *ch)
-{
-  atomic_store (&store->data_dirty, true);
-  map_set (store->map, ch->whole_first, ch->whole_end);
 }
 
 /* The blocks at the edges, of which only a part is written, have to be present
@@ -82,16 +75,14 @@ write_local (const struct request *req, const struct change *ch, int *err)
 
   if (fetch_edges (req, ch, err) == -1)
     return -1;
-  if (map_has (store->map, ch->first, ch->end)) {
+  if (map_has (store->map, ch->first, ch->end))
     r = put (store, ch, ch->offset, ch->offset + ch->count);
-    atomic_store (&store->data_dirty, true);
-  }
   else {
     claims_begin_write (&store->claims, &claim, ch->whole_first, ch->whole_end,
                         false);
     r = put (store, ch, ch->offset, ch->offset + ch->count);
     if (r == 0)
-      done (store, ch);
+      map_set (store->map, ch->whole_first, ch->whole_end);
     claims_end (&store->claims, &claim);
   }
   if (r != 0)
@@ -164,7 +155,7 @@ write_through (const struct request *req, const struct change *ch, int *err)
     if (e == 0 && ch->end - 1 != ch->first)
       e = put_edge (store, &here, ch->end - 1);
     if (e == 0)
-      done (store, ch);
+      map_set (store->map, ch->whole_first, ch->whole_end);
   }
   /* What others read of the plugin meanwhile may be what was there before.
    * They read, and keep, whole units of what it wants.

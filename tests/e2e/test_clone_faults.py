@@ -6,6 +6,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import subprocess
 
@@ -113,6 +114,50 @@ def test_after_a_failed_sync_every_flush_fails (disk, fail, what):
         fails (errno.EIO, h.flush)
         fails (errno.EIO, h.pwrite, b"v" * BLOCK, 0, nbd.CMD_FLAG_FUA)
         assert h.pread (2 * BLOCK, 0) == b"v" * BLOCK + pattern (BLOCK, BLOCK)
+
+
+def test_a_map_is_read_from_the_disk (disk, fail):
+    """A sync that failed leaves in the page cache what the disk lacks.  That the kernel
+    is told can be seen here, and not what it makes of it."""
+    with clone (disk) as server:
+        server.connect ()
+    with fail ("posix_fadvise", map_of (disk).name, once=True), clone (disk) as server:
+        server.connect ()
+
+
+@pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])
+def test_what_is_not_durable_does_not_count_as_present (disk, tmp_path, fail, what):
+    """Whoever sees that all is there may switch the source off."""
+    stats = tmp_path / "stats"
+
+    def present ():
+        text = stats.read_text ()
+        return [int (re.search (rf"^nbdkit_clone_{name}\S* (\d+)$", text, re.M)[1])
+                for name in ("present_bytes", "commits_total")]
+
+    with clone (disk, LATER, f"clone-stats={stats}") as server:
+        h = server.connect ()
+        h.pread (BLOCK, 0)
+        h.flush ()
+        h.pread (BLOCK, BLOCK)
+        with fail ("sync", what):
+            fails (errno.EIO, h.flush)
+    assert present () == [BLOCK, 1]
+    with clone (disk, LATER, f"clone-stats={stats}") as server:
+        server.connect ().pread (2 * BLOCK, 0)
+    assert present ()[0] == 2 * BLOCK
+
+
+def test_what_a_failed_write_has_written_is_synced (disk, fail):
+    """It is what reads give, so it may not come back as it was."""
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pread (2 * BLOCK, 0)
+        h.flush ()
+        with fail ("pwrite", disk.name):
+            fails (errno.EIO, h.pwrite, b"w" * 2 * BLOCK, BLOCK)
+        with fail ("sync", disk.name):
+            fails (errno.EIO, h.flush)
 
 
 @pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])

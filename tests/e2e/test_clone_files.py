@@ -303,6 +303,18 @@ def test_a_file_that_is_no_clone_is_left_alone (disk, data):
     assert disk.read_bytes () == data
 
 
+def test_an_empty_disk_of_another_size_is_left_alone (disk):
+    disk.touch ()
+    os.truncate (disk, 3 * M)
+    with clone (disk) as server:
+        with pytest.raises (nbd.Error):
+            server.connect ()
+        assert server.errors () == [
+            f"clone: {disk} is there, without a map, and has {3 * M} bytes, and the disk "
+            f"{M}; name another file, or move this one away"]
+    assert disk.stat ().st_size == 3 * M and not map_of (disk).exists ()
+
+
 @pytest.mark.parametrize ("disk_is_there", [False, True])
 def test_a_file_under_the_name_of_the_map_is_left_alone (disk, disk_is_there):
     """It may well begin with zeroes, as the clone of a disk does whose beginning was
@@ -343,7 +355,7 @@ def test_an_empty_file_is_taken (disk, what):
     if what in ("map", "both"):
         map_of (disk).touch ()
     if what == "sparse":
-        os.truncate (disk, 4 * M)
+        os.truncate (disk, M)
     with clone (disk) as server:
         assert server.connect ().pread (100, 0) == pattern (0, 100)
     assert disk.stat ().st_size == M

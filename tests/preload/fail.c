@@ -9,7 +9,7 @@
  *                   there is a file DIR/CALL.NAME; what is in it is the errno,
  *                   and "once" if the file goes away by that
  *
- * CALL is pread, pwrite, fallocate or sync (fdatasync and fsync).
+ * CALL is pread, pwrite, fallocate, sync (fdatasync and fsync) or posix_fadvise.
  */
 
 #include <dlfcn.h>
@@ -111,4 +111,17 @@ int
 fdatasync (int fd)
 {
   return must_fail ("sync", fd) ? -1 : REAL (fdatasync) (fd);
+}
+
+int
+posix_fadvise (int fd, off_t offset, off_t count, int advice)
+{
+  return must_fail ("posix_fadvise", fd) ? errno
+    : REAL (posix_fadvise) (fd, offset, count, advice);
+}
+
+int
+posix_fadvise64 (int fd, off64_t offset, off64_t count, int advice)
+{
+  return posix_fadvise (fd, offset, count, advice);
 }
