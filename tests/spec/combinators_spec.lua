@@ -84,10 +84,16 @@ describe ("every combinator", function ()
       local seen = {}
       run (make (function (disk)
         assert.equal (20, disk.blocks)
-        for offset, count in disk:reads () do seen[#seen + 1] = { offset, count } end
+        for offset, count, met in disk:reads () do
+          seen[#seen + 1] = { offset, count, met }
+        end
         disk:prefetch (BLOCK)
         for offset, _, errno in disk:failures () do
           seen[#seen + 1] = { offset, errno }
+        end
+        for offset, count, seconds, errno in disk:results () do
+          assert.is_number (seconds)
+          seen[#seen + 1] = { offset, count, errno }
         end
         seen[#seen + 1] = disk:pread (2, 3)
         seen[#seen + 1] = disk:next_data (0)
@@ -97,7 +103,8 @@ describe ("every combinator", function ()
         fail = function (_, count) return count == BLOCK and "EIO" or nil end,
         holes = { { 0, 5 } },
       })
-      assert.same ({ { 7, 9 }, { BLOCK, "EIO" }, "cde", 5 }, seen)
+      assert.same ({ { 7, 9, "miss" }, { BLOCK, "EIO" }, { BLOCK, BLOCK, "EIO" },
+                     "cde", 5 }, seen)
     end)
   end
 
@@ -280,14 +287,15 @@ describe ("interleave", function ()
       blocks (1, 2, 3, 4), combine.interleave (blocks (5, 6), blocks (9)))))
   end)
 
-  it ("shows every policy every read and failure", function ()
-    local seen = { {}, {} }
+  it ("shows every policy every read, result and failure", function ()
+    local seen, ended = { {}, {} }, { {}, {} }
     local function watcher (i, first)
       return function (disk)
         for step = 0, 2 do
           disk:prefetch ((first + step) * BLOCK)
           for offset in disk:reads () do table.insert (seen[i], offset) end
           for offset in disk:failures () do table.insert (seen[i], -offset) end
+          for offset in disk:results () do table.insert (ended[i], offset // BLOCK) end
         end
       end
     end
@@ -297,6 +305,8 @@ describe ("interleave", function ()
     })
     assert.same ({ 11, -BLOCK, 22 }, seen[1])
     assert.same ({ 11, 22, -BLOCK }, seen[2])
+    assert.same ({ 1, 10, 2, 11, 3, 12 }, ended[1])
+    assert.same (ended[1], ended[2])
   end)
 
   it ("goes on while one waits, and wakes it in time", function ()

@@ -255,7 +255,9 @@ function M.client_first (policy, silence)
   end)
 end
 
--- Reads and failures kept for one policy of an interleave that doesn't ask.
+-- What each policy of an interleave has for itself of what is told only once, and how
+-- much of it is kept for one that doesn't ask.
+local TOLD = { "reads", "results", "failures" }
 local KEPT_MOST = 1024
 
 -- A bounded queue; when it is full the oldest goes.
@@ -288,10 +290,9 @@ end
 
 --- Several policies at the same time, taking turns: one prefetch each.
 --
--- Each sees all reads and all failures, as if it were alone (those of the
+-- Each sees all reads, results and failures, as if it were alone (those of the
 -- others' prefetches too).  One that waits lets the others go on.  Ends when
--- all have ended.  A policy that doesn't look at its reads keeps the newest
--- 1024 of them.
+-- all have ended.  For a policy that doesn't look at them the newest 1024 are kept.
 -- @tparam function ... policies, at least one
 -- @treturn function of the disk
 function M.interleave (...)
@@ -300,35 +301,25 @@ function M.interleave (...)
     local turns = {}
 
     local function deliver ()
-      for offset, count in disk:reads () do
-        for _, turn in ipairs (turns) do
-          queue_push (turn.reads, { offset, count })
-          turn.waiting = false
-        end
-      end
-      for offset, count, name in disk:failures () do
-        for _, turn in ipairs (turns) do
-          queue_push (turn.failures, { offset, count, name })
-          turn.waiting = false
+      for _, what in ipairs (TOLD) do
+        for offset, count, a, b in disk[what] (disk) do
+          for _, turn in ipairs (turns) do
+            queue_push (turn[what], { offset, count, a, b })
+            turn.waiting = false
+          end
         end
       end
     end
 
     for i, run in ipairs (runs) do
-      local turn = { reads = queue_new (), failures = queue_new (),
-                     answer = { n = 0 } }
-      local inner = {}
-
-      function inner:reads ()
-        deliver ()
-        return queue_drain (turn.reads)
+      local turn, inner = { answer = { n = 0 } }, {}
+      for _, what in ipairs (TOLD) do
+        turn[what] = queue_new ()
+        inner[what] = function ()
+          deliver ()
+          return queue_drain (turn[what])
+        end
       end
-
-      function inner:failures ()
-        deliver ()
-        return queue_drain (turn.failures)
-      end
-
       local seen = replacing (disk, inner)
       turn.body = coroutine.create (function () return run (seen) end)
       turns[i] = turn
