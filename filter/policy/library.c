@@ -250,6 +250,12 @@ library_policy (const char *name, char error[LIBRARY_ERROR_MAX])
   return unknown_policy (name, error);
 }
 
+bool
+library_is (const struct text *policy, const char *builtin)
+{
+  return policy != NULL && policy->builtin && policy == builtin_policy (builtin);
+}
+
 const struct text *
 library_neighbour (const char *name, bool given,
                    char error[LIBRARY_ERROR_MAX])

@@ -36,6 +36,9 @@ struct text {
 extern const struct text *library_policy (const char *name,
                                           char error[LIBRARY_ERROR_MAX]);
 
+/* Is it the built-in policy of this name?  NULL is none. */
+extern bool library_is (const struct text *policy, const char *builtin);
+
 /* The policy that another policy asks for by name, with or without ".lua": a
  * built-in, else a file beside the one that library_set_policy named.  If the
  * operator has given this name, as an argument, then also what library_policy

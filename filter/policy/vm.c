@@ -59,14 +59,11 @@ bool
 vm_is_stock (const struct text *policy)
 {
   static const char *const names[] = { "default", "ahead", "clock", "forever" };
-  char path[32];
   size_t i;
 
-  for (i = 0; policy->builtin && i < sizeof names / sizeof names[0]; ++i) {
-    snprintf (path, sizeof path, "policies/%s.lua", names[i]);
-    if (strcmp (policy->name, path) == 0)
+  for (i = 0; i < sizeof names / sizeof names[0]; ++i)
+    if (library_is (policy, names[i]))
       return true;
-  }
   return false;
 }
 

@@ -439,10 +439,8 @@ notice_layer_below (const char *key, const char *value)
  * the file.
  */
 static void
-advise_of_hidden_file (const char *name)
+advise_of_hidden_file (const struct text *policy, const char *name)
 {
-  char error[LIBRARY_ERROR_MAX];
-  const struct text *policy = library_policy (name, error);
   struct stat st;
 
   if (policy != NULL && policy->builtin &&
@@ -479,18 +477,23 @@ options_set (const char *key, const char *value)
 int
 options_complete (void)
 {
-  if (options.policy == NULL)
+  const bool is_given = options.policy != NULL;
+  char error[LIBRARY_ERROR_MAX];
+  const struct text *policy;
+
+  if (!is_given)
     options.policy = "default";
-  else
-    advise_of_hidden_file (options.policy);
-  if (stock_boolean != NULL && strcmp (options.policy, "default") != 0) {
+  policy = library_policy (options.policy, error); /* NULL is told later */
+  if (is_given)
+    advise_of_hidden_file (policy, options.policy);
+  if (stock_boolean != NULL && !library_is (policy, "default")) {
     nbdkit_error ("%s is only for the default policy, and scan-policy=%s was "
                   "given; use one of them, or hand the policy an argument "
                   "with scan-arg-%s=VALUE", stock_boolean, options.policy,
                   stock_boolean + strlen (PREFIX));
     return -1;
   }
-  if (strcmp (options.policy, "learn") == 0 && options.record_file == NULL) {
+  if (library_is (policy, "learn") && options.record_file == NULL) {
     nbdkit_error ("scan-policy=learn needs scan-trace=FILE, where to keep what it "
                   "learns");
     return -1;

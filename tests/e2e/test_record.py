@@ -184,8 +184,9 @@ def test_refused (tmp_path):
     assert start_fails (f"scan-record={tmp_path}/a", f"scan-trace={here}") == (
         "scan-trace: there is one file to record to, and "
         f"scan-record={tmp_path}/a was given; scan-trace records as well")
-    assert start_fails ("scan-policy=learn") == (
-        "scan-policy=learn needs scan-trace=FILE, where to keep what it learns")
+    for policy in "learn", "learn.lua":
+        assert start_fails (f"scan-policy={policy}") == (
+            "scan-policy=learn needs scan-trace=FILE, where to keep what it learns")
 
 
 @pytest.mark.skipif (CHECK_WITH == "valgrind", reason="its report is larger")
