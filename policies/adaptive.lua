@@ -8,7 +8,7 @@
 --
 -- - walks.lua: what lies ahead of readers that go on, without gaps or in steps;
 -- - metadata.lua: the file systems' metadata, once there were a few lone reads;
--- - neighbours.lua: the MiB around each lone read, the newest first, while that pays;
+-- - neighbours.lua: the MiB around each lone read, the newest first;
 -- - rest.lua: all other data, upwards from where a stream was read last, then what was
 --   left out before; then what failed, three times.
 --

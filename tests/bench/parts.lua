@@ -34,7 +34,7 @@ CHANGES.adaptive = {
     "if offset then return end\n  local near =" },
   { "neighbours: 256K", LIBRARY .. "neighbours.lua", "1 << 20", "1 << 18" },
   { "neighbours: 4M", LIBRARY .. "neighbours.lua", "1 << 20", "1 << 22" },
-  { "neighbours: of 1 read", LIBRARY .. "neighbours.lua", "[2 * READS + 1]", "[3]" },
+  { "neighbours: of 1 read", LIBRARY .. "neighbours.lua", "2 * READS - 2, 3", "0, 3" },
   { "neighbours: from the unit of the read up", LIBRARY .. "neighbours.lua",
     "{ at = offset,", "{ at = offset - offset % generators.UNIT_BYTES," },
   { "no rest", LIBRARY .. "rest.lua", "local disk, position",

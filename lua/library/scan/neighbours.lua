@@ -30,10 +30,9 @@ end
 --- A client read.
 function Neighbours:note (offset)
   local near = generators.widen (self.disk, offset, 1, NEAR_BYTES)
-  local ranges = self.ranges
-  table.insert (ranges, 1, { at = near.at, stop = offset })
-  table.insert (ranges, 1, { at = offset, stop = near.stop })
-  ranges[2 * READS + 1], ranges[2 * READS + 2] = nil, nil
+  table.move (self.ranges, 1, 2 * READS - 2, 3)
+  self.ranges[1] = { at = offset, stop = near.stop }
+  self.ranges[2] = { at = near.at, stop = offset }
 end
 
 --- The next range near a read.
