@@ -10,7 +10,7 @@
 -- - metadata.lua: the file systems' metadata, once there were a few lone reads;
 -- - neighbours.lua: the MiB around each lone read, the newest first;
 -- - rest.lua: all other data, upwards from where a stream was read last, then what was
---   left out before; then what failed, three times.
+--   left out before; then what failed, again and again, later each time.
 --
 -- How much is in flight is not its business: scan-pace keeps the line full and no
 -- more than that.  What a client has read or somebody has fetched is left out, and

@@ -285,14 +285,25 @@ describe ("adaptive", function ()
     assert.equal (0, #third.prefetches)
   end)
 
-  it ("tries again what failed, later each time, and gives up", function ()
+  it ("tries again what failed, later each time", function ()
     local result = run { size = 8 * MiB, fail = function (offset)
       return offset == 4 * MiB and "EIO" or nil
-    end }
-    assert.same ({ 0, 1, 2, 3, 2, 2, 2 }, testing.offsets (result, BLOCK))
+    end, events = { { at = 100, close = true } } }
+    assert.same ({ 0, 1, 2, 3, 2, 2, 2, 2, 2, 2 }, testing.offsets (result, BLOCK))
     local at = result.issued
-    assert.is_true (at[5] - at[3] >= 1 and at[6] - at[5] >= 2 and at[7] - at[6] >= 4)
+    for i = 6, 10 do assert.is_true (at[i] - at[i - 1] >= 1 << (i - 5), i) end
+    assert.is_true (result.closed)
+  end)
+
+  it ("ends when all is there, however long the source was away", function ()
+    local times = 0
+    local result = run { size = 8 * MiB, fail = function ()
+      times = times + 1
+      return times < 40 and "EIO" or nil
+    end }
     assert.is_true (result.finished)
+    assert.equal (43, #result.prefetches)
+    assert.is_true (result.issued[40] >= 500)
   end)
 
   it ("does not try again what has been put right", function ()
@@ -306,10 +317,11 @@ describe ("adaptive", function ()
   end)
 
   it ("survives a source that is gone", function ()
-    local result = run { size = 1 << 31, fail = function () return "EIO" end }
-    assert.is_true (result.finished)
+    local result = run { size = 1 << 31, fail = function () return "EIO" end,
+                         events = { { at = 100, close = true } } }
+    assert.is_true (result.closed)
     assert.is_true (#result.prefetches >= 1024 + 3 * 256)
-    assert.is_true (#result.prefetches <= 4 * 1024)
+    assert.is_true (#result.prefetches <= 7 * 1024)
   end)
 
   it ("leaves the rest alone with fill=false", function ()

@@ -5,8 +5,9 @@
 --
 -- Upwards to the end of the disk from where a stream was read last, or from the
 -- start, then what was left out before, a block at a time.  What lies between the
--- first and the last of what failed, also for a client, is gone through again, three
--- times, after 1, 2 and 4 seconds.
+-- first and the last of what failed, also for a client, is gone through again, after 1,
+-- 2, 4 seconds and so on: so a source that was down is tried again before it has been
+-- back for as long as it was away.
 --
 -- @module scan.rest
 
@@ -15,9 +16,6 @@ local generators = require "scan.generators"
 local M = {}
 
 local Rest = {}
-
--- A source that is down for longer is not waited for.
-local RETRY_MOST_SECONDS = 4
 
 --- Make one.
 -- @tparam table disk
@@ -45,7 +43,7 @@ function Rest:next (most)
   while self.due <= disk:now () do
     local offset, count = generators.take_first (disk, self.ranges, most, disk.block)
     if offset or count then return offset, count end
-    if not self.again or self.seconds > RETRY_MOST_SECONDS then return nil end
+    if not self.again then return nil end
     self.ranges, self.again = { self.again }, nil
     self.due, self.seconds = disk:now () + self.seconds, 2 * self.seconds
   end
