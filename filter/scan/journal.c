@@ -444,7 +444,8 @@ journal_write (struct journal *j)
   if (fp == NULL)
     return -1;
   print_lines (fp, lines, n, runs_now (j));
-  if (fflush (fp) == 0 && fsync (fileno (fp)) == 0 &&
+  /* After a write that failed the next flush may have nothing to do. */
+  if (fflush (fp) == 0 && !ferror (fp) && fsync (fileno (fp)) == 0 &&
       put_in_place (j, name) == 0) {
     if (j->file != NULL)
       close_locked (j->file);

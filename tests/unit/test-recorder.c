@@ -7,6 +7,7 @@
  * that is a number.
  */
 
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -553,6 +555,46 @@ test_memory (void)
   unlink (path);
 }
 
+/* At each length, up to beyond a limit for files: as whole as it was told to be.  A
+ * buffer that could not be written may be gone when the next succeeds.
+ */
+static void
+test_limit (void)
+{
+  const struct rlimit limit = { 8192, RLIM_INFINITY };
+  char error[JOURNAL_ERROR_MAX];
+  struct journal *j = open_journal (error);
+  unsigned lines = 0, lines_there, failed = 0;
+  struct rlimit before;
+  uint64_t block;
+  FILE *fp;
+  int c;
+
+  signal (SIGXFSZ, SIG_IGN);
+  getrlimit (RLIMIT_FSIZE, &before);
+  setrlimit (RLIMIT_FSIZE, &limit);
+  for (block = 0; block < 2400; block += 2) {
+    add (j, block * JOURNAL_BLOCK, 1);
+    if (journal_write (j) == -1)
+      failed++;
+    else
+      lines = block / 2 + 2;
+    fp = fopen (path, "r");
+    lines_there = 0;
+    while ((c = getc (fp)) != EOF)
+      lines_there += c == '\n';
+    fclose (fp);
+    if (lines_there != lines)
+      break;
+  }
+  setrlimit (RLIMIT_FSIZE, &before);
+  signal (SIGXFSZ, SIG_DFL);
+  check (block == 2400, "what is said to be written is, up to the limit for files");
+  check (failed > 0 && lines > 100, "and there is one");
+  journal_free (j);
+  unlink (path);
+}
+
 int
 main (void)
 {
@@ -572,6 +614,7 @@ main (void)
   test_thread ();
   test_memory ();
   test_faults ();
+  test_limit ();
   rmdir (dir);
   return done ();
 }
