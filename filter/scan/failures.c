@@ -46,12 +46,15 @@ count (struct failures *failures)
 static void
 append (struct failures *failures, struct vm_failure failure)
 {
-  struct range *last = &failures->list[FAILURES_MAX-1].range;
+  struct vm_failure *last = &failures->list[FAILURES_MAX-1];
 
-  if (failures->len < FAILURES_MAX)
+  if (failures->len < FAILURES_MAX) {
     failures->list[failures->len++] = failure;
-  else
-    *last = range_cover (*last, failure.range);
+    return;
+  }
+  last->range = range_cover (last->range, failure.range);
+  if (last->err == VM_SKIPPED)
+    last->err = failure.err;
 }
 
 /* Returns whether this is the first fault. */

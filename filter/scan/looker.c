@@ -8,6 +8,7 @@
  * scanner-internal.h.
  */
 
+#include <sched.h>
 #include <string.h>
 
 #include "cleanup.h"
@@ -35,9 +36,7 @@ keep (struct looker *l, const struct met_read *read)
     l->kept[READS_MAX-1] = *read;
 }
 
-/* The looker's lock must be held.  First all that has begun: what has failed may be
- * there before that.
- */
+/* The looker's lock must be held. */
 static void
 look (struct scanner *s)
 {
@@ -45,15 +44,13 @@ look (struct scanner *s)
   const size_t taken = reads_take (s->reads, l->batch);
   size_t i, n = 0;
 
-  for (i = 0; i < taken; ++i)
-    if (!l->batch[i].failed)
-      map_read (s->config.map, l->batch[i].range);
   for (i = 0; i < taken; ++i) {
     if (l->batch[i].failed) {
       map_unread (s->config.map, l->batch[i].range);
       failures_add_read (&s->failures, l->batch[i].range);
       continue;
     }
+    map_read (s->config.map, l->batch[i].range);
     keep (l, &l->batch[i]);
     l->batch[n++] = l->batch[i];
   }
@@ -75,8 +72,10 @@ looker_look (struct scanner *s)
 void
 scanner_read_failed (struct scanner *s, uint64_t offset, uint32_t count)
 {
-  while (!reads_failed (s->reads, offset, count))
+  while (!reads_failed (s->reads, offset, count)) {
     looker_look (s);
+    sched_yield ();             /* for a reader that is just adding its own */
+  }
 }
 
 size_t

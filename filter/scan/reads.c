@@ -6,6 +6,7 @@
 
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <pthread.h>
 
@@ -144,7 +145,7 @@ take_place (struct reads *reads, unsigned *place)
 }
 
 /* Add a read where there was no room for more: it becomes the newest if it ends
- * further.  (There may be room again; then younger ones are given before it.)
+ * further.
  */
 static void __attribute__ ((noinline))
 add_to_full (struct reads *reads, struct entry entry)
@@ -234,11 +235,15 @@ read_of (const struct entry *entry)
 }
 
 /* Take the newest of a full ring, if there is one and all that is older has been
- * taken, up to this place.  Returns how many.
+ * taken, up to this place.  It goes before those that found room after it: that
+ * it has failed may be among them.  Returns how many.
  */
 static size_t
-take_newest (struct reads *reads, unsigned place, struct met_read *out)
+take_newest (struct reads *reads, unsigned first, unsigned place,
+             struct met_read *out)
 {
+  unsigned older;
+
   /* One that comes right now is seen next time, as if it had come a moment
    * later.
    */
@@ -249,7 +254,9 @@ take_newest (struct reads *reads, unsigned place, struct met_read *out)
 
   if ((int) (place - reads->after) < 0)
     return 0;
-  *out = read_of (&reads->newest);
+  older = (int) (reads->after - first) > 0 ? reads->after - first : 0;
+  memmove (&out[older+1], &out[older], (place - first - older) * sizeof *out);
+  out[older] = read_of (&reads->newest);
   atomic_store_explicit (&reads->newest_end, 0, memory_order_relaxed);
   return 1;
 }
@@ -269,7 +276,7 @@ reads_take (struct reads *reads, struct met_read *out)
     out[place - first] = read_of (entry);
   }
   atomic_store_explicit (&reads->first, place, memory_order_release);
-  return place - first + take_newest (reads, place, out + (place - first));
+  return place - first + take_newest (reads, first, place, out);
 }
 
 unsigned

@@ -64,13 +64,13 @@ extern void reads_end (struct reads *reads);
 extern bool reads_failed (struct reads *reads, uint64_t offset, uint32_t count);
 
 /* No more reads are wanted: the scan has finished.  One that is noted all the
- * same is never taken.
+ * same says nothing to anybody.
  */
 extern void reads_stop (struct reads *reads);
 
 /* Copy all queued reads, oldest first, to out, which has room for READS_MAX,
- * and empty the queue.  One that has failed is there twice, as it began, and as
- * failed; where the queue was full, in either order.  Returns how many.
+ * and empty the queue.  One that has failed is there twice: as it began, and as
+ * failed.  Returns how many.
  */
 extern size_t reads_take (struct reads *reads, struct met_read *out);
 

@@ -254,7 +254,8 @@ function M.disk (driver)
     -- errno name or nil if all is well
     results = driver.results,
 
-    --- The prefetches that failed since this was last called.
+    --- What failed since this was last called: prefetches, and what clients tried to
+    -- read.
     -- @function disk:failures
     -- @treturn function iterator over offset, count (bytes), errno name ("EIO")
     failures = driver.failures,
