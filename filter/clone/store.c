@@ -257,7 +257,7 @@ check_size (const struct store *store)
   if (fstat (store->fd, &st) == -1)
     nbdkit_error ("clone: %s: %m", store->path);
   else if (st.st_size != 0 && (uint64_t) st.st_size != store->size)
-    nbdkit_error ("clone: %s is there, without a map, and has %" PRIi64 " bytes, and "
+    nbdkit_error ("clone: %s is there, is of no clone, and has %" PRIi64 " bytes, and "
                   "the disk %" PRIu64 "; name another file, or move this one away",
                   store->path, (int64_t) st.st_size, store->size);
   else
@@ -415,6 +415,7 @@ do_commit (struct store *store)
     lost = err != 0;
   }
   if (err == 0) {
+    store->said_why = false;
     atomic_store (&store->durable, present);
     count (&store->counters, COUNT_COMMITS, 1);
   }
@@ -426,9 +427,11 @@ do_commit (struct store *store)
     nbdkit_error ("clone: %s or its map cannot be made durable: %s; every "
                   "flush fails from now on", store->path, strerror (err));
   }
-  else
+  else if (!store->said_why) {
+    store->said_why = true;
     nbdkit_error ("clone: %s cannot be written: %s", store->map_path,
                   strerror (err));
+  }
   return err;
 }
 

@@ -56,6 +56,7 @@ struct store {
   bool committing;
   uint64_t commits_begun, commits_ended;
   int commit_result;            /* of the last that ended; errno */
+  bool said_why;                /* the last has failed; whoever commits */
 };
 
 /* Open a clone that is there.  Returns NULL with *missing set if there is none
