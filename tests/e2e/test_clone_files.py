@@ -310,7 +310,7 @@ def test_an_empty_disk_of_another_size_is_left_alone (disk):
         with pytest.raises (nbd.Error):
             server.connect ()
         assert server.errors () == [
-            f"clone: {disk} is there, without a map, and has {3 * M} bytes, and the disk "
+            f"clone: {disk} is there, is of no clone, and has {3 * M} bytes, and the disk "
             f"{M}; name another file, or move this one away"]
     assert disk.stat ().st_size == 3 * M and not map_of (disk).exists ()
 
