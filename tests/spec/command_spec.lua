@@ -249,6 +249,14 @@ describe ("scan-policy", function ()
       assert.matches ("reads nothing: 1 prefetch, ",
                       succeed ("check data --image " .. path))
       assert.matches ("\n1 +5242880 ", succeed ("run data --image " .. path))
+      -- What is before a colon is no protocol.
+      assert (os.rename (path, directory .. "/disk-10:30.img"))
+      assert.matches ("\n1 +5242880 ", succeed (("run data --image '%s/disk-10:30.img'")
+                                                 :format (directory)))
+      assert (os.rename (directory .. "/disk-10:30.img", path))
+      for _, size in ipairs { "0", "1E", "7E" } do
+        assert.matches ("here and there", succeed ("check ahead --size " .. size))
+      end
       local trace = write ("t", "5M 4\n")
       assert.matches ("\nt +data ", succeed (("simulate data --image %s --trace %s")
                                               :format (path, trace)))

@@ -167,7 +167,23 @@ describe ("scan.simulator", function ()
 
   it ("knows what no policy can beat", function ()
     near (1 + 1.5, simulate (nil, { { 0, 100 }, { 50, 100 } }).ideal_seconds)
-    near (1 + 7, simulate (nil, { { 0, 100 }, { 0, 100, 7 } }).ideal_seconds)
+    near (7, simulate (nil, { { 0, 100 }, { 0, 100, 7 } }).ideal_seconds)
+    -- So many reads may think at a time.
+    near (3.5, simulate (nil, { { 0, 100, 3 }, { 0, 100, 4 } },
+                         { depth = 2 }).ideal_seconds)
+    local fetched = simulate (prefetch (0), { { 0, 100, 7 } })
+    assert.is_true (fetched.seconds >= 7 and fetched.seconds < 7.001)
+  end)
+
+  it ("paces a built-in by both of its names as the filter does", function ()
+    local function fetched (policy)
+      return simulator.run { policy = policy, size = 1 << 26, threads = 8, source = {
+        latency_seconds = 0.02, bandwidth = 1e7, slots = 64 }, traces = {
+        { { offset = 0, count = 65536, idle = 0 }, { offset = 1 << 25, count = 512,
+                                                     idle = 1 } } } }.prefetched_bytes
+    end
+    assert.equal (fetched "ahead", fetched "ahead.lua")
+    assert.not_equal (fetched "ahead", fetched "data.lua")
   end)
 
   it ("is never better than the ideal, and the same every time", function ()

@@ -23,8 +23,9 @@ local BLOCKS = 32
 -- A client that reads here and there, while a policy is busy and while it waits.
 local function scattered (disk)
   local events = {}
+  if disk.size == 0 then return events end
   for i = 1, 12 do
-    local offset = i * 5 % BLOCKS * disk.size // BLOCKS // 512 * 512
+    local offset = disk.size // BLOCKS * (i * 5 % BLOCKS) // 512 * 512
     events[i] = { at = i * 0.025, read = { offset, math.min (512, disk.size - offset) } }
   end
   return events
@@ -62,12 +63,15 @@ local CASES = {
     function (disk) return { events = in_steps (disk, 0, 4) } end },
   { "a client that reads the last sector first", function (disk)
     local count = math.min (512, disk.size)
+    if count == 0 then return {} end
     return { events = { { after = 0, read = { disk.size - count, count } } } }
   end },
   { "a client that goes at once",
     function () return { events = { { after = 1, close = true } }, goes = true } end },
   { "a disk that is half holes",
-    function (disk) return { holes = { { 0, disk.size // 2 } } } end },
+    function (disk)
+      return { holes = disk.size > 1 and { { 0, disk.size // 2 } } or nil }
+    end },
   { "a disk smaller than a block", function () return { size = 512 } end },
   { "a source that fails",
     function () return { fail = function () return "EIO" end } end },
@@ -100,7 +104,7 @@ local function describe_case (result, size, endless, goes)
   local number = #result.prefetches
   local text = ("%d %s, %.0f %% of the disk")
     :format (number, number == 1 and "prefetch" or "prefetches",
-             100 * set:bytes () / size)
+             100 * set:bytes () / math.max (size, 1))
   if endless then
     text = text .. "; it goes on for as long as the client stays"
   elseif again > 0 then

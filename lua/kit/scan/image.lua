@@ -55,29 +55,33 @@ function Image:read (offset, count)
   return bytes
 end
 
--- The ranges of a file that are not holes, as far as can be told.
+-- The ranges of a file that are not holes; all of it is one if that can't be told.
 local function data_ranges (image)
-  if not image.seekable or not shell.have ("qemu-img") then
-    local given = false
-    return function ()
-      if given or image.size == 0 then return nil end
-      given = true
-      return 0, image.size
-    end
+  local given = image.size == 0
+  local function whole ()
+    if given then return nil end
+    given = true
+    return 0, image.size
   end
+  if not image.seekable or not shell.have ("qemu-img") then return whole end
+  -- With the protocol, as there may be a colon in the name.
   local map = assert (io.popen ("qemu-img map -U -f raw --output=json "
-                                .. shell.quote (image.path) .. " 2>/dev/null"))
+                                .. shell.quote ("file:" .. image.path) .. " 2>/dev/null"))
+  local is_open = true
   return function ()
+    if not is_open then return nil end
     for line in map:lines () do
       local offset, count = line:match ('"start": (%d+), "length": (%d+)')
       if offset and line:find ('"zero": false', 1, true) then
         offset, count = math.tointeger (tonumber (offset)),
           math.tointeger (tonumber (count))
+        given = true
         return offset, math.min (count, image.size - offset)
       end
     end
-    map:close ()
-    return nil
+    is_open = false
+    if map:close () then return nil end
+    return whole ()
   end
 end
 

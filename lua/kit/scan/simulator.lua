@@ -280,7 +280,7 @@ end
 local function is_paced (options)
   if options.pace ~= nil then return options.pace end
   local name = options.policy
-  return type (name) == "string" and not STOCK[name]
+  return type (name) == "string" and not STOCK[name:match ("^(.*)%.lua$") or name]
 end
 
 --- Simulate.
@@ -307,7 +307,7 @@ end
 -- @treturn table result
 --
 -- - `seconds`: until the last client had read all; `ideal_seconds`: what no
---   policy can beat: the latency once, then the bytes at full bandwidth or the
+--   policy can beat: the latency once and then the bytes at full bandwidth, or the
 --   think times, whichever is longer
 -- - `hits`, `late`, `misses`: reads
 -- - `read_bytes`: read by the clients; `wanted_bytes`: each byte counted once
@@ -352,7 +352,9 @@ function M.run (options)
     for _, read in ipairs (trace) do
       if not options.closed_loop then think = think + sim.think (read) end
     end
-    think_most = math.max (think_most, think)
+    -- So many reads may think at a time.
+    local depth = math.max (1, math.min (options.depth or 1, #trace))
+    think_most = math.max (think_most, think / depth)
     reads_all = reads_all + #trace
   end
   -- A scan starts when its client connects, before the first read.
@@ -383,8 +385,8 @@ function M.run (options)
   local wanted_bytes = sim.wanted:bytes ()
   return {
     seconds = sim.finished_seconds,
-    ideal_seconds = sim.source.latency_seconds
-      + math.max (wanted_bytes / sim.source.bandwidth, think_most),
+    ideal_seconds = math.max (
+      sim.source.latency_seconds + wanted_bytes / sim.source.bandwidth, think_most),
     hits = sim.counts.hit, late = sim.counts.late, misses = sim.counts.miss,
     read_bytes = sim.read_bytes, wanted_bytes = wanted_bytes,
     prefetched_bytes = sim.prefetched:bytes (),

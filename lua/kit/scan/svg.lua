@@ -9,8 +9,10 @@ local M = {}
 
 M.INK, M.FAINT = "#222222", "#e6e6e6"
 
---- A text that can stand in XML.
+--- A text that can stand in XML: what can't is shown as "?".
 function M.escape (text)
+  text = text:gsub ("[%z\1-\8\11\12\14-\31]", "?")
+  if not utf8.len (text) then text = text:gsub ("[\128-\255]", "?") end
   return (text:gsub ("[&<>\"]", { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;",
                                   ["\""] = "&quot;" }))
 end

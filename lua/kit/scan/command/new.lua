@@ -44,8 +44,12 @@ function M.run (options)
                             [spec_path] = template.SPEC } do
     local handle, message = io.open (path, "wb")
     if not handle then inputs.refuse (message) end
-    handle:write ((text:gsub ("@%u+@", fill)))
-    handle:close ()
+    local ok, why = handle:write ((text:gsub ("@%u+@", fill)))
+    if ok then ok, why = handle:close () end
+    if not ok then
+      os.remove (path)
+      inputs.refuse (("%s: %s"):format (path, why))
+    end
   end
   io.write (("wrote %s and %s; next:\n"):format (policy_path, spec_path))
   io.write ("  scan-policy check ", policy_path, "\n")
