@@ -132,12 +132,68 @@ describe ("metadata", function ()
                .. '-d "$2" "$1"', KiB)
   end)
 
-  it ("finds every inode in XFS", function ()
-    if not needs ("mkfs.xfs") then return end
-    local path = images.make ([[
+  local MANY_INODES = [[
       { echo /; echo 0 0; echo 'd--755 0 0'
         seq 5000 | sed 's:.*:f& ---644 0 0 /dev/null:'; echo '$'; } > "$2/proto"
-      truncate -s 320M "$1"; mkfs.xfs -q -f -b size=1024 -p "$2/proto" "$1"]])
+      truncate -s 320M "$1"; mkfs.xfs -q -f -b size=1024 -p "$2/proto" "$1"]]
+
+  it ("goes through no leaf of XFS twice", function ()
+    if not needs ("mkfs.xfs") then return end
+    local path = images.make (MANY_INODES)
+    local text, file = images.contents (path), assert (io.open (path, "r+b"))
+    local group_bytes = (">I4"):unpack (text, 85) * KiB
+    local looped = 0
+    for at = 0, group_bytes - 1, KiB do
+      if text:sub (at + 1, at + 6) == "IAB3\0\0" then
+        file:seek ("set", at + 12)
+        file:write ((">I4"):pack (at // KiB))   -- its neighbour is itself
+        looped = looped + 1
+      end
+    end
+    -- The group's inodes, as it says.
+    assert.equal ("XAGI", text:sub (2 * 512 + 1, 2 * 512 + 4))
+    file:seek ("set", 2 * 512 + 16)
+    file:write ("\255\255\255\255")
+    file:close ()
+    assert.is_true (looped > 0)
+    local result = run (path)
+    os.remove (path)
+    assert.is_true (result.requests < 10000, result.requests)
+  end)
+
+  it ("looks at no place twice for partitions that overlap", function ()
+    local entry = ("<c16c16i8i8I8c72"):pack (("x"):rep (16), "", 100, 199, 0, "")
+    local sectors = { [0] = ("\0"):rep (450) .. "\xee" .. ("\0"):rep (59) .. "\x55\xaa",
+      "EFI PART" .. ("\0"):rep (64) .. ("<I8I4I4"):pack (2, 1000, 128)
+        .. ("\0"):rep (424),
+      entry:rep (1000) }
+    local text = table.concat (sectors, "", 0, 2)
+    assert.same ({ { offset = 51200, count = 51200 } }, partitions.find {
+      size = MiB, pread = function (_, offset, count)
+        return (text .. ("\0"):rep (MiB - #text)):sub (offset + 1, offset + count)
+      end })
+  end)
+
+  it ("goes on when somebody else fetches a part of what it waits for", function ()
+    local generator = require "scan.metadata".new ({
+      size = MiB, block = MiB, closed = function () end,
+      missing = function (_, from, to) return from, to - from end,
+      next_data = function (_, offset) return offset end,
+      pread = function () return ("\0"):rep (512) end,
+    }, 0)
+    local n = 0
+    repeat
+      local offset = generator:next (MiB)
+      if offset then generator:ended (offset, 4096) end
+      n = n + 1
+    until not offset or n == 10
+    assert.is_nil (generator.walk)
+    assert.is_true (n > 2)
+  end)
+
+  it ("finds every inode in XFS", function ()
+    if not needs ("mkfs.xfs") then return end
+    local path = images.make (MANY_INODES)
     local result, size = run (path)
     local text = images.contents (path)
     os.remove (path)

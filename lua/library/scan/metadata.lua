@@ -50,8 +50,8 @@ end
 -- @treturn table generator
 function M.new (disk, lone_reads)
   return setmetatable ({ disk = disk, left = lone_reads or LONE_READS,
-                         walk = coroutine.wrap (walk), range = { at = 0, stop = 0 } },
-                       { __index = Metadata })
+                         walk = coroutine.wrap (function () walk (disk) end),
+                         range = { at = 0, stop = 0 } }, { __index = Metadata })
 end
 
 --- A client read.
@@ -61,13 +61,15 @@ end
 
 --- A prefetch has ended.
 function Metadata:ended (offset, count)
-  local stop = self.in_flight
-  if stop and offset < stop and stop <= offset + count then self.in_flight = nil end
+  -- Any part of it: a piece that somebody else has fetched meanwhile has no end of its
+  -- own.  What may still be on its way is waited for by the read.
+  local r = self.in_flight
+  if r and offset < r.stop and r.at < offset + count then self.in_flight = nil end
 end
 
--- Go on to the next range that the walk wants.
-local function go_on (metadata, ...)
-  local offset, count, reads = metadata.walk (...)
+-- Go on to the next range that the walk wants; bytes if it wanted to read some.
+local function go_on (metadata, bytes)
+  local offset, count, reads = metadata.walk (bytes)
   if offset then
     local unit = generators.UNIT_BYTES
     metadata.range = generators.widen (metadata.disk, offset, count, unit)
@@ -82,14 +84,10 @@ function Metadata:next (most)
   local disk = self.disk
   while self.walk and self.left <= 0 do
     local offset, count = generators.take (disk, self.range, most)
-    if offset then self.in_flight = offset + count end
+    if offset then self.in_flight = { at = offset, stop = offset + count } end
     if offset or count then return offset, count end
     if self.reads and self.in_flight then return nil end
-    if self.reads then
-      go_on (self, disk:pread (table.unpack (self.reads)))
-    else
-      go_on (self, disk)
-    end
+    go_on (self, self.reads and disk:pread (table.unpack (self.reads)) or nil)
   end
   return nil
 end

@@ -32,10 +32,17 @@ local function boot_record (sector)
   return entries
 end
 
+-- Two can't be in one place: what is behind another one that has it is left out, or a
+-- bad table would have one file system looked at again and again.
 local function add (list, size, offset, count)
-  if offset > 0 and offset < size and count > 0 then
-    list[#list + 1] = { offset = offset, count = math.min (count, size - offset) }
+  if offset <= 0 or offset >= size or count <= 0 then return end
+  count = math.min (count, size - offset)
+  for _, other in ipairs (list) do
+    if offset < other.offset + other.count and other.offset < offset + count then
+      return
+    end
   end
+  list[#list + 1] = { offset = offset, count = count }
 end
 
 -- The chain of logical partitions in an extended one.

@@ -76,15 +76,20 @@ local function walk_group (disk, fs, base, blocks, visit)
   end
 
   -- Along them.  Each has one chunk at least, so there can't be more of them
-  -- than this, whatever they say.
+  -- than this, whatever they say; and each is behind the one before it, so none
+  -- comes twice.
+  local last = -1
   for _ = 1, math.min (blocks, inodes // INODES_PER_CHUNK + 1) do
     if disk:closed () then return end
     local bytes, header, level, records, right = tree_block (at)
     if not bytes or level ~= 0 then return end
+    local begins = unpack (">I4", bytes, header + 1)
+    if records > 0 and begins <= last then return end
     visit (base + at * fs.block, fs.block)
     records = math.min (records, (fs.block - header) // 16)
     for i = 0, records - 1 do
       local first = unpack (">I4", bytes, header + 16 * i + 1)
+      last = math.max (last, first)
       local block = first // fs.inodes_per_block
       local count = math.max (1, INODES_PER_CHUNK // fs.inodes_per_block)
       if block < blocks then
