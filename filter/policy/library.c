@@ -141,7 +141,9 @@ find_file (const char *kind, const char *name)
   return NULL;
 }
 
-/* Read a file and keep it.  The lock must be held. */
+/* Read a file and keep it.  A kind of "by-..." is asked for by a policy, maybe while the
+ * server serves.  The lock must be held.
+ */
 static const struct text *
 add_file (const char *kind, const char *name, const char *path,
           char error[LIBRARY_ERROR_MAX])
@@ -155,7 +157,7 @@ add_file (const char *kind, const char *name, const char *path,
     free (file);
     return NULL;
   }
-  if (read_all (path, strcmp (kind, "beside:") == 0, &data,
+  if (read_all (path, strncmp (kind, "by-", 3) == 0, &data,
                 &file->text.length) == -1) {
     snprintf (error, LIBRARY_ERROR_MAX, "%s: %s", path,
               errno == NOT_REGULAR ? "not a regular file" : strerror (errno));
@@ -270,9 +272,11 @@ library_neighbour (const char *name, bool given,
     n = snprintf (path, sizeof path, "%s/%.*s.lua", policy_dir,
                   (int) stem_length (name), name);
     if (n > 0 && (size_t) n < sizeof path && access (path, F_OK) == 0)
-      return get_file ("beside:", path, path, error);
+      return get_file ("by-beside:", path, path, error);
   }
-  return given ? library_policy (name, error) : unknown_policy (name, error);
+  if (given && (strchr (name, '/') != NULL || access (name, F_OK) == 0))
+    return get_file ("by-given:", name, name, error);
+  return unknown_policy (name, error);
 }
 
 /* Module names are words joined by dots: nothing that leads out of the
@@ -342,7 +346,7 @@ library_module (const char *name, char error[LIBRARY_ERROR_MAX])
     snprintf (error, LIBRARY_ERROR_MAX, "its path is too long");
     return NULL;
   }
-  return get_file ("beside:", path, path, error);
+  return get_file ("by-beside:", path, path, error);
 }
 
 void

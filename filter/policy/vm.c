@@ -377,6 +377,7 @@ take_turn (struct vm_scan *scan)
 static int
 push_answer (struct vm_scan *scan, const struct vm_answer *answer)
 {
+  static const struct vm_answer no_memory = { .type = VM_ERRNO, .err = ENOMEM };
   lua_State *L = scan->vm->L;
 
   if (answer->type == VM_NOTHING)
@@ -400,7 +401,8 @@ push_answer (struct vm_scan *scan, const struct vm_answer *answer)
   lua_pushlightuserdata (L, (void *) answer);
   if (lua_pcall (L, 1, 1, 0) != LUA_OK) {
     lua_settop (L, 0);
-    return -1;
+    /* The policy may go on with less. */
+    return answer->type == VM_ERRNO ? -1 : push_answer (scan, &no_memory);
   }
   lua_xmove (L, scan->co, 1);
   return answer->type == VM_ERRNO ? 2 : 1;

@@ -166,6 +166,20 @@ def test_a_policy_file_that_is_not_there_stops_the_server (tmp_path):
     assert "default, forever" in message
 
 
+def test_a_read_that_does_not_fit_is_told (tmp_path):
+    policy = tmp_path / "large.lua"
+    policy.write_text ("""
+        return function (disk)
+          print ("large", disk:pread (0, 1 << 20))
+          print ("small", #disk:pread (0, 4096))
+        end""")
+    with nbdkit ([SCAN], ["pattern", "1M"],
+                 ["scan-policy-memory=1M", f"scan-policy={policy}"], ["-v"]) as server:
+        server.connect ()
+        server.wait_line ("policy: large\tnil\tENOMEM$")
+        server.wait_line ("policy: small\t4096$")
+
+
 def test_the_time_to_load_is_said_in_few_digits (tmp_path):
     """Some comes on top for the files, a byte at a time."""
     (tmp_path / "loop.lua").write_text ("while true do end")

@@ -35,6 +35,19 @@ def test_nobody_asked_for_what_is_called_default (what, tmp_path, monkeypatch):
         assert server.errors () == []
 
 
+def test_no_scan_waits_for_a_pipe (tmp_path):
+    """It would hold the policy's lock, and the server could not end."""
+    os.mkfifo (tmp_path / "fifo")
+    (tmp_path / "mine.lua").write_text (
+        "local args = ...\n"
+        "return function (disk) scan.policy (args['then']) (disk) end\n")
+    with nbdkit ([SCAN], gate (f"size={SIZE}"),
+                 [*ARGS, f"scan-policy={tmp_path}/mine.lua",
+                  f"scan-arg-then={tmp_path}/fifo"]) as server:
+        server.connect ()
+        server.wait_line ("not a regular file")
+
+
 def test_a_name_is_a_built_in_first_and_a_path_is_a_file (tmp_path, monkeypatch):
     (tmp_path / "ahead.lua").write_text (ONE_BLOCK)
     (tmp_path / "mine.lua").write_text (ONE_BLOCK)

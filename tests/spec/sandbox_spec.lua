@@ -47,7 +47,7 @@ describe ("scan.sandbox", function ()
                       setmetatable = true, xpcall = true, _G = true, scan = true,
                       ["scan.open"] = true, ["scan.policy"] = true,
                       ["scan.warn"] = true, ["scan.words"] = true, ["string.find"] = true,
-                      ["string.rep"] = true,
+                      ["string.rep"] = true, ["os.date"] = true,
                       ["table.insert"] = true, ["table.remove"] = true,
                       ["table.move"] = true, ["table.concat"] = true,
                       ["table.unpack"] = true, ["table.sort"] = true,
@@ -133,6 +133,13 @@ describe ("scan.sandbox", function ()
     assert.equal (",,", run ("return string.rep ('', 3, ',')"))
     assert.equal ("aa", run ("return string.rep ('a', 2)"))
     assert.matches ("number expected", failure ("string.rep ('')"))
+  end)
+
+  it ("formats no date that takes long", function ()
+    assert.equal (os.date ("!%F", 0), run ("return os.date ('!%F', 0)"))
+    assert.equal (os.date ("*t").year, run ("return os.date ('*t').year"))
+    assert.is_string (run ("return os.date ()"))
+    assert.matches ("at most 256 bytes", failure ("os.date (('%n'):rep (1000))"))
   end)
 
   it ("warns once", function ()

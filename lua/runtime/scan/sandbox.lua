@@ -48,7 +48,7 @@ M.LIBRARIES = {
     "huge", "log", "max", "maxinteger", "min", "mininteger", "modf", "pi", "rad",
     "random", "randomseed", "sin", "sqrt", "tan", "tointeger", "type", "ult",
   },
-  os = { "clock", "date", "difftime", "time" },
+  os = { "clock", "difftime", "time" },
   string = {
     "byte", "char", "format", "len", "lower", "pack", "packsize", "reverse",
     "sub", "unpack", "upper",
@@ -180,6 +180,20 @@ local function guarded_string (env)
   function env.rep (s, n, separator)
     if s == "" and (separator == nil or separator == "") and n then n = 0 end
     return rep (s, n, separator)
+  end
+end
+
+-- Each conversion is a step inside C.
+local DATE_MAX_BYTES = 256
+
+local function guarded_os (env)
+  local date = os.date
+
+  function env.date (format, time)
+    if type (format) == "string" and #format > DATE_MAX_BYTES then
+      error (("bad argument #1 to 'date' (at most %d bytes)"):format (DATE_MAX_BYTES), 2)
+    end
+    return date (format, time)
   end
 end
 
@@ -347,6 +361,7 @@ function M.new (native)
   end
   guarded_table (env.table)
   guarded_string (env.string)
+  guarded_os (env.os)
   guarded_coroutine (env.coroutine, native)
   env.setmetatable = guarded_setmetatable
   env.xpcall = guarded_xpcall
