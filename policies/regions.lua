@@ -31,7 +31,7 @@ local list = extents.read (scan.open ("regions"), "scan-file-regions")
 if #list == 0 then scan.warn ("scan-file-regions: there are no regions in it") end
 
 local function regions (disk)
-  local message = extents.stale (extents.each (list), disk.size)
+  local message = extents.stale (extents.each (list), disk)
   if message then scan.warn ("scan-file-regions: " .. message) end
   for offset, count in extents.each (list, disk.size) do
     if disk:closed () then return end

@@ -172,7 +172,7 @@ local function watcher (disk)
 end
 
 local function replay (disk)
-  local message = extents.stale (each_piece (disk.size), disk.size)
+  local message = extents.stale (each_piece (disk.size), disk)
   if message then scan.warn ("scan-file-trace: " .. message) end
   local is_left = watcher (disk)
   for i = 1, #pieces do

@@ -182,6 +182,14 @@ describe ("once", function ()
     assert.same ({ { 10, 20 }, { 0, BLOCK } }, result.prefetches)
   end)
 
+  it ("takes whole floats as the disk does", function ()
+    assert.same ({ 3 }, offsets (combine.once (ranges ({ 3.0 * BLOCK, 1.0 * BLOCK },
+                                                       { 3 * BLOCK, BLOCK }))))
+    assert.error_matches (function ()
+      error (testing.run { policy = combine.once (ranges { 0.5, 1 }), size = 10 }.error)
+    end, "whole number of bytes, got 0.5")
+  end)
+
   it ("knows the short block at the end of the disk", function ()
     local policy = combine.once (ranges ({ BLOCK, BLOCK }, { BLOCK, BLOCK }))
     assert.same ({ { BLOCK, 7 } }, run (policy, { size = BLOCK + 7 }).prefetches)

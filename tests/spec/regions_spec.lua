@@ -71,6 +71,17 @@ describe ("regions", function ()
     run ("0 4M\n", { warn = error })
   end)
 
+  it ("looks through a long list in more than one decision", function ()
+    local list, line = {}, nil
+    for i = 1, 200000 do list[i] = ("%d 1\n"):format (i * 8 * MiB) end
+    local result = testing.run {
+      policy = "regions", size = 4 * MiB, files = { regions = table.concat (list) },
+      warn = function (text) line = text end,
+    }
+    assert.equal (3, result.requests)
+    assert.matches ("of 200000 ranges, 200000 lie beyond", line)
+  end)
+
   it ("is content with an empty file", function ()
     assert.same ({}, run (""))
   end)

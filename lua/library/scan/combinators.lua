@@ -62,15 +62,17 @@ local function wait (disk, seconds)
   disk:wait (math.max (seconds, WAIT_SECONDS))
 end
 
--- Where a prefetch ends: its count defaults to a block and is cut at the end
--- of the disk.  Bad arguments are left to the real disk to complain about.
-local function range_end (disk, offset, count)
-  count = count or disk.block
-  if math.type (offset) ~= "integer" or math.type (count) ~= "integer"
-     or offset < 0 or offset >= disk.size or count < 1 then
+-- As the disk takes numbers: 2^20 is a float, and whole.
+local function whole (n) return type (n) == "number" and math.tointeger (n) end
+
+-- Where a prefetch begins and ends: its count defaults to a block and is cut at the end
+-- of the disk.  Nil for bad arguments, left to the real disk to complain about.
+local function range_of (disk, offset, count)
+  offset, count = whole (offset), whole (count or disk.block)
+  if not offset or not count or offset < 0 or offset >= disk.size or count < 1 then
     return nil
   end
-  return disk.size - offset > count and offset + count or disk.size
+  return offset, disk.size - offset > count and offset + count or disk.size
 end
 
 -- A policy that sees the disk with another `prefetch`: for each scan `make (disk)`
@@ -81,9 +83,9 @@ local function with_prefetch (run, make)
     local outer = {}
 
     function outer:prefetch (offset, count)
-      local stop = range_end (disk, offset, count)
-      if not stop then return disk:prefetch (offset, count) end
-      return prefetch_range (offset, stop)
+      local first, stop = range_of (disk, offset, count)
+      if not first then return disk:prefetch (offset, count) end
+      return prefetch_range (first, stop)
     end
 
     return run (replacing (disk, outer))

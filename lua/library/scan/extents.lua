@@ -140,15 +140,19 @@ function M.each (list, size)
   end
 end
 
+-- So many are looked at in some hundredths of a second.
+local REST_RANGES = 1 << 16
+
 --- Do ranges reach beyond a disk?  Then they may be those of another image.
 -- @tparam function ranges iterator over offset, count, as `each` gives it
--- @tparam integer size of the disk in bytes
+-- @tparam table disk of a scan: it takes a rest now and then, as a decision has its time
 -- @treturn string|nil a message, nil if all is on the disk
-function M.stale (ranges, size)
-  local all, outside, cut = 0, 0, 0
+function M.stale (ranges, disk)
+  local size, all, outside, cut = disk.size, 0, 0, 0
   for offset, count in ranges do
     local inside = M.inside (offset, count, size)
     all = all + 1
+    if all % REST_RANGES == 0 then disk:wait (0) end
     if not inside then
       outside = outside + 1
     elseif inside < count then

@@ -10,7 +10,8 @@
 --   and seconds after which there may be one, if it does not wait for a read;
 -- - `note (self, offset, count, met)`, optional: sees each client read, before any
 --   `next`; if it returns true, the generators behind do not see that read;
--- - `ended (self, offset, count)`, optional: sees each prefetch that ended;
+-- - `ended (self, offset, count, errno)`, optional: sees each prefetch that ended, with
+--   an errno name if it has failed;
 -- - `failed (self, offset, count)`, optional: sees each that failed, and what a client
 --   could not read.
 --
@@ -109,7 +110,7 @@ function M.run (disk, generators, ends)
         if generator.note and generator:note (offset, count, met) then break end
       end
     end
-    for offset, count in disk:results () do
+    for offset, count, _, errno in disk:results () do
       if asked[offset] then
         most = math.max (M.AT_ONCE * math.max (count, M.UNIT_BYTES),
                          count == asked[offset] and most or 0)
@@ -117,7 +118,7 @@ function M.run (disk, generators, ends)
         asked[offset] = nil
       end
       for _, generator in ipairs (generators) do
-        if generator.ended then generator:ended (offset, count) end
+        if generator.ended then generator:ended (offset, count, errno) end
       end
     end
     for offset, count in disk:failures () do

@@ -33,6 +33,12 @@ function Rest:failed (offset, count)
                  stop = math.max (again.stop, offset + count) }
 end
 
+--- A prefetch has ended.
+function Rest:ended (_, _, errno)
+  -- The source is back.
+  if not errno then self.seconds = 1 end
+end
+
 --- The next range.
 function Rest:next (most)
   local disk, position = self.disk, self.walks.position
