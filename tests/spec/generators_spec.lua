@@ -96,3 +96,24 @@ describe ("generators.widen", function ()
                  generators.widen ({ size = far }, far - 1, 4096, 4096))
   end)
 end)
+
+describe ("scan.rest", function ()
+  it ("waits for longer each time, and for a second again once the source is back",
+      function ()
+    local disk, now = new { data = { 0, SIZE }, present = 0 }, 0
+    disk.now = function () return now end
+    local generator = require "scan.rest".new (disk, {})
+    local function pause ()
+      generator:failed (0, 1000)
+      local offset, seconds = generator:next (SIZE)
+      assert.is_nil (offset)
+      now = now + seconds
+      return seconds
+    end
+    assert.same ({ 1, 2, 4 }, { pause (), pause (), pause () })
+    generator:ended (0, 1000, "EIO")
+    assert.equal (8, pause ())
+    generator:ended (0, 1000)
+    assert.equal (1, pause ())
+  end)
+end)
