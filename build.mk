@@ -119,8 +119,10 @@ $(B)/embedded.c: filter/policy/embed.lua $(embedded_lua)
 	$(Q)$(LUA) filter/policy/embed.lua $(embedded_lua) > $@.tmp
 	$(Q)mv $@.tmp $@
 
-# Say plainly what is missing, once.
-$(B)/have-packages:
+# Say plainly what is missing.  The file holds the versions that are built against.
+# They are looked at each time, as nbdkit refuses what was built for another one; only
+# when they are others is it written, and what depends on it built again.
+$(B)/have-packages: always
 	@mkdir -p $(@D)
 	@$(PKG_CONFIG) --exists nbdkit || { \
 	  echo 'nbdkit.pc is missing: apt-get install nbdkit-plugin-dev' >&2; \
@@ -128,7 +130,11 @@ $(B)/have-packages:
 	@test -n '$(LUA_PC)' || { \
 	  echo 'lua5.4.pc is missing: apt-get install liblua5.4-dev' >&2; \
 	  exit 1; }
-	@touch $@
+	@versions=$$($(PKG_CONFIG) --modversion nbdkit $(LUA_PC) | tr '\n' ' '); \
+	[ "$$versions" = "$$(cat $@ 2>/dev/null)" ] || printf '%s' "$$versions" > $@
+
+always:
+.PHONY: always
 
 # -- tests ---------------------------------------------------------------------
 
@@ -334,7 +340,16 @@ shown := $(wildcard docs/*.md docs/*.svg docs/policies/*.svg tests/traces/*.md \
 # Everything under STAGE as it is to be under /.  Packages begin with this.
 STAGE = build/stage
 
+# With no answer from nbdkit's package the filters would go to /.
+define need_filterdir
+	@case '$(FILTERDIR)' in /*) ;; *) \
+	  echo 'where nbdkit has its filters is not known:' \
+	       'apt-get install nbdkit-plugin-dev, or give FILTERDIR=DIRECTORY' >&2; \
+	  exit 1 ;; esac
+endef
+
 run-stage: filter $(man_pages)
+	$(need_filterdir)
 	$(Q)rm -rf '$(STAGE)'
 	$(Q)install -d '$(STAGE)$(FILTERDIR)' '$(STAGE)$(BINDIR)' \
 	  '$(STAGE)$(LUADIR)/scan' '$(STAGE)$(DATADIR)' '$(STAGE)$(MANDIR)/man1' \
@@ -360,6 +375,7 @@ run-install: run-stage
 	$(Q)packaging/place install '$(STAGE)' '$(manifest)' '$(DESTDIR)'
 
 run-uninstall:
+	$(need_filterdir)
 	$(Q)packaging/place uninstall '$(manifest)' '$(DESTDIR)'
 
 # -- Debian package ------------------------------------------------------------

@@ -61,3 +61,42 @@ def test_what_is_put_there_is_whole_and_goes_away (tmp_path):
     make ("uninstall", where[0])
     assert files_in (tmp_path / "root") == []
     assert not doc.exists ()
+
+
+# -- built for another nbdkit, or for none --------------------------------------
+
+def pkg_config (tmp_path, text):
+    """A pkg-config that says something else."""
+    path = tmp_path / "pkg-config"
+    path.write_text (f'#!/bin/sh\n{text}\nexec pkg-config "$@"\n')
+    path.chmod (0o755)
+    return f"PKG_CONFIG={path}"
+
+
+def test_what_was_built_for_another_nbdkit_is_built_again (tmp_path):
+    built = tmp_path / "build/filter/common/escape.o"
+    args = [f"B={tmp_path}/build", str (built)]
+
+    def when_made (*more):
+        make (*args, *more)
+        return built.stat ().st_mtime_ns
+
+    first = when_made ()
+    assert when_made () == first
+    other = pkg_config (tmp_path, """case "$*" in
+      *modversion*nbdkit*) shift; echo 99.1; set -- --modversion "${2:-lua5.4}" ;; esac""")
+    second = when_made (other)
+    assert second != first
+    assert when_made (other) == second
+
+
+@pytest.mark.parametrize ("target", ["run-stage", "run-install", "run-uninstall"])
+def test_without_nbdkits_package_nothing_goes_into_the_root (tmp_path, target):
+    none = pkg_config (tmp_path, 'case "$*" in *nbdkit*) exit 1 ;; esac')
+    run = subprocess.run (["make", "-s", "-C", TOP, target, none, f"STAGE={tmp_path}/stage",
+                           f"DESTDIR={tmp_path}/root"], text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
+    assert run.returncode != 0
+    said = [line for line in run.stderr.splitlines () if not line.startswith ("make")]
+    assert len (said) == 1 and "apt-get install nbdkit-plugin-dev" in said[0], run.stderr
+    assert os.listdir (tmp_path) == ["pkg-config"]
