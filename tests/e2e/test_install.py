@@ -100,3 +100,52 @@ def test_without_nbdkits_package_nothing_goes_into_the_root (tmp_path, target):
     said = [line for line in run.stderr.splitlines () if not line.startswith ("make")]
     assert len (said) == 1 and "apt-get install nbdkit-plugin-dev" in said[0], run.stderr
     assert os.listdir (tmp_path) == ["pkg-config"]
+
+
+# -- what is not as it was installed --------------------------------------------
+
+FILTER = "usr/lib/filters/nbdkit-scan-filter.so"
+PAGE = "usr/share/man/man1/nbdkit-scan-filter.1"
+
+
+@pytest.fixture
+def place (tmp_path):
+    """Runs packaging/place for some files, in the way of which others are."""
+    root, stage = tmp_path / "root", tmp_path / "stage"
+    for name, text in ((stage / FILTER, "ours"), (stage / PAGE, "our page"),
+                       (root / FILTER, "stock"), (root / f"{PAGE}.gz", "stock page")):
+        name.parent.mkdir (parents=True, exist_ok=True)
+        name.write_text (text)
+
+    def run (what):
+        args = [what, *([str (stage)] if what == "install" else []), "/usr/lib/manifest",
+                str (root)]
+        return subprocess.run ([os.path.join (TOP, "packaging/place"), *args], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    run.root, run.stage = root, stage
+    return run
+
+
+@pytest.mark.parametrize ("name, kept", [
+    (FILTER, f"{FILTER}.distrib"),
+    (PAGE, "usr/share/man/man1/nbdkit-scan-filter.distrib.1.gz")], ids=["filter", "page"])
+@pytest.mark.parametrize ("later", [False, True], ids=["same", "later"])
+def test_what_a_changed_file_is_in_the_way_of_is_not_forgotten (place, name, kept, later):
+    root = place.root
+    assert place ("install").returncode == 0
+    (root / name).write_text ("changed")
+    if later:       # a version that has no such file
+        (place.stage / name).unlink ()
+        (place.stage / "usr/lib/filters/nbdkit-scan-filter.so-later").write_text ("")
+        assert place ("install").returncode == 0
+    for _ in range (2):
+        run = place ("uninstall")
+        assert run.returncode != 0
+        assert f"left     {root}/{name}, which was changed since" in run.stdout
+        assert f"{root}/{kept}" in run.stdout
+    assert (root / name).read_text () == "changed"
+    (root / name).unlink ()
+    assert place ("uninstall").returncode == 0
+    assert {file: open (file).read () for file in files_in (root)} == {
+        str (root / FILTER): "stock", str (root / f"{PAGE}.gz"): "stock page"}
+    assert "nothing to uninstall" in place ("uninstall").stdout
