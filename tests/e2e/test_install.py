@@ -149,3 +149,20 @@ def test_what_a_changed_file_is_in_the_way_of_is_not_forgotten (place, name, kep
     assert {file: open (file).read () for file in files_in (root)} == {
         str (root / FILTER): "stock", str (root / f"{PAGE}.gz"): "stock page"}
     assert "nothing to uninstall" in place ("uninstall").stdout
+
+
+# -- the rpm ---------------------------------------------------------------------
+
+@pytest.mark.skipif (shutil.which ("rpmspec") is None, reason="there is no rpmspec")
+def test_the_spec_is_read_where_nothing_is_installed_yet (tmp_path):
+    """As dnf builddep does, to know what to install."""
+    none = tmp_path / "pkg-config"
+    none.write_text ("#!/bin/sh\nexit 127\n")
+    none.chmod (0o755)
+    run = subprocess.run (
+        ["rpmspec", "-q", "--buildrequires",
+         os.path.join (TOP, "packaging/rpm/nbdkit-filter-scan-lua.spec")], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert run.returncode == 0, run.stderr
+    assert "nbdkit-devel >= 1.32" in run.stdout.splitlines ()
