@@ -437,7 +437,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest tests/restore/guest-work
+	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/prometheus/collect packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest tests/restore/guest-work
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)

@@ -48,11 +48,17 @@ def test_systemd_finds_nothing_wrong_with_the_unit (tmp_path):
     assert ours == [] and run.returncode == 0, run.stdout
 
 
-def exec_start (state):
-    """The unit's command line, with its directory and a disk of our own."""
-    line = re.search (r"^ExecStart=((?:.*\\\n)*.*)$", read ("packaging/systemd",
-                      "nbdkit-disk@.service"), re.M)[1].replace ("\\\n", " ")
-    words = line.replace ("%S/nbdkit-disk/%i", str (state)).split ()
+def unit (key):
+    """What the service says of it."""
+    return re.search (rf"^{key}=((?:.*\\\n)*.*)$", read (
+        "packaging/systemd", "nbdkit-disk@.service"), re.M)[1].replace ("\\\n", " ")
+
+
+def exec_start (state, counters):
+    """The unit's command line, with its directories and a disk of our own."""
+    assert unit ("StateDirectory") == unit ("RuntimeDirectory") == "nbdkit-disk/%i"
+    words = unit ("ExecStart").replace ("%S/nbdkit-disk/%i", str (state)).replace (
+        "%t/nbdkit-disk/%i", str (counters)).split ()
     words = [SCAN if w == "--filter=scan" else CLONE if w == "--filter=clone" else w
              for w in words]
     words = [f"--filter={w}" if w in (SCAN, CLONE) else w for w in words]
@@ -63,12 +69,14 @@ def exec_start (state):
 
 @needs ("systemd-socket-activate")
 def test_the_unit_serves_a_disk_on_its_socket (tmp_path):
-    state = tmp_path / "state"
-    state.mkdir ()
+    state, counters = tmp_path / "state", tmp_path / "counters"
+    state.mkdir (int (unit ("StateDirectoryMode"), 8))
+    counters.mkdir (int (unit ("RuntimeDirectoryMode"), 8))
     path = str (tmp_path / "disk.sock")
     process = subprocess.Popen (["systemd-socket-activate", "-l", path,
-                                 *exec_start (state)], stderr=subprocess.PIPE,
-                                stdin=subprocess.DEVNULL, text=True)
+                                 *exec_start (state, counters)],
+                                stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                                text=True, umask=int (unit ("UMask"), 8))
     try:
         assert any ("Listening on" in line for line in process.stderr)
         h = nbd.NBD ()
@@ -81,9 +89,12 @@ def test_the_unit_serves_a_disk_on_its_socket (tmp_path):
         process.send_signal (signal.SIGTERM)
         _, errors = process.communicate (timeout=PATIENCE_SECS)
     assert process.returncode == 0, errors
-    assert sorted (os.listdir (state)) == ["clone.prom", "disk.img", "disk.img.map",
-                                           "scan.prom"]
+    assert sorted (os.listdir (state)) == ["disk.img", "disk.img.map"]
     assert (state / "disk.img").read_bytes ()[512:520] == b"written!"
+    # The node exporter is another user, and nobody else has a look into the disk.
+    assert sorted (os.listdir (counters)) == ["clone.prom", "scan.prom"]
+    assert all (file.stat ().st_mode & 0o004 for file in [counters, *counters.iterdir ()])
+    assert not any (file.stat ().st_mode & 0o077 for file in [state, *state.iterdir ()])
 
 
 # -- Prometheus ----------------------------------------------------------------
@@ -121,6 +132,60 @@ def test_each_alert_fires_when_it_should (tmp_path):
     run = subprocess.run (["promtool", "test", "rules", str (cases)], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert run.returncode == 0, run.stdout
+
+
+# -- counters of several servers -----------------------------------------------
+
+METRICS = """# HELP nbdkit_scan_state What it does.
+# TYPE nbdkit_scan_state gauge
+nbdkit_scan_state{export="x{",state="running"} 1
+# HELP nbdkit_scan_pace_piece_bytes Most bytes of a prefetch.
+# TYPE nbdkit_scan_pace_piece_bytes gauge
+nbdkit_scan_pace_piece_bytes 4096
+"""
+
+
+def collect (source, to):
+    subprocess.run (["sh", os.path.join (TOP, "packaging/prometheus/collect"), source, to],
+                    check=True)
+
+
+def test_counters_of_several_servers_are_told_apart (tmp_path):
+    source, to = tmp_path / "from", tmp_path / "to"
+    to.mkdir ()
+    for name in "a", r"b-c\x2dd":
+        (source / name).mkdir (parents=True)
+        for kind in "scan", "clone":
+            (source / name / f"{kind}.prom").write_text (
+                METRICS.replace ("_scan_", f"_{kind}_"))
+            os.utime (source / name / f"{kind}.prom", (1000, 1000))
+    # What a server could lead to, and what is somebody else's.
+    (source / "e").mkdir ()
+    secret = tmp_path / "secret"
+    secret.write_text ("root:secret:1\n")
+    (source / "e" / "scan.prom").symlink_to (secret)
+    (to / "other.prom").write_text ("other 1\n")
+    collect (source, to)
+    names = {f"nbdkit-{name}-{kind}.prom" for name in ("a", r"b-c\x2dd")
+             for kind in ("scan", "clone")}
+    assert set (os.listdir (to)) == {*names, "nbdkit-e-scan.prom", "other.prom"}
+    assert (to / "nbdkit-e-scan.prom").read_text () == ""
+    for name in names:
+        assert (to / name).stat ().st_mtime == 1000
+        assert (to / name).stat ().st_mode & 0o777 == 0o644
+    labelled = METRICS.replace ('{export', r'{disk="b-c\\x2dd",export').replace (
+        "bytes 4096", r'bytes{disk="b-c\\x2dd"} 4096')
+    assert (to / r"nbdkit-b-c\x2dd-scan.prom").read_text () == labelled
+    if shutil.which ("promtool"):
+        subprocess.run (["promtool", "check", "metrics"], check=True, text=True,
+                        input=labelled, stdout=subprocess.DEVNULL)
+
+    # A server that has ended takes its counters along.
+    shutil.rmtree (source / "a")
+    (source / "e" / "scan.prom").unlink ()
+    collect (source, to)
+    assert set (os.listdir (to)) == {r"nbdkit-b-c\x2dd-scan.prom",
+                                     r"nbdkit-b-c\x2dd-clone.prom", "other.prom"}
 
 
 # -- Grafana -------------------------------------------------------------------
