@@ -83,9 +83,8 @@ local function walk_group (disk, fs, base, blocks, visit)
     if disk:closed () then return end
     local bytes, header, level, records, right = tree_block (at)
     if not bytes or level ~= 0 then return end
-    local begins = unpack (">I4", bytes, header + 1)
-    if records > 0 and begins <= last then return end
     visit (base + at * fs.block, fs.block)
+    if records < 1 or unpack (">I4", bytes, header + 1) <= last then return end
     records = math.min (records, (fs.block - header) // 16)
     for i = 0, records - 1 do
       local first = unpack (">I4", bytes, header + 16 * i + 1)
