@@ -25,7 +25,7 @@ from harness import (CHECK_WITH, SCAN, TOP, command, gate, nbdkit, pattern, refu
 # How long a disconnection and the server's end may take, whatever a policy does.
 # It is a promise to the user, so it is what a test may measure; a checker makes
 # everything slower.
-PROMPT_SECS = 60 if CHECK_WITH else 2
+PROMPT_SECS = 60 if CHECK_WITH else 20
 
 SIZE, BLOCK = 65536, 4096
 ARGS = ["scan-size=4096", "scan-policy-timeout=0.3", "scan-policy-memory=8M"]
@@ -63,6 +63,8 @@ def scan_args (policy, *more):
         # What is said of depth is not to depend on how fast the machine is.
         seconds = 60 if name_of (policy).startswith ("depth") else 1
         args[1:] = [f"scan-policy-timeout={seconds}", "scan-policy-memory=256M"]
+    elif name_of (policy).startswith ("memory"):
+        args[1] = "scan-policy-timeout=60"
     if CHECK_WITH and "took longer" not in expectation (policy):
         args[1] = "scan-policy-timeout=300"
     return args + [f"scan-policy={policy}", *more]

@@ -204,6 +204,8 @@ def test_what_could_not_be_committed_is_not_let_go (tmp_path, fail, call):
             server.wait_line ("a.img.* cannot be")
             for i in range (12):
                 server.connect (f"other{i}").shutdown ()
+            for i in range (2, 14):
+                server.wait_line (f"gate: close {i}$")
         h = server.connect ("a")
         assert h.pread (2 * BLOCK, 0) == b"w" * BLOCK + pattern (BLOCK, BLOCK)
         if call == "sync":

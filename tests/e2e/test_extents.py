@@ -139,11 +139,13 @@ def test_a_walk_over_a_vast_hole_comes_back (tmp_path):
           until not more
           print (offset, turns >= 1024 // 64, disk:next_data (4096))
         end""")
-    with nbdkit ([SCAN, "cow"], gate ("size=4T", "data=0+1", "log=extents"),
+    with nbdkit ([SCAN, "cow"], gate ("size=4T", "data=0+1", "hold=extents"),
                  [policy, "cow-block-size=1M"], VERBOSE) as server:
         h = server.connect ()
-        server.next_call ("extents")
+        first = server.next_call ("extents")
         h.pread (512, 8192)
+        server.send ("hold extents 0")
+        server.release (first)
         server.wait_line ("scan: policy: read\t8192\ttrue")
         # All of it again, for who does not ask.
         server.wait_line ("scan: policy: nil\ttrue\tnil")

@@ -114,7 +114,7 @@ def test_what_a_policy_warns_of (policy, name, text, said, tmp_path):
     with nbdkit ([SCAN], gate ("size=1M", "exports=a"),
                  [f"scan-policy={policy}", f"scan-file-{name}={tmp_path}/lines",
                   "scan-exports=*"], ["-v"]) as server:
-        line = -1
+        line = 0
         for _ in range (2):
             server.connect ()
             _, line = server.wait_line ("finished scanning", line)

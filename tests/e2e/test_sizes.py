@@ -122,8 +122,11 @@ def test_a_background_scan_is_of_one_size (disk, tmp_path):
                  ["-v"]) as server:
         server.wait_line (FINISHED)
         start = len (server.log)
-        server.connect ().pread (4096, 0)
+        h = server.connect ()
+        h.pread (4096, 0)
+        leave (server, h)
         assert not any (FINISHED in line for line in server.log[start:])
+        start = len (server.log)
         resize (6 << 40)
         h = server.connect ()
         server.wait_line (FINISHED, start)

@@ -67,6 +67,11 @@ def answers (port):
         return s.connect_ex (("127.0.0.1", port)) == 0
 
 
+def answers_at (path):
+    with socket.socket (socket.AF_UNIX) as s:
+        return s.connect_ex (str (path)) == 0
+
+
 @contextlib.contextmanager
 def running (command, ready, log):
     """A program for the length of a with block."""
@@ -200,7 +205,8 @@ class Nginx:
         """Of the answers it has written of so far, which it does after it has given them."""
         try:
             with open (os.path.join (self.dir, "access.log")) as f:
-                return [int (line.split ('"')[2].split ()[0]) for line in f]
+                return [int (line.split ('"')[2].split ()[0]) for line in f
+                        if line.endswith ("\n")]
         except FileNotFoundError:
             return []
 
@@ -441,8 +447,8 @@ def test_a_url_that_is_signed_for_get_only (tmp_path, image, monkeypatch):
 def sshd (tmp_path, image):
     """The port and the private key of an ssh server for whoever runs this."""
     program, sftp = "/usr/sbin/sshd", "internal-sftp"
-    if os.getuid () == 0 and not os.path.isdir ("/run/sshd"):
-        os.mkdir ("/run/sshd", 0o755)       # as Debian's unit does
+    if os.getuid () == 0:
+        os.makedirs ("/run/sshd", 0o755, exist_ok=True)     # as Debian's unit does
     for name in "host", "user":
         subprocess.run (["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", name],
                         cwd=tmp_path, check=True)
@@ -499,5 +505,5 @@ def test_an_image_in_qcow2 (tmp_path, image, layer):
     subprocess.run (["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", "-c",
                      str (image), str (qcow2)], check=True)
     with running (["qemu-nbd", "-f", "qcow2", "-r", "-t", "-e", "20", "-k", str (path),
-                   str (qcow2)], lambda: path.exists (), tmp_path / "qemu.out"):
+                   str (qcow2)], lambda: answers_at (path), tmp_path / "qemu.out"):
         check_scan (tmp_path, layer, ["nbd", f"socket={path}"])

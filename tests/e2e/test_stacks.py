@@ -21,6 +21,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import nbd
@@ -288,8 +289,11 @@ def test_default_export (layer, images, tmp_path, monkeypatch):
 @way ("--run COMMAND")
 def test_run (layer, images, tmp_path):
     copy, log = tmp_path / "copy", tmp_path / "log"
+    # The copy could be over before the scan has begun.
+    first = f"""{sys.executable} -m nbd -u "$uri" -c """ \
+        f""""while ' Cache ' not in open ('{log}').read (): pass" """
     run = subprocess.run (
-        argv (layer, log, "-U", "-", "--run", f'nbdcopy "$uri" {copy}'), cwd=images,
+        argv (layer, log, "-U", "-", "--run", f'{first}; nbdcopy "$uri" {copy}'), cwd=images,
         stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECS)
     assert (run.returncode, run.stderr) == (0, "")
     assert copy.read_bytes () == DATA

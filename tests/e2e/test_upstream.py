@@ -23,12 +23,16 @@ OF_SCAN = [name for name in QUICK if name.startswith ("scan-")]
 # What is known of a version: the faults that are mended.
 MENDED = {"1.32.5": set (), "1.42.3": {"server-hangup-abort"}}
 
-pytestmark = pytest.mark.skipif (CHECK_WITH != "", reason="about nbdkit's own layers")
+# One worker runs the scripts for all of the tests.
+pytestmark = [
+    pytest.mark.skipif (CHECK_WITH != "", reason="about nbdkit's own layers"),
+    pytest.mark.xdist_group ("upstream"),
+]
 
 
 def run (script, env):
     return subprocess.run ([os.path.join (HERE, script)], stdout=subprocess.PIPE,
-                           text=True, timeout=90, env={**os.environ, **env})
+                           text=True, timeout=180, env={**os.environ, **env})
 
 
 @pytest.fixture (scope="module")

@@ -7,9 +7,9 @@ The cow filter reads a block of the source, then stores it.  What a client write
 in between is lost if the two overlap.
 """
 
+import concurrent.futures
 import random
 import re
-import threading
 
 import nbd
 import pytest
@@ -252,12 +252,8 @@ def test_thousands_of_writes_and_prefetches (method, threads, cow_block):
                   "scan-forever=true", "scan-clock=false",
                   f"cow-block-size={cow_block}", *METHODS[method]]) as server:
         handles = [server.connect () for _ in range (clients)]
-        threads_ = [threading.Thread (target=work, args=(h, plan))
-                    for h, plan in zip (handles, plans)]
-        for t in threads_:
-            t.start ()
-        for t in threads_:
-            t.join ()
+        with concurrent.futures.ThreadPoolExecutor (clients) as pool:
+            list (pool.map (work, handles, plans))      # raises what one of them did
         for h in handles:
             server.disconnect (h)
         h = server.connect ()

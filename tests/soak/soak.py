@@ -279,12 +279,14 @@ class Staying (House):
         self.samples = []       # when, and a dict
 
     def sample (self):
-        """Clients are gone; the last of their threads may take a moment."""
+        """Clients are gone; the last of their threads may take some moments."""
         def look ():
             fds = len (os.listdir (f"/proc/{self.server.pid}/fd"))
             return (self.server.rss_bytes (), len (self.server.threads ()), fds)
-        looks = []
-        for _ in range (20):
+        looks, until = [], time.monotonic () + 10
+        least = min ((numbers["threads"] for _, numbers in self.samples), default=0)
+        while len (looks) < 20 or (min (n for _, n, _ in looks) > least > 0
+                                   and time.monotonic () < until):
             looks.append (look ())
             time.sleep (0.01)
         rss, threads, fds = (min (column) for column in zip (*looks))
@@ -305,7 +307,7 @@ class Staying (House):
     def grown (self):
         """What has, as texts."""
         begin = self.samples[0][0]
-        whole = self.samples[-1][0] - begin
+        whole = max (self.samples[-1][0] - begin, 1e-9)
         early = [s for t, s in self.samples if 0.25 <= (t - begin) / whole < 0.5]
         late = [s for t, s in self.samples if (t - begin) / whole >= 0.75]
         if not early or not late:

@@ -75,6 +75,7 @@ test_edges (void)
 #define ROUNDS 20000
 
 static atomic_int writing, prefetching, together, prefetches;
+static pthread_barrier_t all_here;
 
 static void *
 writer (void *vp)
@@ -82,6 +83,7 @@ writer (void *vp)
   struct guard_op op;
   int i;
 
+  pthread_barrier_wait (&all_here);
   for (i = 0; i < ROUNDS; ++i) {
     guard_begin_write (&op, (struct range) { i % 3 * 512, 512 });
     writing++;
@@ -98,6 +100,7 @@ prefetcher (void *vp)
   struct guard_op op;
   int i;
 
+  pthread_barrier_wait (&all_here);
   for (i = 0; i < ROUNDS; ++i)
     if (guard_begin_prefetch (&op, (struct range) { 0, 4096 })) {
       prefetching++;
@@ -115,13 +118,17 @@ test_threads (void)
   pthread_t threads[4];
   int i;
 
+  if (pthread_barrier_init (&all_here, NULL, 4) != 0)
+    abort ();
   for (i = 0; i < 4; ++i)
     if (pthread_create (&threads[i], NULL, i < 2 ? writer : prefetcher,
                         NULL) != 0)
       abort ();
   for (i = 0; i < 4; ++i)
     pthread_join (threads[i], NULL);
+  pthread_barrier_destroy (&all_here);
   check (together == 0, "never a write and a prefetch together");
+  check (prefetches > 0, "of which there were some");
   check (prefetch_ok (0, 4096), "in the end nothing is in the way");
 }
 

@@ -43,12 +43,12 @@ trap 'end_server; rm -rf "$tmp"' EXIT
 # Is something true within so many seconds?
 within ()   # seconds command...
 {
-  looks_left=$(($1 * 50))
+  looks_left=$(($1 * 10))
   shift
   until "$@"; do
     looks_left=$((looks_left - 1))
     [ $looks_left -gt 0 ] || return 1
-    sleep 0.02
+    sleep 0.1
   done
 }
 
@@ -71,9 +71,10 @@ serve ()    # filters, plugin and parameters
   (
     status=0
     nbdkit -f -U "$tmp/sock" -P "$tmp/pid" "$@" > "$tmp/log" 2>&1 || status=$?
-    echo $status > "$tmp/status"
+    echo $status > "$tmp/ending"
+    mv "$tmp/ending" "$tmp/status"      # never there and empty
   ) 2> /dev/null &
-  within 10 test -s "$tmp/pid" -o -e "$tmp/status" || unknown "nbdkit does not start"
+  within 60 test -s "$tmp/pid" -o -e "$tmp/status" || unknown "nbdkit does not start"
   [ -s "$tmp/pid" ] || unknown "nbdkit says: $(grep -m 1 error: "$tmp/log")"
 }
 uri="nbd+unix:///?socket=$tmp/sock"
