@@ -332,6 +332,25 @@ describe ("scan.simulator", function ()
     assert.same ({ 2, 0 }, { in_flight (0.5) })
   end)
 
+  it ("has answers that come later by chance, which a seed decides", function ()
+    local function seconds (seed)
+      return simulate (nil, { { 0, 100 }, { 100, 100 } }, { source = {
+        latency_seconds = 1, bandwidth = 100, slots = 1, jitter_seconds = 0.5,
+        seed = seed } }).seconds
+    end
+    local seen, distinct = {}, 0
+    for seed = 1, 20 do
+      local found = seconds (seed)
+      assert.equal (found, seconds (seed))
+      assert.is_true (found > 4 and found < 5)
+      distinct = distinct + (seen[found] and 0 or 1)
+      seen[found] = true
+    end
+    assert.equal (20, distinct)
+    assert.has_error (function () seconds (1.5) end,
+                      "source.seed: an integer expected, got 1.5")
+  end)
+
   it ("has clients that wait for their answers, as they were recorded", function ()
     local closed_loop = require "scan.closed_loop"
     local list = closed_loop.link {

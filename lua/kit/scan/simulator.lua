@@ -54,7 +54,7 @@ M.COPY_SECONDS = supply.COPY_SECONDS
 --- The source if nothing is said about it: 10 ms, 100 MB/s, 16 at a time (as
 -- many as nbdkit has threads for a connection).
 M.SOURCE = { latency_seconds = 0.01, bandwidth = 100e6, slots = 16, burst_bytes = 0,
-             together_seconds = 0 }
+             together_seconds = 0, jitter_seconds = 0, seed = 1 }
 
 local DEFAULT_BLOCK_BYTES = 2 * 1024 * 1024
 local DEFAULT_STEPS = 20 * 1000 * 1000
@@ -242,6 +242,10 @@ local function check_source (given)
   check_number (source.latency_seconds, "source.latency_seconds", 0)
   check_number (source.burst_bytes, "source.burst_bytes", 0)
   check_number (source.together_seconds, "source.together_seconds", 0)
+  check_number (source.jitter_seconds, "source.jitter_seconds", 0)
+  if math.type (source.seed) ~= "integer" then
+    error ("source.seed: an integer expected, got " .. tostring (source.seed), 0)
+  end
   check_number (source.bandwidth, "source.bandwidth (bytes a second)", 1)
   check_number (source.slots, "source.slots", 1)
   return source
@@ -293,7 +297,8 @@ end
 -- - `size`, `block`, `export`, `threads`, `holes`, `contents`: the same
 -- - `source`: { latency_seconds =, bandwidth = (bytes a second), slots =, burst_bytes =
 --   (what a token bucket holds; 0 for a link), together_seconds = (answers that come
---   within as much of each other come at once; 0 for one by one) }
+--   within as much of each other come at once; 0 for one by one), jitter_seconds = (so
+--   much later an answer may come, by chance), seed = (an integer: other chances) }
 -- - `layer`: "clone" if the clone filter is the cache; else it is an ideal one
 -- - `keep_reads`: true if the ideal one keeps what is read, too (cache-on-read)
 -- - `closed_loop`: true if the reads of the traces say which other one they wait for:

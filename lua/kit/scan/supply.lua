@@ -40,8 +40,15 @@ end
 
 local start_requests
 
+-- By chance, from 0 to 1.
+local function draw (supply)
+  supply.place = supply.place * 6364136223846793005 + 1442695040888963407
+  return (supply.place >> 11) / (1 << 53)
+end
+
 local function end_request (supply, request, seconds)
-  local together = supply.source.together_seconds
+  local together, jitter = supply.source.together_seconds, supply.source.jitter_seconds
+  if jitter > 0 then seconds = seconds + jitter * draw (supply) end
   if together > 0 then seconds = math.ceil (seconds / together) * together end
   supply.clock.events:add (seconds, function ()
     supply.busy = supply.busy - 1
@@ -265,7 +272,7 @@ function M.new (clock, source, options)
   return setmetatable ({
     clock = clock, source = source, busy = 0, link_free = 0,
     bucket = { level = source.burst_bytes, seconds = 0 },
-    queue = {}, queue_first = 1, queue_last = 0,
+    queue = {}, queue_first = 1, queue_last = 0, place = source.seed,
     cache = ranges.new (), in_flight = {}, trips = {}, size = options.size,
     keep_reads = options.keep_reads, is_clone = options.layer == "clone",
     holes = options.holes or {}, asked_first = 0, asked_after = 0,
