@@ -43,8 +43,8 @@
  */
 #define HOLD_TRANSFERS 28
 
-/* Those that begin within such a part of a trip begin together. */
-#define TOGETHER 0.125
+/* Within such a part of a trip those begin whose threads were woken together. */
+#define TOGETHER (1.0 / 32)
 
 /* This many in a row that were near are no accident. */
 #define NEAR_IN_A_ROW 4
@@ -113,7 +113,6 @@ set_level (struct pace *p, enum pace_phase phase, double level)
   p->level_id++;
   p->nr_older = p->nr_ours;
   p->nr_ended = 0;
-  p->weight = 1;
   p->full = p->missed = (struct pace_sum) { 0, 0, 0 };
   p->low_is_burst = false;
 }
@@ -225,7 +224,9 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
   if (theirs > 0 && p->least_ns > 0 && m.trip_ns > BESIDE * p->least_ns)
     m.trip_ns = most (p->least_ns, m.trip_ns - p->least_ns);
   if (p->piece < smallest) {
-    p->least_ns = m.trip_ns;
+    /* Beside the client it is no less than that. */
+    p->least_ns = theirs > 0 && p->least_ns > 0 ? least (p->least_ns, m.trip_ns)
+      : m.trip_ns;
     p->piece = smallest;
     set_level (p, PACE_FIRST, 0);
     return;
@@ -495,6 +496,8 @@ pace_give (struct pace *p, struct pace_transfer *t)
       p->nr_older--;
   }
   t->charge = 0;
+  if (p->last == t)
+    p->last = NULL;
 }
 
 void
@@ -505,8 +508,18 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
   t->in_flight = p->ours + charge_client (p, client);
   t->is_full = p->phase == PACE_LARGER ||
     t->in_flight + p->piece * ROUNDING > p->level;
-  t->number = ++p->nr_begun;
-  p->last_begun_ns = now_ns;
+  /* Of those that begin together the last stands for all: they end together, or it
+   * waits for the others.
+   */
+  t->weight = 1;
+  if (p->last != NULL && p->last->level_id == t->level_id &&
+      now_ns - p->first_ns <= alone_ns (p) * TOGETHER) {
+    t->weight += p->last->weight;
+    p->last->weight = 0;
+  }
+  else
+    p->first_ns = now_ns;
+  p->last = t;
   /* The last of a burst waits for the others; and where there was more before,
    * or other pieces, it waits for those.
    */
@@ -560,20 +573,13 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
     return;
   }
 
-  /* Of those that begin together the last stands for all: they end together, or it
-   * waits for the others.
-   */
-  if (t->number < p->nr_begun &&
-      p->last_begun_ns - t->begun_ns <= trip_ns * TOGETHER) {
-    p->weight++;
+  if (t->weight == 0)
     return;
-  }
-  sum->in_flight += p->weight * t->in_flight;
-  sum->trip_ns += p->weight * trip_ns;
-  sum->nr += p->weight;
-  if (t->is_full && (sum->nr == p->weight || trip_ns < p->least_trip_ns))
+  sum->in_flight += t->weight * t->in_flight;
+  sum->trip_ns += t->weight * trip_ns;
+  sum->nr += t->weight;
+  if (t->is_full && (sum->nr == t->weight || trip_ns < p->least_trip_ns))
     p->least_trip_ns = trip_ns;
-  p->weight = 1;
   needed = p->phase == PACE_HOLD ? HOLD_TRANSFERS : p->level / p->piece / 2;
   if (t->is_full && sum->nr >= needed)
     decide (p, mean_of_level (p), count);

@@ -12,8 +12,8 @@
  *
  * Levels.  At each moment some level is in force: the most that may be in
  * flight.  Only transfers that began when there was no room for another say
- * something about it; of those that begin together, within an eighth of a trip,
- * the last stands for all.  When enough have ended, half of what is in flight, there
+ * something about it; of those that begin together, as threads are woken, the last
+ * stands for all.  When enough have ended, half of what is in flight, there
  * are three means: what was in flight when they began (I), their time (trip), and by
  * Little's law the rate of the line, I / trip.  A level is compared to the one before,
  * with I / I' = g.  If the rate has grown by more than 0.6 (g - 1), more brings more:
@@ -110,7 +110,6 @@ struct pace {
   unsigned nr_ended;
   struct pace_sum full, missed;
   double least_trip_ns;         /* of the full ones */
-  unsigned weight;              /* of the next one: it stands for so many */
 
   /* The level that it is compared to, and what larger pieces are. */
   struct pace_means low;
@@ -137,7 +136,11 @@ struct pace {
    */
   uint64_t moved_ns, forgotten_id;
 
-  uint64_t nr_begun, last_begun_ns;     /* transfers so far, and the last one */
+  /* The newest transfer that is on its way, or NULL, and when the first of those
+   * began that it stands for.
+   */
+  struct pace_transfer *last;
+  uint64_t first_ns;
 };
 
 /* One transfer, from pace_take to pace_end. */
@@ -145,7 +148,8 @@ struct pace_transfer {
   double charge;                /* bytes; 0 if none is taken */
   double cost;                  /* for the client, as a part of its trip */
   double in_flight;             /* when it began, with itself */
-  uint64_t begun_ns, level_id, number;
+  uint64_t begun_ns, level_id;
+  unsigned weight;              /* it stands for so many that began with it */
   bool is_full, is_settled;
 };
 

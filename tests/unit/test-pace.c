@@ -516,6 +516,55 @@ test_hung (void)
   check (pace.ours == 0 && pace.nr_ours == 0, "nothing is in flight");
 }
 
+/* Threads that are woken in any order: of the transfers that began together some end, and
+ * others begin, before the rest of them end.  A level that they fill counts as filled.
+ * Returns whether all were, up to what so many threads can have in flight.
+ */
+static bool
+is_filled_each_time (unsigned seed)
+{
+  enum { THREADS = 16 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS];
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  const uint64_t trip_ns = 80 * MS;
+  uint64_t ends_ns[THREADS] = { 0 }, now_ns;
+  unsigned step, i, first;
+
+  srandom (seed);
+  pace_init (&pace, BLOCK);
+  for (step = 0; pace.phase <= PACE_MORE && step < 100; ++step) {
+    /* Four wake-ups, and a trip later the next. */
+    now_ns = (step / 4 + 1) * trip_ns + step % 4 * MS / 4;
+    first = random () % THREADS;
+    for (i = 0; i < THREADS; ++i) {
+      const unsigned n = (first + 7 * i) % THREADS;
+
+      if (ends_ns[n] > 0 && ends_ns[n] <= now_ns &&
+          (step % 4 == 3 || random () % 2 == 0)) {
+        pace_end (&pace, &t[n], pace.piece, now_ns);
+        ends_ns[n] = 0;
+      }
+    }
+    for (i = 0; i < THREADS; ++i)
+      if (ends_ns[i] == 0 && pace_take (&pace, &t[i], nobody, now_ns) > 0) {
+        pace_begin (&pace, &t[i], nobody, now_ns);
+        ends_ns[i] = now_ns + trip_ns - MS;
+      }
+  }
+  return pace.phase > PACE_MORE && pace.low_level >= (THREADS - 1) * PACE_SMALLEST;
+}
+
+static void
+test_woken_in_any_order (void)
+{
+  unsigned seed, nr = 0;
+
+  for (seed = 1; seed <= 200; ++seed)
+    nr += is_filled_each_time (seed);
+  check (nr == 200, "of 200 searches with 16 threads %u reach 16 in flight", nr);
+}
+
 /* The simulator's pace in Lua goes through the same events. */
 static void
 test_events (void)
@@ -580,5 +629,6 @@ main (void)
   test_thin_start ();
   test_credit ();
   test_hung ();
+  test_woken_in_any_order ();
   return done ();
 }

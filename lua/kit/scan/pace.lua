@@ -29,7 +29,7 @@ local FULL = 0.8
 local ROUNDING = 0.75
 local GAIN = 1.1
 local HOLD_TRANSFERS = 28
-local TOGETHER = 1 / 8
+local TOGETHER = 1 / 32
 local NEAR_IN_A_ROW = 4
 local FIRST_BESIDE = 4
 local HARM, CREDIT_TRIPS = 0.02, 4
@@ -59,7 +59,6 @@ end
 local function set_level (p, phase, level)
   p.phase, p.level, p.level_id = phase, level, p.level_id + 1
   p.nr_older, p.nr_ended = p.nr_ours, 0
-  p.weight = 1
   p.full = { in_flight = 0, trip = 0, nr = 0 }
   p.missed = { in_flight = 0, trip = 0, nr = 0 }
   p.low_is_burst = false
@@ -142,7 +141,9 @@ function DECIDE.first (p, m, count)
     trip = math.max (p.least, trip - p.least)
   end
   if p.piece < smallest then
-    p.least, p.piece = trip, smallest
+    -- Beside the client it is no less than that.
+    p.least = theirs > 0 and p.least > 0 and math.min (p.least, trip) or trip
+    p.piece = smallest
     return set_level (p, "first", 0)
   end
   if count > M.LEAST then
@@ -331,6 +332,7 @@ function Pace:give (transfer)
     if transfer.level_id < self.level_id then self.nr_older = self.nr_older - 1 end
   end
   transfer.charge = 0
+  if self.last == transfer then self.last = nil end
 end
 
 --- A transfer that has room begins.
@@ -339,7 +341,15 @@ function Pace:begin (transfer, client, now)
   transfer.in_flight = self.ours + charge_client (self, client)
   transfer.is_full = self.phase == "larger"
     or transfer.in_flight + self.piece * ROUNDING > self.level
-  self.last_begun, self.last = now, transfer
+  -- Of those that begin together the last stands for all.
+  local last = self.last
+  if last and last.level_id == transfer.level_id
+     and now - self.first <= TOGETHER * alone_seconds (self) then
+    transfer.weight, last.weight = last.weight + 1, 0
+  else
+    transfer.weight, self.first = 1, now
+  end
+  self.last = transfer
   transfer.is_settled = (self.nr_ended > 0 or self.nr_ours == 1)
     and self.nr_older == 0
 end
@@ -373,13 +383,8 @@ function Pace:done (transfer, count, now)
     return
   end
 
-  -- Of those that begin together the last stands for all.
-  if transfer ~= self.last and self.last_begun - transfer.begun <= trip * TOGETHER then
-    self.weight = self.weight + 1
-    return
-  end
-  local weight = self.weight
-  self.weight = 1
+  local weight = transfer.weight
+  if weight == 0 then return end
   local sum = transfer.is_full and self.full or self.missed
   sum.in_flight = sum.in_flight + weight * transfer.in_flight
   sum.trip = sum.trip + weight * trip
