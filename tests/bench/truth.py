@@ -248,8 +248,9 @@ def table (rows):
             [client_of (cell), line_of (cell), policy_of (cell), shown (simulated),
              shown (real), str (len (real)),
              f"{ratio:.2f}" if agrees else f"**{ratio:.2f}**"]) + " |")
+    others = "" if agree == len (rows) else " The others are **bold**."
     return "\n".join ([*out, "", f"Of {len (rows)} cells, {agree} agree to "
-                       f"{AGREE * 100:.0f} %, by the medians. The others are **bold**."])
+                       f"{AGREE * 100:.0f} %, by the medians.{others}"])
 
 
 def write_page ():
