@@ -52,6 +52,9 @@
 /* The first transfer of all may go beside this many of the client's pieces. */
 #define FIRST_BESIDE 4
 
+/* Trips of PACE_FIRST that are compared, if the client may be in their way. */
+#define FIRST_TRIES 3
+
 /* The part of its time that a client may lose for nothing (as much again is lost in
  * searches), and the most that is saved up of it and of what it gained, in least
  * trips: a search costs so much.
@@ -114,6 +117,7 @@ set_level (struct pace *p, enum pace_phase phase, double level)
   p->nr_older = p->nr_ours;
   p->nr_ended = 0;
   p->full = p->missed = (struct pace_sum) { 0, 0, 0 };
+  p->nr_owed = 0;
   p->low_is_burst = false;
 }
 
@@ -123,7 +127,7 @@ begin_anew (struct pace *p, uint64_t now_ns)
   p->anew_ns = now_ns + ANEW_NS;
   p->piece = least (p->largest, PACE_LEAST);
   p->is_by_requests = false;
-  p->nr_near = 0;
+  p->nr_near = p->nr_tries = 0;
   set_level (p, PACE_FIRST, 0);
 }
 
@@ -212,6 +216,27 @@ end_more (struct pace *p, struct pace_means m, bool is_reached)
     hold (p, window);
 }
 
+/* It is longer than it was when this was last found out, so it may have waited for what is
+ * the client's: the least of three trips counts.
+ */
+static bool
+is_tried_again (struct pace *p, struct pace_means *m)
+{
+  const double known_ns = p->least_ns +
+    (p->piece < smallest_piece (p) ? 0 : p->serial_ns);
+
+  if (p->nr_tries > 0)
+    m->trip_ns = least (m->trip_ns, p->low.trip_ns);
+  p->low.trip_ns = m->trip_ns;
+  if (m->in_flight == p->piece || p->bandwidth == 0 ||
+      m->trip_ns <= CLEARLY * known_ns || ++p->nr_tries == FIRST_TRIES) {
+    p->nr_tries = 0;
+    return false;
+  }
+  set_level (p, PACE_FIRST, 0);
+  return true;
+}
+
 /* A piece alone has taken this long; one of the client's was there, too, if more was
  * in flight, and if it has waited for that, that is its time.
  */
@@ -223,10 +248,10 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
 
   if (theirs > 0 && p->least_ns > 0 && m.trip_ns > BESIDE * p->least_ns)
     m.trip_ns = most (p->least_ns, m.trip_ns - p->least_ns);
+  if (is_tried_again (p, &m))
+    return;
   if (p->piece < smallest) {
-    /* Beside the client it is no less than that. */
-    p->least_ns = theirs > 0 && p->least_ns > 0 ? least (p->least_ns, m.trip_ns)
-      : m.trip_ns;
+    p->least_ns = m.trip_ns;
     p->piece = smallest;
     set_level (p, PACE_FIRST, 0);
     return;
@@ -487,6 +512,8 @@ pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
 void
 pace_give (struct pace *p, struct pace_transfer *t)
 {
+  if (p->last == t)
+    p->last = NULL;
   if (t->charge == 0)
     return;
   if (t->level_id > p->forgotten_id) {
@@ -496,8 +523,6 @@ pace_give (struct pace *p, struct pace_transfer *t)
       p->nr_older--;
   }
   t->charge = 0;
-  if (p->last == t)
-    p->last = NULL;
 }
 
 void
@@ -505,6 +530,8 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
             uint64_t now_ns)
 {
   t->begun_ns = now_ns;
+  if (t->charge == 0)
+    return;
   t->in_flight = p->ours + charge_client (p, client);
   t->is_full = p->phase == PACE_LARGER ||
     t->in_flight + p->piece * ROUNDING > p->level;
@@ -548,7 +575,7 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
 {
   const double trip_ns = now_ns - t->begun_ns;
   const bool is_counted = t->charge > 0;
-  struct pace_sum *sum = t->is_full ? &p->full : &p->missed;
+  struct pace_sum *sum;
   double needed;
 
   pace_give (p, t);
@@ -557,12 +584,18 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   if (!is_counted)
     return;
   p->credit_ns -= t->cost * trip_ns;
+  /* It says nothing, and those that it stood for have to do so themselves. */
+  if ((count == 0 || trip_ns < PACE_NEAR_NS) && t->level_id == p->level_id &&
+      t->weight > 1)
+    p->nr_owed += t->weight - 1;
   if (count == 0)
     return;
   if (trip_ns < PACE_NEAR_NS) {
     p->nr_near++;
-    if (p->phase == PACE_FIRST)
+    if (p->phase == PACE_FIRST) {
       p->piece = smallest_piece (p);
+      p->nr_tries = 0;
+    }
     return;
   }
   p->nr_near = 0;
@@ -573,8 +606,13 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
     return;
   }
 
-  if (t->weight == 0)
-    return;
+  if (t->weight == 0) {
+    if (p->nr_owed == 0)
+      return;
+    p->nr_owed--;
+    t->weight = 1;
+  }
+  sum = t->is_full ? &p->full : &p->missed;
   sum->in_flight += t->weight * t->in_flight;
   sum->trip_ns += t->weight * trip_ns;
   sum->nr += t->weight;

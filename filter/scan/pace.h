@@ -24,7 +24,9 @@
  * trip, for want of threads or of something to fetch, is judged by what was reached.
  *
  * - PACE_FIRST: one of PACE_LEAST, and the smallest piece: what bytes add to the time.
- *   If that is more than all else, the line is thin, and the window one piece.
+ *   If that is more than all else, the line is thin, and the window one piece.  What
+ *   begins beside a client's read and takes longer than it did may have waited for that:
+ *   the least of three counts.
  * - PACE_MORE: two pieces, or half the last window if that is more, up to eight.  The
  *   level doubles for as long as more brings more, or, of small pieces, is four times as
  *   much where nothing has waited at all.
@@ -110,6 +112,7 @@ struct pace {
   unsigned nr_ended;
   struct pace_sum full, missed;
   double least_trip_ns;         /* of the full ones */
+  unsigned nr_owed;             /* stood for by what says nothing itself */
 
   /* The level that it is compared to, and what larger pieces are. */
   struct pace_means low;
@@ -120,11 +123,12 @@ struct pace {
   /* What was found; 0 if not yet. */
   double window;                /* bytes */
   double bandwidth;             /* bytes per ns */
-  double least_ns;              /* trip of PACE_LEAST */
+  double least_ns;              /* trip of PACE_LEAST, where nothing is in its way */
   double serial_ns;             /* what the smallest piece takes beyond that */
   unsigned nr_near;             /* transfers in a row that were too fast */
 
   uint64_t anew_ns;             /* when to begin anew */
+  unsigned nr_tries;            /* of PACE_FIRST, beside the client; the least is `low` */
 
   /* The client, when last seen; and what it may lose. */
   uint64_t client_begun, hits, hit_bytes;
@@ -136,8 +140,8 @@ struct pace {
    */
   uint64_t moved_ns, forgotten_id;
 
-  /* The newest transfer that is on its way, or NULL, and when the first of those
-   * began that it stands for.
+  /* The transfer that began last, while it is on its way, or NULL; and when the first
+   * of those began that it stands for.
    */
   struct pace_transfer *last;
   uint64_t first_ns;

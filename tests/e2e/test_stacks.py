@@ -290,8 +290,8 @@ def test_default_export (layer, images, tmp_path, monkeypatch):
 def test_run (layer, images, tmp_path):
     copy, log = tmp_path / "copy", tmp_path / "log"
     # The copy could be over before the scan has begun.
-    first = f"""{sys.executable} -m nbd -u "$uri" -c """ \
-        f""""while ' Cache ' not in open ('{log}').read (): pass" """
+    first = f"""timeout 30 {sys.executable} -m nbd -u "$uri" -c 'import time' -c """ \
+        f""""while ' Cache ' not in open ('{log}').read (): time.sleep (0.01)" """
     run = subprocess.run (
         argv (layer, log, "-U", "-", "--run", f'{first}; nbdcopy "$uri" {copy}'), cwd=images,
         stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECS)

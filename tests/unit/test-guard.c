@@ -101,7 +101,8 @@ prefetcher (void *vp)
   int i;
 
   pthread_barrier_wait (&all_here);
-  for (i = 0; i < ROUNDS; ++i)
+  /* Writers end, and then there is room at the latest. */
+  for (i = 0; i < ROUNDS || prefetches == 0; ++i)
     if (guard_begin_prefetch (&op, (struct range) { 0, 4096 })) {
       prefetching++;
       together += writing > 0;

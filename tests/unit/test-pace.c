@@ -343,6 +343,20 @@ test_beside (void)
           3 * 128 * 1024 / 0.02262, 1.75);
 }
 
+/* A latency that has grown is found, also if a client is always there. */
+static void
+test_changes_beside (void)
+{
+  init (&sim, 20, 50 * MB, 64, 8);
+  add_client (&sim, 1, 4096, 0.1);
+  run (&sim, 20);
+  sim.latency_ns = 60 * MS;
+  run (&sim, 60);
+  check (sim.ours / 60 > 15 * MB,
+         "three times the latency, beside a client: %.1f MB/s of ours",
+         sim.ours / 60 / MB);
+}
+
 /* A client that waits for its large reads leaves the line idle while they are on
  * their way.
  */
@@ -565,6 +579,59 @@ test_woken_in_any_order (void)
   check (nr == 200, "of 200 searches with 16 threads %u reach 16 in flight", nr);
 }
 
+/* What is in the way of nothing is no part of it: a read of the policy's that was let pass
+ * without room, from a thread that is gone when the next begins.
+ */
+static void
+test_without_room (void)
+{
+  static struct pace pace;
+  struct pace_transfer none = { 0 }, t;
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+
+  pace_init (&pace, BLOCK);
+  pace_begin (&pace, &none, nobody, NS_PER_SECOND);
+  check (pace.last == NULL, "what has no room does not stand for others");
+  pace_end (&pace, &none, PACE_LEAST, NS_PER_SECOND + MS);
+  check (pace_take (&pace, &t, nobody, 2 * NS_PER_SECOND) > 0, "one is taken");
+  pace_begin (&pace, &t, nobody, 2 * NS_PER_SECOND);
+  check (pace.last == &t, "which does");
+  pace_end (&pace, &t, PACE_LEAST, 3 * NS_PER_SECOND);
+  check (pace.last == NULL, "until it ends");
+}
+
+/* Beside each transfer are others that begin a moment later, and say nothing of the line:
+ * they fail, or find all there.
+ */
+static void
+test_nothing_to_say (void)
+{
+  enum { THREADS = 16 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS], empty;
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  unsigned round, i, nr, fails;
+  uint64_t now_ns;
+
+  for (fails = 0; fails < 2; ++fails) {
+    pace_init (&pace, BLOCK);
+    for (round = 1; round < 40 && pace.phase <= PACE_MORE; ++round) {
+      now_ns = round * 80 * MS;
+      for (nr = 0; nr < THREADS && pace_take (&pace, &t[nr], nobody, now_ns) > 0; ++nr) {
+        pace_begin (&pace, &t[nr], nobody, now_ns);
+        if (pace_take (&pace, &empty, nobody, now_ns) > 0) {
+          pace_begin (&pace, &empty, nobody, now_ns + 1000);
+          pace_end (&pace, &empty, fails ? 0 : pace.piece, now_ns + 2000);
+        }
+      }
+      for (i = 0; i < nr; ++i)
+        pace_end (&pace, &t[i], pace.piece, now_ns + 79 * MS);
+    }
+    check (pace.phase > PACE_MORE, "transfers count beside some that %s: level %.0f",
+           fails ? "fail" : "end at once", pace.level);
+  }
+}
+
 /* The simulator's pace in Lua goes through the same events. */
 static void
 test_events (void)
@@ -621,6 +688,7 @@ main (void)
   test_knees ();
   test_changes ();
   test_beside ();
+  test_changes_beside ();
   test_large_reads ();
   test_greedy ();
   test_pauses ();
@@ -630,5 +698,7 @@ main (void)
   test_credit ();
   test_hung ();
   test_woken_in_any_order ();
+  test_without_room ();
+  test_nothing_to_say ();
   return done ();
 }

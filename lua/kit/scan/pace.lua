@@ -31,7 +31,7 @@ local GAIN = 1.1
 local HOLD_TRANSFERS = 28
 local TOGETHER = 1 / 32
 local NEAR_IN_A_ROW = 4
-local FIRST_BESIDE = 4
+local FIRST_BESIDE, FIRST_TRIES = 4, 3
 local HARM, CREDIT_TRIPS = 0.02, 4
 local ANEW_SECONDS, HUNG_SECONDS = 15, 10
 local RETRY_MIN_SECONDS, RETRY_MAX_SECONDS = 0.001, 0.02
@@ -62,13 +62,14 @@ local function set_level (p, phase, level)
   p.full = { in_flight = 0, trip = 0, nr = 0 }
   p.missed = { in_flight = 0, trip = 0, nr = 0 }
   p.low_is_burst = false
+  p.nr_owed = 0
 end
 
 local function begin_anew (p, now)
   p.anew = now + ANEW_SECONDS
   p.piece = math.min (p.largest, M.LEAST)
   p.is_by_requests = false
-  p.nr_near = 0
+  p.nr_near, p.nr_tries = 0, 0
   set_level (p, "first", 0)
 end
 
@@ -132,6 +133,23 @@ end
 -- Enough is known of a level, by its phase.
 local DECIDE = {}
 
+-- It is longer than it was when this was last found out, so it may have waited for what
+-- is the client's: the least of three trips counts.
+local function is_tried_again (p, m)
+  local known = p.least + (p.piece < smallest_piece (p) and 0 or p.serial)
+  if p.nr_tries > 0 then m.trip = math.min (m.trip, p.low.trip) end
+  p.low = { in_flight = p.piece, trip = m.trip }
+  if m.in_flight ~= p.piece and p.bandwidth > 0 and m.trip > CLEARLY * known then
+    p.nr_tries = p.nr_tries + 1
+    if p.nr_tries < FIRST_TRIES then
+      set_level (p, "first", 0)
+      return true
+    end
+  end
+  p.nr_tries = 0
+  return false
+end
+
 -- A piece alone has taken this long; one of the client's was there, too, if more was
 -- in flight, and if it has waited for that, that is its time.
 function DECIDE.first (p, m, count)
@@ -140,10 +158,11 @@ function DECIDE.first (p, m, count)
   if theirs > 0 and p.least > 0 and trip > BESIDE * p.least then
     trip = math.max (p.least, trip - p.least)
   end
+  m = { in_flight = m.in_flight, trip = trip }
+  if is_tried_again (p, m) then return end
+  trip = m.trip
   if p.piece < smallest then
-    -- Beside the client it is no less than that.
-    p.least = theirs > 0 and p.least > 0 and math.min (p.least, trip) or trip
-    p.piece = smallest
+    p.least, p.piece = trip, smallest
     return set_level (p, "first", 0)
   end
   if count > M.LEAST then
@@ -326,18 +345,19 @@ end
 
 --- Give back the room of a transfer, begun or not.  May be called twice.
 function Pace:give (transfer)
+  if self.last == transfer then self.last = nil end
   if transfer.charge == 0 then return end
   if transfer.level_id > self.forgotten then
     self.ours, self.nr_ours = self.ours - transfer.charge, self.nr_ours - 1
     if transfer.level_id < self.level_id then self.nr_older = self.nr_older - 1 end
   end
   transfer.charge = 0
-  if self.last == transfer then self.last = nil end
 end
 
 --- A transfer that has room begins.
 function Pace:begin (transfer, client, now)
   transfer.begun = now
+  if transfer.charge == 0 then return end
   transfer.in_flight = self.ours + charge_client (self, client)
   transfer.is_full = self.phase == "larger"
     or transfer.in_flight + self.piece * ROUNDING > self.level
@@ -365,10 +385,16 @@ function Pace:done (transfer, count, now)
   self.nr_ended, self.moved = self.nr_ended + 1, now
   if charge == 0 then return end
   self.credit = self.credit - transfer.cost * trip
+  -- It says nothing, and those that it stood for have to do so themselves.
+  if (count == 0 or trip < M.NEAR_SECONDS) and transfer.level_id == self.level_id then
+    self.nr_owed = self.nr_owed + math.max (transfer.weight - 1, 0)
+  end
   if count == 0 then return end
   if trip < M.NEAR_SECONDS then
     self.nr_near = self.nr_near + 1
-    if self.phase == "first" then self.piece = smallest_piece (self) end
+    if self.phase == "first" then
+      self.piece, self.nr_tries = smallest_piece (self), 0
+    end
     return
   end
   self.nr_near = 0
@@ -384,7 +410,10 @@ function Pace:done (transfer, count, now)
   end
 
   local weight = transfer.weight
-  if weight == 0 then return end
+  if weight == 0 then
+    if self.nr_owed == 0 then return end
+    self.nr_owed, weight = self.nr_owed - 1, 1
+  end
   local sum = transfer.is_full and self.full or self.missed
   sum.in_flight = sum.in_flight + weight * transfer.in_flight
   sum.trip = sum.trip + weight * trip
