@@ -216,8 +216,8 @@ end_more (struct pace *p, struct pace_means m, bool is_reached)
     hold (p, window);
 }
 
-/* It is longer than it was when this was last found out, so it may have waited for what is
- * the client's: the least of three trips counts.
+/* A trip that is longer than it was in the last search may have waited for what is
+ * the client's, which was in flight: the least of a few counts.
  */
 static bool
 is_tried_again (struct pace *p, struct pace_means *m)

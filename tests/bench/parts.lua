@@ -50,7 +50,7 @@ CHANGES.adaptive = {
 CHANGES.pace = {
   { "first: 64K at once", "p.piece = math.min (p.largest, M.LEAST)",
     "p.piece = smallest_piece (p)" },
-  { "first: beside a read as if alone", "trip > BESIDE * p.least", "false" },
+  { "first: beside a read as if alone", "m.trip > BESIDE * p.least", "false" },
   { "first: once beside a read", "FIRST_BESIDE, FIRST_TRIES = 4, 3",
     "FIRST_BESIDE, FIRST_TRIES = 4, 1" },
   { "first: a thin line is like others", "if p.serial > p.least then",

@@ -25,7 +25,7 @@ from harness import (CHECK_WITH, SCAN, TOP, command, gate, nbdkit, pattern, refu
 # How long a disconnection and the server's end may take, whatever a policy does.
 # It is a promise to the user, so it is what a test may measure; a checker makes
 # everything slower.
-PROMPT_SECS = 60 if CHECK_WITH else 20
+PROMPT_SECS = 60 if CHECK_WITH else 2
 
 SIZE, BLOCK = 65536, 4096
 ARGS = ["scan-size=4096", "scan-policy-timeout=0.3", "scan-policy-memory=8M"]

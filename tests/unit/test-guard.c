@@ -129,7 +129,6 @@ test_threads (void)
     pthread_join (threads[i], NULL);
   pthread_barrier_destroy (&all_here);
   check (together == 0, "never a write and a prefetch together");
-  check (prefetches > 0, "of which there were some");
   check (prefetch_ok (0, 4096), "in the end nothing is in the way");
 }
 

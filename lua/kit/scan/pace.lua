@@ -133,8 +133,8 @@ end
 -- Enough is known of a level, by its phase.
 local DECIDE = {}
 
--- It is longer than it was when this was last found out, so it may have waited for what
--- is the client's: the least of three trips counts.
+-- A trip that is longer than it was in the last search may have waited for what is the
+-- client's, which was in flight: the least of a few counts.
 local function is_tried_again (p, m)
   local known = p.least + (p.piece < smallest_piece (p) and 0 or p.serial)
   if p.nr_tries > 0 then m.trip = math.min (m.trip, p.low.trip) end
@@ -153,14 +153,13 @@ end
 -- A piece alone has taken this long; one of the client's was there, too, if more was
 -- in flight, and if it has waited for that, that is its time.
 function DECIDE.first (p, m, count)
-  local trip, smallest = m.trip, smallest_piece (p)
+  local smallest = smallest_piece (p)
   local theirs = m.in_flight - p.piece
-  if theirs > 0 and p.least > 0 and trip > BESIDE * p.least then
-    trip = math.max (p.least, trip - p.least)
+  if theirs > 0 and p.least > 0 and m.trip > BESIDE * p.least then
+    m.trip = math.max (p.least, m.trip - p.least)
   end
-  m = { in_flight = m.in_flight, trip = trip }
   if is_tried_again (p, m) then return end
-  trip = m.trip
+  local trip = m.trip
   if p.piece < smallest then
     p.least, p.piece = trip, smallest
     return set_level (p, "first", 0)
