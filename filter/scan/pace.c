@@ -117,8 +117,15 @@ set_level (struct pace *p, enum pace_phase phase, double level)
   p->nr_older = p->nr_ours;
   p->nr_ended = 0;
   p->full = p->missed = (struct pace_sum) { 0, 0, 0 };
-  p->nr_owed = 0;
+  p->owed.nr = 0;
   p->low_is_burst = false;
+}
+
+/* Such a search goes on, however long its first transfers have to wait for credit. */
+static bool
+is_beginning (const struct pace *p)
+{
+  return p->phase == PACE_FIRST && p->piece > 0;
 }
 
 static void
@@ -261,6 +268,9 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
       (count - PACE_LEAST);
   p->least_ns = p->least_ns > 0 ? least (p->least_ns, m.trip_ns) : m.trip_ns;
   p->low = (struct pace_means) { p->piece, m.trip_ns };
+  /* It took so long that the next is due: the rest of it comes first. */
+  if (p->moved_ns >= p->anew_ns)
+    p->anew_ns = p->moved_ns + ANEW_NS;
   if (p->serial_ns > p->least_ns) {
     p->bandwidth = p->piece / p->serial_ns;
     hold (p, p->piece);
@@ -488,7 +498,7 @@ pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
   bool is_paused;
 
   forget_hung (p, now_ns);
-  if (now_ns >= p->anew_ns)
+  if (now_ns >= p->anew_ns && !is_beginning (p))
     begin_anew (p, now_ns);
   theirs = charge_client (p, client);
   if (theirs > 0 || client.begun != p->client_begun)
@@ -535,23 +545,24 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
   t->in_flight = p->ours + charge_client (p, client);
   t->is_full = p->phase == PACE_LARGER ||
     t->in_flight + p->piece * ROUNDING > p->level;
+  /* The last of a burst waits for the others; and where there was more before,
+   * or other pieces, it waits for those.
+   */
+  t->is_settled = (p->nr_ended > 0 || p->nr_ours == 1) &&
+    p->nr_older == 0;
   /* Of those that begin together the last stands for all: they end together, or it
    * waits for the others.
    */
   t->weight = 1;
   if (p->last != NULL && p->last->level_id == t->level_id &&
       now_ns - p->first_ns <= alone_ns (p) * TOGETHER) {
-    t->weight += p->last->weight;
+    if (p->last->is_settled || !t->is_settled)
+      t->weight += p->last->weight;
     p->last->weight = 0;
   }
   else
     p->first_ns = now_ns;
   p->last = t;
-  /* The last of a burst waits for the others; and where there was more before,
-   * or other pieces, it waits for those.
-   */
-  t->is_settled = (p->nr_ended > 0 || p->nr_ours == 1) &&
-    p->nr_older == 0;
 }
 
 /* A transfer of this level has ended that waited for what began with it, or before.
@@ -586,8 +597,11 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   p->credit_ns -= t->cost * trip_ns;
   /* It says nothing, and those that it stood for have to do so themselves. */
   if ((count == 0 || trip_ns < PACE_NEAR_NS) && t->level_id == p->level_id &&
-      t->weight > 1)
-    p->nr_owed += t->weight - 1;
+      t->is_settled && t->weight > 1) {
+    p->owed.nr += t->weight - 1;
+    p->owed.in_flight = t->in_flight;
+    p->owed.is_full = t->is_full;
+  }
   if (count == 0)
     return;
   if (trip_ns < PACE_NEAR_NS) {
@@ -607,10 +621,12 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   }
 
   if (t->weight == 0) {
-    if (p->nr_owed == 0)
+    if (p->owed.nr == 0)
       return;
-    p->nr_owed--;
+    p->owed.nr--;
     t->weight = 1;
+    t->in_flight = p->owed.in_flight;
+    t->is_full = p->owed.is_full;
   }
   sum = t->is_full ? &p->full : &p->missed;
   sum->in_flight += t->weight * t->in_flight;

@@ -112,7 +112,9 @@ struct pace {
   unsigned nr_ended;
   struct pace_sum full, missed;
   double least_trip_ns;         /* of the full ones */
-  unsigned nr_owed;             /* stood for by what says nothing itself */
+
+  /* Stood for by one that says nothing itself: so many, and how that one began. */
+  struct { unsigned nr; double in_flight; bool is_full; } owed;
 
   /* The level that it is compared to, and what larger pieces are. */
   struct pace_means low;

@@ -357,6 +357,37 @@ test_changes_beside (void)
          sim.ours / 60 / MB);
 }
 
+/* Also one that has grown so much, unseen, that searches have credit for one small
+ * transfer in ten seconds.
+ */
+static void
+test_grown_unseen (void)
+{
+  init (&sim, 20, 50 * MB, 64, 8);
+  add_client (&sim, 1, 4096, 0.1);
+  run (&sim, 20);
+  sim.latency_ns = 200 * MS;
+  sim.pace.anew_ns = sim.now_ns;
+  run (&sim, 120);
+  check (sim.ours / 120 > 0.5 * MB,
+         "ten times the latency, beside a client: %.1f MB/s of ours",
+         sim.ours / 120 / MB);
+}
+
+/* What was near is far away. */
+static void
+test_near_no_more (void)
+{
+  init (&sim, 0.1, 1000 * MB, 64, 8);
+  run (&sim, 20);
+  sim.latency_ns = 20 * MS;
+  sim.rate = 50 * MB;
+  run (&sim, 20);
+  run (&sim, 20);
+  check (sim.ours / 20 > 45 * MB, "near before, 20 ms now: %.1f MB/s of ours",
+         sim.ours / 20 / MB);
+}
+
 /* A client that waits for its large reads leaves the line idle while they are on
  * their way.
  */
@@ -630,6 +661,72 @@ test_nothing_to_say (void)
     check (pace.phase > PACE_MORE, "transfers count beside some that %s: level %.0f",
            fails ? "fail" : "end at once", pace.level);
   }
+  check (pace.low_level >= (THREADS - 1) * PACE_SMALLEST,
+         "and beside failures as what was in flight with them: %.1f pieces",
+         pace.low_level / PACE_SMALLEST);
+}
+
+/* One transfer fails, that stands for those which began with it. */
+static void
+test_one_fails (void)
+{
+  enum { THREADS = 8 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS];
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  bool has_failed = false;
+  unsigned round, i, nr;
+  uint64_t now_ns;
+
+  pace_init (&pace, BLOCK);
+  for (round = 1; round < 40 && pace.phase <= PACE_MORE; ++round) {
+    now_ns = round * 80 * MS;
+    for (nr = 0; nr < THREADS && pace_take (&pace, &t[nr], nobody, now_ns) > 0; ++nr)
+      pace_begin (&pace, &t[nr], nobody, now_ns);
+    if (nr == THREADS && !has_failed) {
+      pace_end (&pace, &t[--nr], 0, now_ns + MS);
+      has_failed = true;
+    }
+    for (i = 0; i < nr; ++i)
+      pace_end (&pace, &t[i], pace.piece, now_ns + 79 * MS);
+  }
+  check (has_failed && pace.low_level >= (THREADS - 1) * PACE_SMALLEST,
+         "one failure does not give a level up: %.1f pieces",
+         pace.low_level / PACE_SMALLEST);
+}
+
+/* Those of a burst wait for each other, so the first that does not is not made to stand
+ * for them.
+ */
+static void
+test_after_a_burst (void)
+{
+  enum { THREADS = 8 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS], none;
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  unsigned round, i, nr = 0;
+  uint64_t now_ns = 0;
+
+  pace_init (&pace, BLOCK);
+  for (round = 1; round < 10; ++round) {
+    now_ns = round * 80 * MS;
+    for (nr = 0; nr < THREADS && pace_take (&pace, &t[nr], nobody, now_ns) > 0; ++nr) {
+      if (nr == THREADS - 1) {
+        pace_begin (&pace, &none, nobody, now_ns);
+        pace_end (&pace, &none, PACE_LEAST, now_ns);
+      }
+      pace_begin (&pace, &t[nr], nobody, now_ns);
+    }
+    if (nr == THREADS)
+      break;
+    for (i = 0; i < nr; ++i)
+      pace_end (&pace, &t[i], pace.piece, now_ns + 79 * MS);
+  }
+  check (nr == THREADS && t[nr - 2].weight == 0 && t[nr - 1].weight == 1,
+         "after a burst one stands for itself");
+  for (i = 0; i < nr; ++i)
+    pace_end (&pace, &t[i], pace.piece, now_ns + 79 * MS);
 }
 
 /* The simulator's pace in Lua goes through the same events. */
@@ -689,6 +786,8 @@ main (void)
   test_changes ();
   test_beside ();
   test_changes_beside ();
+  test_grown_unseen ();
+  test_near_no_more ();
   test_large_reads ();
   test_greedy ();
   test_pauses ();
@@ -700,5 +799,7 @@ main (void)
   test_woken_in_any_order ();
   test_without_room ();
   test_nothing_to_say ();
+  test_one_fails ();
+  test_after_a_burst ();
   return done ();
 }

@@ -62,7 +62,12 @@ local function set_level (p, phase, level)
   p.full = { in_flight = 0, trip = 0, nr = 0 }
   p.missed = { in_flight = 0, trip = 0, nr = 0 }
   p.low_is_burst = false
-  p.nr_owed = 0
+  p.owed = { nr = 0 }
+end
+
+-- Such a search goes on, however long its first transfers have to wait for credit.
+local function is_beginning (p)
+  return p.phase == "first" and p.piece > 0
 end
 
 local function begin_anew (p, now)
@@ -169,6 +174,8 @@ function DECIDE.first (p, m, count)
   end
   p.least = p.least > 0 and math.min (p.least, trip) or trip
   p.low = { in_flight = p.piece, trip = trip }
+  -- It took so long that the next is due: the rest of it comes first.
+  if p.moved >= p.anew then p.anew = p.moved + ANEW_SECONDS end
   if p.serial > p.least then
     p.bandwidth = p.piece / p.serial
     return hold (p, p.piece)
@@ -328,7 +335,7 @@ end
 -- is no room: ask again when a transfer has ended, and at `retry` at the latest
 function Pace:take (client, now)
   forget_hung (self, now)
-  if now >= self.anew then begin_anew (self, now) end
+  if now >= self.anew and not is_beginning (self) then begin_anew (self, now) end
   local charge = charge_client (self, client)
   if charge > 0 or client.begun ~= self.client_begun then self.busy = now end
   self.client_begun = client.begun
@@ -360,17 +367,21 @@ function Pace:begin (transfer, client, now)
   transfer.in_flight = self.ours + charge_client (self, client)
   transfer.is_full = self.phase == "larger"
     or transfer.in_flight + self.piece * ROUNDING > self.level
-  -- Of those that begin together the last stands for all.
-  local last = self.last
-  if last and last.level_id == transfer.level_id
-     and now - self.first <= TOGETHER * alone_seconds (self) then
-    transfer.weight, last.weight = last.weight + 1, 0
-  else
-    transfer.weight, self.first = 1, now
-  end
-  self.last = transfer
   transfer.is_settled = (self.nr_ended > 0 or self.nr_ours == 1)
     and self.nr_older == 0
+  -- Of those that begin together the last stands for all.
+  local last = self.last
+  transfer.weight = 1
+  if last and last.level_id == transfer.level_id
+     and now - self.first <= TOGETHER * alone_seconds (self) then
+    if last.is_settled or not transfer.is_settled then
+      transfer.weight = 1 + last.weight
+    end
+    last.weight = 0
+  else
+    self.first = now
+  end
+  self.last = transfer
 end
 
 --- It has ended, and gives back its room.
@@ -385,8 +396,10 @@ function Pace:done (transfer, count, now)
   if charge == 0 then return end
   self.credit = self.credit - transfer.cost * trip
   -- It says nothing, and those that it stood for have to do so themselves.
-  if (count == 0 or trip < M.NEAR_SECONDS) and transfer.level_id == self.level_id then
-    self.nr_owed = self.nr_owed + math.max (transfer.weight - 1, 0)
+  if (count == 0 or trip < M.NEAR_SECONDS) and transfer.level_id == self.level_id
+     and transfer.is_settled and transfer.weight > 1 then
+    self.owed = { nr = self.owed.nr + transfer.weight - 1,
+                  in_flight = transfer.in_flight, is_full = transfer.is_full }
   end
   if count == 0 then return end
   if trip < M.NEAR_SECONDS then
@@ -410,8 +423,10 @@ function Pace:done (transfer, count, now)
 
   local weight = transfer.weight
   if weight == 0 then
-    if self.nr_owed == 0 then return end
-    self.nr_owed, weight = self.nr_owed - 1, 1
+    local owed = self.owed
+    if owed.nr == 0 then return end
+    owed.nr, weight = owed.nr - 1, 1
+    transfer.in_flight, transfer.is_full = owed.in_flight, owed.is_full
   end
   local sum = transfer.is_full and self.full or self.missed
   sum.in_flight = sum.in_flight + weight * transfer.in_flight
