@@ -55,12 +55,15 @@
 /* Trips of PACE_FIRST that are compared, if the client may be in their way. */
 #define FIRST_TRIES 3
 
+/* How many times what was measured the first pieces may be. */
+#define FIRST_TIMES 8
+
 /* The part of its time that a client may lose for nothing (as much again is lost in
  * searches), and the most that is saved up of it and of what it gained, in least
  * trips: a search costs so much.
  */
 #define HARM 0.02
-#define CREDIT_TRIPS 4
+#define CREDIT_TRIPS 5
 
 #define ANEW_NS (15 * NS_PER_SECOND)
 #define HUNG_NS (10 * NS_PER_SECOND)
@@ -184,7 +187,7 @@ static void
 end_larger (struct pace *p, double level, uint32_t piece)
 {
   p->piece = piece;
-  p->is_by_requests = piece > smallest_piece (p);
+  p->is_by_requests = piece > p->guessed;
   hold (p, least (level, window_of (p)));
 }
 
@@ -244,6 +247,69 @@ is_tried_again (struct pace *p, struct pace_means *m)
   return true;
 }
 
+/* Eight of such pieces fill the line if bytes are what limits: those of one take an
+ * eighth of the latency.  That is a guess, so a larger one is left to be compared to it.
+ */
+static uint32_t
+first_piece (const struct pace *p, uint32_t count)
+{
+  double limit = least (p->largest / 2, (double) FIRST_TIMES * count);
+
+  if (p->serial_ns > 0)
+    limit = least (limit, p->least_ns / PACE_DEPTH / p->serial_ns *
+                   smallest_piece (p));
+  return most (smallest_piece (p),
+               (uint32_t) limit / PACE_SMALLEST * PACE_SMALLEST);
+}
+
+/* What bytes take, from a piece of twice the size of one that began beside the client:
+ * what it took longer than that, or, if it is alone, than the smallest of all.  Not
+ * known if it is short, or has waited less.
+ */
+static bool
+measure_twice (struct pace *p, double trip_ns, uint32_t count, bool is_beside)
+{
+  double before_ns = p->beside.trip_ns;
+  uint32_t before = p->beside.count;
+
+  if (count < 2 * before || (is_beside && before_ns > CLEARLY * trip_ns))
+    return false;
+  if (!is_beside) {
+    before_ns = p->least_ns;
+    before = PACE_LEAST;
+  }
+  p->serial_ns = most (0, trip_ns - before_ns) * smallest_piece (p) /
+    (count - before);
+  return true;
+}
+
+/* It is known what bytes take: beside so much of the client's, the smallest piece has
+ * taken this long.
+ */
+static void
+end_first (struct pace *p, double theirs, double trip_ns, uint32_t count)
+{
+  const uint32_t piece = first_piece (p, count);
+
+  if (piece > p->piece) {
+    p->piece = piece;
+    trip_ns = p->least_ns + bytes_ns (p, piece);
+  }
+  p->guessed = p->piece;
+  p->low = (struct pace_means) { p->piece, trip_ns };
+  /* It took so long that the next is due: the rest of it comes first. */
+  if (p->moved_ns >= p->anew_ns)
+    p->anew_ns = p->moved_ns + ANEW_NS;
+  if (p->serial_ns > p->least_ns) {
+    p->bandwidth = p->piece / p->serial_ns;
+    hold (p, p->piece);
+    return;
+  }
+  set_level (p, PACE_MORE, theirs +
+             most (2.0 * p->piece,
+                   least (p->window / 2, (double) PACE_DEPTH * p->piece)));
+}
+
 /* A piece alone has taken this long; one of the client's was there, too, if more was
  * in flight, and if it has waited for that, that is its time.
  */
@@ -252,9 +318,17 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
 {
   const uint32_t smallest = smallest_piece (p);
   const double theirs = m.in_flight - p->piece;
+  const double trip_ns = m.trip_ns;
 
-  if (theirs > 0 && p->least_ns > 0 && m.trip_ns > BESIDE * p->least_ns)
-    m.trip_ns = most (p->least_ns, m.trip_ns - p->least_ns);
+  if (p->piece > smallest) {
+    if (!measure_twice (p, trip_ns, count, theirs > 0))
+      count = 0;
+    p->piece = smallest;
+    end_first (p, theirs, p->least_ns + p->serial_ns, count);
+    return;
+  }
+  if (theirs > 0 && p->least_ns > 0 && trip_ns > BESIDE * p->least_ns)
+    m.trip_ns = most (p->least_ns, trip_ns - p->least_ns);
   if (is_tried_again (p, &m))
     return;
   if (p->piece < smallest) {
@@ -267,18 +341,17 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
     p->serial_ns = most (0, m.trip_ns - p->least_ns) * smallest /
       (count - PACE_LEAST);
   p->least_ns = p->least_ns > 0 ? least (p->least_ns, m.trip_ns) : m.trip_ns;
-  p->low = (struct pace_means) { p->piece, m.trip_ns };
-  /* It took so long that the next is due: the rest of it comes first. */
-  if (p->moved_ns >= p->anew_ns)
-    p->anew_ns = p->moved_ns + ANEW_NS;
-  if (p->serial_ns > p->least_ns) {
-    p->bandwidth = p->piece / p->serial_ns;
-    hold (p, p->piece);
+  /* The client's bytes may be in that, or a wait for them. */
+  if (theirs > 0 && trip_ns > CLEARLY * p->least_ns &&
+      p->serial_ns <= p->least_ns && count > PACE_LEAST &&
+      p->largest >= 2 * smallest) {
+    p->beside.trip_ns = trip_ns;
+    p->beside.count = count;
+    p->piece = 2 * smallest;
+    set_level (p, PACE_FIRST, 0);
     return;
   }
-  set_level (p, PACE_MORE, theirs +
-             most (2.0 * p->piece,
-                   least (p->window / 2, (double) PACE_DEPTH * p->piece)));
+  end_first (p, theirs, m.trip_ns, count);
 }
 
 static void
@@ -362,9 +435,17 @@ decide (struct pace *p, struct pace_means m, uint32_t count)
 static void
 give_up_level (struct pace *p, struct pace_means reached)
 {
+  bool is_more;
+
   switch (p->phase) {
   case PACE_FIRST: break;
-  case PACE_MORE: end_more (p, reached, !has_grown (p, reached)); break;
+  case PACE_MORE:
+    /* If no more was in flight than before, it is not known whether that brings more:
+     * what was reached is what there is.
+     */
+    is_more = reached.in_flight > CLEARLY * p->low.in_flight;
+    end_more (p, reached, is_more && !has_grown (p, reached));
+    break;
   case PACE_LARGER: end_larger (p, p->low_level, p->low_piece); break;
   case PACE_HOLD:
   case PACE_PROBE:

@@ -26,7 +26,11 @@
  * - PACE_FIRST: one of PACE_LEAST, and the smallest piece: what bytes add to the time.
  *   If that is more than all else, the line is thin, and the window one piece.  What
  *   begins beside a client's read and takes longer than it did may have waited for that:
- *   the least of three counts.
+ *   the least of three counts.  Or the client's bytes came with it: one of twice the
+ *   size shows, beside the next read, what bytes add.  From then on pieces are as large
+ *   as take an eighth of the latency by their bytes: eight fill a line that bytes limit,
+ *   and a source that requests limit needs fewer.  They are no more than eight times
+ *   the largest that was measured, nor more than half of what is allowed.
  * - PACE_MORE: two pieces, or half the last window if that is more, up to eight.  The
  *   level doubles for as long as more brings more, or, of small pieces, is four times as
  *   much where nothing has waited at all.
@@ -34,7 +38,8 @@
  *   the time, requests may be what limits (connections, our own threads): the
  *   pieces double, or grow fourfold where that would not fill the line either, and
  *   their number stays, for as long as that brings 0.15 more and bytes take less than
- *   0.8 of the time.  No piece takes longer than twice what the smallest takes.
+ *   0.8 of the time.  No piece takes longer than twice what the smallest takes.  If the
+ *   first step brings nothing, requests are not what limits: what bytes take was a guess.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
@@ -131,6 +136,11 @@ struct pace {
 
   uint64_t anew_ns;             /* when to begin anew */
   unsigned nr_tries;            /* of PACE_FIRST, beside the client; the least is `low` */
+
+  /* What the smallest piece took beside the client, and brought. */
+  struct { double trip_ns; uint32_t count; } beside;
+  uint32_t guessed;             /* piece that PACE_MORE began with: no smaller ones were
+                                 * seen to bring less */
 
   /* The client, when last seen; and what it may lose. */
   uint64_t client_begun, hits, hit_bytes;

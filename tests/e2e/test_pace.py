@@ -75,13 +75,17 @@ def test_it_begins_with_one_piece (whole, threads):
             assert call.count == most or LEAST < call.count < most
             assert len (server.calls ("cache")) == nr
             server.release (call)
-        line, _ = server.wait_line (r"scan: pace: (more|hold): level (\d+), pieces of 65536")
-        level = int (line[2]) // SMALLEST
+        line, _ = server.wait_line (r"scan: pace: (more|hold): level (\d+), pieces of (\d+)")
+        # By how long these took, bytes may seem to cost much or nothing.
+        piece = int (line[3])
+        assert SMALLEST <= piece <= 16 * SMALLEST
+        level = int (line[2]) // piece
         # Each of the two scans has this many threads to fetch with.
         assert level in {"more": (2,), "hold": (1,)}[line[1]]
         more = min (level, 2 * threads)
         calls = [server.next_call ("cache") for _ in range (more)]
-        assert [call.count for call in calls] == [SMALLEST] * more
+        assert all (call.count <= piece for call in calls)
+        assert sum (call.count == piece for call in calls) >= more - 1
         assert len (server.calls ("cache")) == 2 + more
         server.disconnect (h)
         server.release_all ()

@@ -5,6 +5,7 @@
 /* pace: on a simulated line it finds the knee, and finds it again. */
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -512,6 +513,165 @@ test_thin (void)
          sim.reads / alone);
 }
 
+/* What bytes add is known soon, and with it how large a piece may be: a source that does
+ * one thing at a time is of use to a client only with large ones.
+ */
+static void
+test_first_pieces (void)
+{
+  const double far = 4000 * MB;
+
+  init (&sim, 20, far, 64, 1);
+  run_trips (&sim, 3);
+  check (sim.pace.piece >= 512 * 1024, "bytes cost nothing: pieces of %" PRIu32 " soon",
+         sim.pace.piece);
+
+  init (&sim, 5, far, 1, 8);
+  add_client (&sim, 1, 256 * 1024, 0);
+  run_trips (&sim, 12);
+  check (sim.pace.piece == BLOCK,
+         "nor beside a client, one thing at a time: %" PRIu32, sim.pace.piece);
+
+  /* Eight pieces of 128K fill seven eighths of the line, and there are no more threads:
+   * a line that is nearly full is told from that.
+   */
+  init (&sim, 86, 12.5 * MB, 64, 8);
+  run_trips (&sim, 12);
+  run_trips (&sim, 20);
+  check (all_per_second (&sim) >= 0.95 * 12.5 * MB,
+         "8 threads at 86 ms: %.2f of 12.50 MB/s", all_per_second (&sim) / MB);
+}
+
+/* What bytes take was guessed too low, so that pieces begin many times too large. */
+static void
+test_wrong_guess (void)
+{
+  unsigned clients;
+
+  for (clients = 0; clients < 2; ++clients) {
+    /* The first trip of all is a long one: somebody has to wake up. */
+    init (&sim, 320, 12.5 * MB, 64, 16);
+    add_client (&sim, clients, 4096, 1);
+    run (&sim, 0.3);
+    sim.latency_ns = 80 * MS;
+    run (&sim, 2);
+    run (&sim, 10);
+    check (all_per_second (&sim) >= 0.9 * 12.5 * MB,
+           "a long first trip, %u clients: %.2f of 12.50 MB/s", clients,
+           all_per_second (&sim) / MB);
+
+    /* The first bytes of all are free. */
+    init (&sim, 80, 4000 * MB, 64, 16);
+    add_client (&sim, clients, 4096, 1);
+    sim.bucket_rate = 12.5 * MB;
+    sim.bucket_bytes = 0.625 * MB;
+    run (&sim, 2);
+    run (&sim, 30);
+    check (all_per_second (&sim) >= 0.9 * 12.5 * MB,
+           "a token bucket, %u clients: %.2f of 12.50 MB/s", clients,
+           all_per_second (&sim) / MB);
+  }
+}
+
+/* One transfer after the other, from the start of a search: what each brings, how long it
+ * takes, and whether it begins beside a read.  Returns the size of the next.
+ */
+struct first {
+  uint32_t count;
+  unsigned trip_ms;
+  bool is_beside;
+};
+
+static uint32_t
+piece_after (struct pace *pace, uint32_t largest, const struct first *first,
+             unsigned nr)
+{
+  const struct pace_client beside = { PACE_LEAST, 0, 1, 0, 0 };
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  struct pace_transfer t;
+  uint64_t now_ns = NS_PER_SECOND;
+  unsigned i;
+
+  pace_init (pace, largest);
+  for (i = 0; i < nr; ++i) {
+    const struct pace_client client = first[i].is_beside ? beside : nobody;
+
+    pace_take (pace, &t, client, now_ns);
+    pace_begin (pace, &t, client, now_ns);
+    now_ns += first[i].trip_ms * MS;
+    pace_end (pace, &t, first[i].count, now_ns);
+  }
+  return pace->piece;
+}
+
+static void
+test_first_transfers (void)
+{
+  const uint32_t K = 1024;
+  const struct {
+    const char *what;
+    struct first first[3];
+    uint32_t largest, piece;
+    enum pace_phase phase;
+    double serial_ms;           /* of 64K */
+  } cases[] = {
+    { "bytes cost nothing",
+      { { 4 * K, 20, false }, { 64 * K, 20, true } },
+      BLOCK, 512 * K, PACE_MORE, 0 },
+    { "but it was short",
+      { { 4 * K, 20, false }, { 4 * K, 20, true } },
+      BLOCK, 64 * K, PACE_MORE, 0 },
+    { "64K took longer, with nobody there",
+      { { 4 * K, 20, false }, { 64 * K, 35, false } },
+      BLOCK, 64 * K, PACE_MORE, 16 },
+    { "beside a read: is it the bytes?",
+      { { 4 * K, 20, false }, { 64 * K, 40, true } },
+      BLOCK, 128 * K, PACE_FIRST, 0 },
+    { "it is not",
+      { { 4 * K, 20, false }, { 64 * K, 40, true }, { 128 * K, 40, true } },
+      BLOCK, 1024 * K, PACE_MORE, 0 },
+    { "it is",
+      { { 4 * K, 20, false }, { 64 * K, 40, true }, { 128 * K, 60, true } },
+      BLOCK, 64 * K, PACE_MORE, 20 },
+    { "it is not, with nobody there",
+      { { 4 * K, 20, false }, { 64 * K, 40, true }, { 128 * K, 22, false } },
+      BLOCK, 128 * K, PACE_MORE, 2 * 64 / 124.0 },
+    { "it waited less",
+      { { 4 * K, 20, false }, { 64 * K, 34, true }, { 128 * K, 22, true } },
+      BLOCK, 64 * K, PACE_MORE, 14 * 64 / 60.0 },
+    { "it was short",
+      { { 4 * K, 20, false }, { 64 * K, 34, true }, { 4 * K, 34, true } },
+      BLOCK, 64 * K, PACE_MORE, 14 * 64 / 60.0 },
+    { "it was not much longer",
+      { { 4 * K, 20, false }, { 64 * K, 34, true }, { 68 * K, 36, true } },
+      BLOCK, 64 * K, PACE_MORE, 14 * 64 / 60.0 },
+    { "the one before was short",
+      { { 4 * K, 20, false }, { 2 * K, 40, true }, { 4 * K, 20, false } },
+      BLOCK, 64 * K, PACE_MORE, 0 },
+    { "a thin line is one",
+      { { 4 * K, 20, false }, { 64 * K, 80, true } },
+      BLOCK, 64 * K, PACE_HOLD, 40 * 64 / 60.0 },
+    { "some larger ones are allowed",
+      { { 4 * K, 20, false }, { 64 * K, 20, true } },
+      512 * K, 256 * K, PACE_MORE, 0 },
+    { "no larger ones are",
+      { { 4 * K, 20, false }, { 64 * K, 34, true } },
+      64 * K, 64 * K, PACE_MORE, 14 * 64 / 60.0 },
+  };
+  static struct pace pace;
+  uint32_t piece;
+  size_t i;
+
+  for (i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
+    piece = piece_after (&pace, cases[i].largest, cases[i].first,
+                         cases[i].first[2].count > 0 ? 3 : 2);
+    check (piece == cases[i].piece && pace.phase == cases[i].phase &&
+           fabs (pace.serial_ns / MS - cases[i].serial_ms) < 0.01,
+           "%s: pieces of %" PRIu32 "K, 64K take %.2f ms", cases[i].what, piece / K,
+           pace.serial_ns / MS);
+  }
+}
+
 /* Where one thing goes at a time, a client that never pauses has little taken away;
  * one whose reads are answered by what was fetched, too, pays for more of that.
  */
@@ -561,6 +721,13 @@ test_hung (void)
   check (pace.ours == 0 && pace.nr_ours == 0, "nothing is in flight");
 }
 
+/* Bytes take a little, so that pieces are of 64K in these. */
+static uint64_t
+trip_ns (const struct pace *pace)
+{
+  return (pace->piece < PACE_SMALLEST ? 69 : 79) * MS;
+}
+
 /* Threads that are woken in any order: of the transfers that began together some end, and
  * others begin, before the rest of them end.  A level that they fill counts as filled.
  * Returns whether all were, up to what so many threads can have in flight.
@@ -572,7 +739,6 @@ is_filled_each_time (unsigned seed)
   static struct pace pace;
   static struct pace_transfer t[THREADS];
   const struct pace_client nobody = { 0, 0, 0, 0, 0 };
-  const uint64_t trip_ns = 80 * MS;
   uint64_t ends_ns[THREADS] = { 0 }, now_ns;
   unsigned step, i, first;
 
@@ -580,7 +746,7 @@ is_filled_each_time (unsigned seed)
   pace_init (&pace, BLOCK);
   for (step = 0; pace.phase <= PACE_MORE && step < 100; ++step) {
     /* Four wake-ups, and a trip later the next. */
-    now_ns = (step / 4 + 1) * trip_ns + step % 4 * MS / 4;
+    now_ns = (step / 4 + 1) * 80 * MS + step % 4 * MS / 4;
     first = random () % THREADS;
     for (i = 0; i < THREADS; ++i) {
       const unsigned n = (first + 7 * i) % THREADS;
@@ -594,10 +760,11 @@ is_filled_each_time (unsigned seed)
     for (i = 0; i < THREADS; ++i)
       if (ends_ns[i] == 0 && pace_take (&pace, &t[i], nobody, now_ns) > 0) {
         pace_begin (&pace, &t[i], nobody, now_ns);
-        ends_ns[i] = now_ns + trip_ns - MS;
+        ends_ns[i] = now_ns + trip_ns (&pace);
       }
   }
-  return pace.phase > PACE_MORE && pace.low_level >= (THREADS - 1) * PACE_SMALLEST;
+  return pace.phase > PACE_MORE &&
+    pace.low_level >= (THREADS - 1.0) * pace.low_piece;
 }
 
 static void
@@ -656,14 +823,14 @@ test_nothing_to_say (void)
         }
       }
       for (i = 0; i < nr; ++i)
-        pace_end (&pace, &t[i], pace.piece, now_ns + 79 * MS);
+        pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
     }
     check (pace.phase > PACE_MORE, "transfers count beside some that %s: level %.0f",
            fails ? "fail" : "end at once", pace.level);
   }
-  check (pace.low_level >= (THREADS - 1) * PACE_SMALLEST,
+  check (pace.low_level >= (THREADS - 1.0) * pace.low_piece,
          "and beside failures as what was in flight with them: %.1f pieces",
-         pace.low_level / PACE_SMALLEST);
+         pace.low_level / pace.low_piece);
 }
 
 /* One transfer fails, that stands for those which began with it. */
@@ -688,11 +855,11 @@ test_one_fails (void)
       has_failed = true;
     }
     for (i = 0; i < nr; ++i)
-      pace_end (&pace, &t[i], pace.piece, now_ns + 79 * MS);
+      pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
   }
-  check (has_failed && pace.low_level >= (THREADS - 1) * PACE_SMALLEST,
+  check (has_failed && pace.low_level >= (THREADS - 1.0) * pace.low_piece,
          "one failure does not give a level up: %.1f pieces",
-         pace.low_level / PACE_SMALLEST);
+         pace.low_level / pace.low_piece);
 }
 
 /* Those of a burst wait for each other, so the first that does not is not made to stand
@@ -721,12 +888,12 @@ test_after_a_burst (void)
     if (nr == THREADS)
       break;
     for (i = 0; i < nr; ++i)
-      pace_end (&pace, &t[i], pace.piece, now_ns + 79 * MS);
+      pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
   }
   check (nr == THREADS && t[nr - 2].weight == 0 && t[nr - 1].weight == 1,
          "after a burst one stands for itself");
   for (i = 0; i < nr; ++i)
-    pace_end (&pace, &t[i], pace.piece, now_ns + 79 * MS);
+    pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
 }
 
 /* The simulator's pace in Lua goes through the same events. */
@@ -794,6 +961,9 @@ main (void)
   test_slow_moment ();
   test_thin ();
   test_thin_start ();
+  test_first_pieces ();
+  test_wrong_guess ();
+  test_first_transfers ();
   test_credit ();
   test_hung ();
   test_woken_in_any_order ();

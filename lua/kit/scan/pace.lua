@@ -31,8 +31,8 @@ local GAIN = 1.1
 local HOLD_TRANSFERS = 28
 local TOGETHER = 1 / 32
 local NEAR_IN_A_ROW = 4
-local FIRST_BESIDE, FIRST_TRIES = 4, 3
-local HARM, CREDIT_TRIPS = 0.02, 4
+local FIRST_BESIDE, FIRST_TRIES, FIRST_TIMES = 4, 3, 8
+local HARM, CREDIT_TRIPS = 0.02, 5
 local ANEW_SECONDS, HUNG_SECONDS = 15, 10
 local RETRY_MIN_SECONDS, RETRY_MAX_SECONDS = 0.001, 0.02
 
@@ -108,7 +108,7 @@ end
 
 local function end_larger (p, level, piece)
   p.piece = piece
-  p.is_by_requests = piece > smallest_piece (p)
+  p.is_by_requests = piece > p.guessed
   hold (p, math.min (level, window_of (p)))
 end
 
@@ -155,24 +155,39 @@ local function is_tried_again (p, m)
   return false
 end
 
--- A piece alone has taken this long; one of the client's was there, too, if more was
--- in flight, and if it has waited for that, that is its time.
-function DECIDE.first (p, m, count)
-  local smallest = smallest_piece (p)
-  local theirs = m.in_flight - p.piece
-  if theirs > 0 and p.least > 0 and m.trip > BESIDE * p.least then
-    m.trip = math.max (p.least, m.trip - p.least)
+-- Eight of such pieces fill the line if bytes are what limits: those of one take an
+-- eighth of the latency.  That is a guess, so a larger one is left to be compared to it.
+local function first_piece (p, count)
+  local most = math.min (p.largest / 2, FIRST_TIMES * count)
+  if p.serial > 0 then
+    most = math.min (most, p.least / M.DEPTH / p.serial * smallest_piece (p))
   end
-  if is_tried_again (p, m) then return end
-  local trip = m.trip
-  if p.piece < smallest then
-    p.least, p.piece = trip, smallest
-    return set_level (p, "first", 0)
+  most = math.floor (most)
+  return math.max (smallest_piece (p), most - most % M.SMALLEST)
+end
+
+-- What bytes take, from a piece of twice the size of one that began beside the client:
+-- what it took longer than that, or, if it is alone, than the smallest of all.  Not
+-- known if it is short, or has waited less.
+local function measure_twice (p, trip, count, is_beside)
+  local before = p.beside
+  if count < 2 * before.count or is_beside and before.trip > CLEARLY * trip then
+    return false
   end
-  if count > M.LEAST then
-    p.serial = math.max (0, trip - p.least) * smallest / (count - M.LEAST)
+  if not is_beside then before = { trip = p.least, count = M.LEAST } end
+  p.serial = math.max (0, trip - before.trip) * smallest_piece (p)
+    / (count - before.count)
+  return true
+end
+
+-- It is known what bytes take: beside so much of the client's, the smallest piece has
+-- taken this long.
+local function end_first (p, theirs, trip, count)
+  local piece = first_piece (p, count)
+  if piece > p.piece then
+    p.piece, trip = piece, p.least + bytes_seconds (p, piece)
   end
-  p.least = p.least > 0 and math.min (p.least, trip) or trip
+  p.guessed = p.piece
   p.low = { in_flight = p.piece, trip = trip }
   -- It took so long that the next is due: the rest of it comes first.
   if p.moved >= p.anew then p.anew = p.moved + ANEW_SECONDS end
@@ -183,6 +198,38 @@ function DECIDE.first (p, m, count)
   set_level (p, "more", theirs
              + math.max (2 * p.piece,
                          math.min (p.window / 2, M.DEPTH * p.piece)))
+end
+
+-- A piece alone has taken this long; one of the client's was there, too, if more was
+-- in flight, and if it has waited for that, that is its time.
+function DECIDE.first (p, m, count)
+  local smallest = smallest_piece (p)
+  local theirs, trip = m.in_flight - p.piece, m.trip
+  if p.piece > smallest then
+    if not measure_twice (p, trip, count, theirs > 0) then count = 0 end
+    p.piece = smallest
+    return end_first (p, theirs, p.least + p.serial, count)
+  end
+  if theirs > 0 and p.least > 0 and trip > BESIDE * p.least then
+    m.trip = math.max (p.least, trip - p.least)
+  end
+  if is_tried_again (p, m) then return end
+  if p.piece < smallest then
+    p.least, p.piece = m.trip, smallest
+    return set_level (p, "first", 0)
+  end
+  if count > M.LEAST then
+    p.serial = math.max (0, m.trip - p.least) * smallest / (count - M.LEAST)
+  end
+  p.least = p.least > 0 and math.min (p.least, m.trip) or m.trip
+  -- The client's bytes may be in that, or a wait for them.
+  if theirs > 0 and trip > CLEARLY * p.least and p.serial <= p.least
+     and count > M.LEAST and p.largest >= 2 * smallest then
+    p.beside = { trip = trip, count = count }
+    p.piece = 2 * smallest
+    return set_level (p, "first", 0)
+  end
+  end_first (p, theirs, m.trip, count)
 end
 
 function DECIDE.more (p, m)
@@ -233,7 +280,11 @@ local GIVE_UP = {}
 
 function GIVE_UP.first () end
 
-function GIVE_UP.more (p, reached) end_more (p, reached, not has_grown (p, reached)) end
+-- If no more was in flight than before, that says nothing of more.
+function GIVE_UP.more (p, reached)
+  local is_more = reached.in_flight > CLEARLY * p.low.in_flight
+  end_more (p, reached, is_more and not has_grown (p, reached))
+end
 
 function GIVE_UP.larger (p) end_larger (p, p.low_level, p.low_piece) end
 
@@ -295,7 +346,7 @@ function M.new (largest)
   return setmetatable ({
     largest = largest, anew = 0, level_id = 0,
     forgotten = 0, moved = 0, window = 0, ours = 0, nr_ours = 0, level = 0, piece = 0,
-    bandwidth = 0, least = 0, serial = 0, nr_near = 0,
+    bandwidth = 0, least = 0, serial = 0, guessed = 0, nr_near = 0,
     client_begun = 0, busy = 0, credit = math.huge, seen = 0, hits = 0, hit_bytes = 0,
   }, Pace)
 end
