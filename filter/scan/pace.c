@@ -186,8 +186,8 @@ try_larger (struct pace *p, double level)
 static void
 end_larger (struct pace *p, double level, uint32_t piece)
 {
-  p->piece = piece;
   p->is_by_requests = piece > p->guessed;
+  p->piece = p->is_by_requests ? piece : smallest_piece (p);
   hold (p, least (level, window_of (p)));
 }
 
@@ -283,20 +283,14 @@ measure_twice (struct pace *p, double trip_ns, uint32_t count, bool is_beside)
   return true;
 }
 
-/* It is known what bytes take: beside so much of the client's, the smallest piece has
- * taken this long.
+/* It is known what bytes take: beside so much of the client's, the smallest piece takes
+ * this long.
  */
 static void
 end_first (struct pace *p, double theirs, double trip_ns, uint32_t count)
 {
-  const uint32_t piece = first_piece (p, count);
-
-  if (piece > p->piece) {
-    p->piece = piece;
-    trip_ns = p->least_ns + bytes_ns (p, piece);
-  }
-  p->guessed = p->piece;
   p->low = (struct pace_means) { p->piece, trip_ns };
+  p->piece = p->guessed = first_piece (p, count);
   /* It took so long that the next is due: the rest of it comes first. */
   if (p->moved_ns >= p->anew_ns)
     p->anew_ns = p->moved_ns + ANEW_NS;
@@ -340,6 +334,12 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
   if (count > PACE_LEAST)
     p->serial_ns = most (0, m.trip_ns - p->least_ns) * smallest /
       (count - PACE_LEAST);
+  /* A smaller one does not take longer, but the first of all may: a connection is made. */
+  if (m.trip_ns * CLEARLY < p->least_ns) {
+    p->piece = least (p->largest, PACE_LEAST);
+    set_level (p, PACE_FIRST, 0);
+    return;
+  }
   p->least_ns = p->least_ns > 0 ? least (p->least_ns, m.trip_ns) : m.trip_ns;
   /* The client's bytes may be in that, or a wait for them. */
   if (theirs > 0 && trip_ns > CLEARLY * p->least_ns &&
@@ -373,13 +373,20 @@ decide_more (struct pace *p, struct pace_means m)
   set_level (p, PACE_MORE, times * p->level);
 }
 
-/* Have larger pieces brought more?  Their least trip counts: others may have been
- * held up.
+/* Have larger pieces brought more, and most of what they should by what bytes take?
+ * Their least trip counts: others may have been held up.
  */
 static void
 decide_larger (struct pace *p, struct pace_means m)
 {
-  if (m.in_flight / p->least_trip_ns < LARGER_BEATS * p->bandwidth) {
+  const double should = (double) p->piece / p->low_piece *
+    (p->least_ns + bytes_ns (p, p->low_piece)) /
+    (p->least_ns + bytes_ns (p, p->piece));
+
+  if (m.in_flight / p->least_trip_ns <
+      most (LARGER_BEATS, MORE_BRINGS * should) * p->bandwidth) {
+    /* What was free at first is not any more. */
+    p->bandwidth = least (p->bandwidth, rate_of (m));
     end_larger (p, p->low_level, p->low_piece);
     return;
   }

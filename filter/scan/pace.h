@@ -20,14 +20,15 @@
  * the line was not full before.  If not, the higher level's rate is the bandwidth, and
  * the window a tenth more than its product with the latency: what a piece takes where
  * nothing is in its way, or, where bytes are what limits, the smallest piece.
- * Levels are compared with pieces of one size.  One that is not reached in a round
- * trip, for want of threads or of something to fetch, is judged by what was reached.
+ * Levels are compared with pieces of one size, but for the first, which is compared to one
+ * of the smallest.  One that is not reached in a round trip, for want of threads or of
+ * something to fetch, is judged by what was reached.
  *
  * - PACE_FIRST: one of PACE_LEAST, and the smallest piece: what bytes add to the time.
  *   If that is more than all else, the line is thin, and the window one piece.  What
  *   begins beside a client's read and takes longer than it did may have waited for that:
- *   the least of three counts.  Or the client's bytes came with it: one of twice the
- *   size shows, beside the next read, what bytes add.  From then on pieces are as large
+ *   the least of three counts.  Or the client's bytes came with it: then one of twice
+ *   the size shows what bytes add.  From then on pieces are as large
  *   as take an eighth of the latency by their bytes: eight fill a line that bytes limit,
  *   and a source that requests limit needs fewer.  They are no more than eight times
  *   the largest that was measured, nor more than half of what is allowed.
@@ -39,7 +40,7 @@
  *   pieces double, or grow fourfold where that would not fill the line either, and
  *   their number stays, for as long as that brings 0.15 more and bytes take less than
  *   0.8 of the time.  No piece takes longer than twice what the smallest takes.  If the
- *   first step brings nothing, requests are not what limits: what bytes take was a guess.
+ *   first step brings nothing, it seems to be bytes that limit: what they take is a guess.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
@@ -139,7 +140,7 @@ struct pace {
 
   /* What the smallest piece took beside the client, and brought. */
   struct { double trip_ns; uint32_t count; } beside;
-  uint32_t guessed;             /* piece that PACE_MORE began with: no smaller ones were
+  uint32_t guessed;             /* piece that the search began with: no smaller ones were
                                  * seen to bring less */
 
   /* The client, when last seen; and what it may lose. */

@@ -560,6 +560,17 @@ test_wrong_guess (void)
            "a long first trip, %u clients: %.2f of 12.50 MB/s", clients,
            all_per_second (&sim) / MB);
 
+    /* What is fetched first comes from near by. */
+    init (&sim, 80, 4000 * MB, 64, 16);
+    add_client (&sim, clients, 4096, 1);
+    run (&sim, clients > 0 ? 0.24 : 0.17);
+    sim.rate = 12.5 * MB;
+    run (&sim, 2);
+    run (&sim, 10);
+    check (all_per_second (&sim) >= 0.9 * 12.5 * MB,
+           "bytes cost nothing at first, %u clients: %.2f of 12.50 MB/s", clients,
+           all_per_second (&sim) / MB);
+
     /* The first bytes of all are free. */
     init (&sim, 80, 4000 * MB, 64, 16);
     add_client (&sim, clients, 4096, 1);
@@ -571,6 +582,21 @@ test_wrong_guess (void)
            "a token bucket, %u clients: %.2f of 12.50 MB/s", clients,
            all_per_second (&sim) / MB);
   }
+}
+
+/* That bytes are free at first, and then are not, is no reason to stand in the way. */
+static void
+test_thin_bucket (void)
+{
+  init (&sim, 3, 4000 * MB, 1, 4);
+  add_client (&sim, 1, 4096, 1);
+  sim.bucket_rate = 1.25 * MB;
+  sim.bucket_bytes = 2.5 * MB;
+  run (&sim, 5);
+  run (&sim, 10);
+  check (sim.read_ns / sim.reads <= 30 * MS,
+         "a thin bucket: a client's reads take %.1f ms",
+         sim.read_ns / sim.reads / MS);
 }
 
 /* One transfer after the other, from the start of a search: what each brings, how long it
@@ -648,6 +674,9 @@ test_first_transfers (void)
     { "the one before was short",
       { { 4 * K, 20, false }, { 2 * K, 40, true }, { 4 * K, 20, false } },
       BLOCK, 64 * K, PACE_MORE, 0 },
+    { "it took less than the first of all, which is tried again",
+      { { 4 * K, 320, false }, { 64 * K, 85, false } },
+      BLOCK, 4 * K, PACE_FIRST, 0 },
     { "a thin line is one",
       { { 4 * K, 20, false }, { 64 * K, 80, true } },
       BLOCK, 64 * K, PACE_HOLD, 40 * 64 / 60.0 },
@@ -669,6 +698,9 @@ test_first_transfers (void)
            fabs (pace.serial_ns / MS - cases[i].serial_ms) < 0.01,
            "%s: pieces of %" PRIu32 "K, 64K take %.2f ms", cases[i].what, piece / K,
            pace.serial_ns / MS);
+    check (pace.phase == PACE_FIRST || pace.low.in_flight <= PACE_SMALLEST,
+           "%s: more is compared to what was measured, %.0fK", cases[i].what,
+           pace.low.in_flight / K);
   }
 }
 
@@ -963,6 +995,7 @@ main (void)
   test_thin_start ();
   test_first_pieces ();
   test_wrong_guess ();
+  test_thin_bucket ();
   test_first_transfers ();
   test_credit ();
   test_hung ();

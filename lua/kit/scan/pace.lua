@@ -107,8 +107,8 @@ local function try_larger (p, level)
 end
 
 local function end_larger (p, level, piece)
-  p.piece = piece
   p.is_by_requests = piece > p.guessed
+  p.piece = p.is_by_requests and piece or smallest_piece (p)
   hold (p, math.min (level, window_of (p)))
 end
 
@@ -119,9 +119,13 @@ local function has_grown (p, high)
   return added > 0 and rate_of (high) >= rate_of (p.low) * (1 + MORE_BRINGS * added)
 end
 
--- Have larger pieces?  Their least trip counts: others may have been held up.
+-- Have larger pieces, most of what they should by what bytes take?  Their least trip
+-- counts: others may have been held up.
 local function has_brought_more (p, high)
-  return high.in_flight / p.least_trip >= LARGER_BEATS * p.bandwidth
+  local should = p.piece / p.low_piece
+    * (p.least + bytes_seconds (p, p.low_piece)) / (p.least + bytes_seconds (p, p.piece))
+  return high.in_flight / p.least_trip
+    >= math.max (LARGER_BEATS, MORE_BRINGS * should) * p.bandwidth
 end
 
 -- More in flight brings no more, or was not reached.  If bytes are not what limits,
@@ -180,15 +184,12 @@ local function measure_twice (p, trip, count, is_beside)
   return true
 end
 
--- It is known what bytes take: beside so much of the client's, the smallest piece has
--- taken this long.
+-- It is known what bytes take: beside so much of the client's, the smallest piece takes
+-- this long.
 local function end_first (p, theirs, trip, count)
-  local piece = first_piece (p, count)
-  if piece > p.piece then
-    p.piece, trip = piece, p.least + bytes_seconds (p, piece)
-  end
-  p.guessed = p.piece
   p.low = { in_flight = p.piece, trip = trip }
+  p.piece = first_piece (p, count)
+  p.guessed = p.piece
   -- It took so long that the next is due: the rest of it comes first.
   if p.moved >= p.anew then p.anew = p.moved + ANEW_SECONDS end
   if p.serial > p.least then
@@ -221,6 +222,11 @@ function DECIDE.first (p, m, count)
   if count > M.LEAST then
     p.serial = math.max (0, m.trip - p.least) * smallest / (count - M.LEAST)
   end
+  -- A smaller one does not take longer, but the first of all may: a connection is made.
+  if m.trip * CLEARLY < p.least then
+    p.piece = math.min (p.largest, M.LEAST)
+    return set_level (p, "first", 0)
+  end
   p.least = p.least > 0 and math.min (p.least, m.trip) or m.trip
   -- The client's bytes may be in that, or a wait for them.
   if theirs > 0 and trip > CLEARLY * p.least and p.serial <= p.least
@@ -245,7 +251,11 @@ function DECIDE.more (p, m)
 end
 
 function DECIDE.larger (p, m)
-  if not has_brought_more (p, m) then return end_larger (p, p.low_level, p.low_piece) end
+  if not has_brought_more (p, m) then
+    -- What was free at first is not any more.
+    p.bandwidth = math.min (p.bandwidth, rate_of (m))
+    return end_larger (p, p.low_level, p.low_piece)
+  end
   p.bandwidth = rate_of (m)
   -- Several of them side by side may fill the line by now.
   if may_be (p, 2 * p.piece) and (p.level < 2 * p.piece or not is_full (p, 1)) then
