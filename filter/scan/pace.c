@@ -186,9 +186,16 @@ try_larger (struct pace *p, double level)
 static void
 end_larger (struct pace *p, double level, uint32_t piece)
 {
+  double window;
+
   p->is_by_requests = piece > p->guessed;
   p->piece = p->is_by_requests ? piece : smallest_piece (p);
-  hold (p, least (level, window_of (p)));
+  window = least (level, window_of (p));
+  /* Two went side by side. */
+  if (p->is_by_requests && level >= 2.0 * piece &&
+      window >= (1 + ROUNDING) * piece)
+    window = most (window, 2.0 * piece);
+  hold (p, window);
 }
 
 static double
@@ -334,8 +341,11 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
   if (count > PACE_LEAST)
     p->serial_ns = most (0, m.trip_ns - p->least_ns) * smallest /
       (count - PACE_LEAST);
-  /* A smaller one does not take longer, but the first of all may: a connection is made. */
+  /* A smaller one takes no longer than this, but may have been held up: the first of all
+   * is, while a connection is made.
+   */
   if (m.trip_ns * CLEARLY < p->least_ns) {
+    p->least_ns = m.trip_ns;
     p->piece = least (p->largest, PACE_LEAST);
     set_level (p, PACE_FIRST, 0);
     return;
@@ -385,8 +395,9 @@ decide_larger (struct pace *p, struct pace_means m)
 
   if (m.in_flight / p->least_trip_ns <
       most (LARGER_BEATS, MORE_BRINGS * should) * p->bandwidth) {
-    /* What was free at first is not any more. */
-    p->bandwidth = least (p->bandwidth, rate_of (m));
+    /* One that is held up says nothing. */
+    if (p->full.nr < 2)
+      return;
     end_larger (p, p->low_level, p->low_piece);
     return;
   }

@@ -20,36 +20,38 @@
  * the line was not full before.  If not, the higher level's rate is the bandwidth, and
  * the window a tenth more than its product with the latency: what a piece takes where
  * nothing is in its way, or, where bytes are what limits, the smallest piece.
- * Levels are compared with pieces of one size, but for the first, which is compared to one
- * of the smallest.  One that is not reached in a round trip, for want of threads or of
- * something to fetch, is judged by what was reached.
+ * Levels are compared with pieces of one size, but for the first, which is compared to
+ * one of the smallest.  One that is not reached in a round trip, for want of threads or
+ * of something to fetch, is judged by what was reached.
  *
  * - PACE_FIRST: one of PACE_LEAST, and the smallest piece: what bytes add to the time.
  *   If that is more than all else, the line is thin, and the window one piece.  What
  *   begins beside a client's read and takes longer than it did may have waited for that:
  *   the least of three counts.  Or the client's bytes came with it: then one of twice
- *   the size shows what bytes add.  From then on pieces are as large
- *   as take an eighth of the latency by their bytes: eight fill a line that bytes limit,
- *   and a source that requests limit needs fewer.  They are no more than eight times
- *   the largest that was measured, nor more than half of what is allowed.
+ *   the size shows what bytes add.  And if the smallest took less than the first, that
+ *   is tried again.  From then on pieces are as large as take an eighth of the latency
+ *   by their bytes: eight fill a line that bytes limit, and a source that requests limit
+ *   needs fewer.  They are no more than eight times the largest that was measured, nor
+ *   more than half of what is allowed.
  * - PACE_MORE: two pieces, or half the last window if that is more, up to eight.  The
  *   level doubles for as long as more brings more, or, of small pieces, is four times as
  *   much where nothing has waited at all.
  * - PACE_LARGER: if it was not reached, or bytes alone would take less than 0.8 of
  *   the time, requests may be what limits (connections, our own threads): the
  *   pieces double, or grow fourfold where that would not fill the line either, and
- *   their number stays, for as long as that brings 0.15 more and bytes take less than
- *   0.8 of the time.  No piece takes longer than twice what the smallest takes.  If the
- *   first step brings nothing, it seems to be bytes that limit: what they take is a guess.
+ *   their number stays, for as long as that brings 0.15 more, and 0.6 of what it should
+ *   by what bytes take, and bytes take less than 0.8 of the time.  No piece takes longer
+ *   than twice what the smallest takes.  If the first step brings nothing, it seems to be
+ *   bytes that limit: what they take is a guess.
  * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
  *   PACE_MORE.  Not below two pieces, where the one more would double what a
  *   client waits.
  *
- * Fifteen seconds after a search has begun all begins anew, for latencies fall unseen
- * behind a queue, and limits on requests go away.  So it does if nothing has moved for
- * ten seconds: what is in flight then is not waited for.
+ * Fifteen seconds after a search has begun, but not in PACE_FIRST, all begins anew, for
+ * latencies fall unseen behind a queue, and limits on requests go away.  So it does if
+ * nothing has moved for ten seconds: what is in flight then is not waited for.
  *
  * Pieces are an eighth of the window in whole PACE_SMALLEST, or as found where requests
  * are what limits, so that a read that has to wait for one waits little longer than for

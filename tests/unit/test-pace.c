@@ -584,6 +584,41 @@ test_wrong_guess (void)
   }
 }
 
+/* A search has an end, though what is smaller seems to take longer. */
+static void
+test_search_ends (void)
+{
+  init (&sim, 30, 200 * MB, 64, 8);
+  run (&sim, 0.01);
+  sim.latency_ns = 0.3 * MS;
+  run (&sim, 1);
+  run (&sim, 2);
+  check (all_per_second (&sim) >= 0.9 * 200 * MB,
+         "a long first trip to a near source: %.1f of 200.0 MB/s",
+         all_per_second (&sim) / MB);
+
+  init (&sim, 20, 12.5 * MB, 64, 16);
+  pace_init (&sim.pace, PACE_LEAST);
+  run (&sim, 1);
+  sim.latency_ns = 12 * MS;
+  run (&sim, 15);
+  run (&sim, 10);
+  check (all_per_second (&sim) >= 15 * PACE_LEAST / 0.013,
+         "pieces of 4K, and a latency that falls: %.2f MB/s",
+         all_per_second (&sim) / MB);
+}
+
+/* Two threads have two pieces in flight. */
+static void
+test_two_threads (void)
+{
+  init (&sim, 20, 200 * MB, 64, 2);
+  run (&sim, 1);
+  run (&sim, 10);
+  check (all_per_second (&sim) >= 90 * MB, "two threads: %.1f of 100.0 MB/s at 20 ms",
+         all_per_second (&sim) / MB);
+}
+
 /* That bytes are free at first, and then are not, is no reason to stand in the way. */
 static void
 test_thin_bucket (void)
@@ -995,6 +1030,8 @@ main (void)
   test_thin_start ();
   test_first_pieces ();
   test_wrong_guess ();
+  test_search_ends ();
+  test_two_threads ();
   test_thin_bucket ();
   test_first_transfers ();
   test_credit ();

@@ -109,7 +109,12 @@ end
 local function end_larger (p, level, piece)
   p.is_by_requests = piece > p.guessed
   p.piece = p.is_by_requests and piece or smallest_piece (p)
-  hold (p, math.min (level, window_of (p)))
+  local window = math.min (level, window_of (p))
+  -- Two went side by side.
+  if p.is_by_requests and level >= 2 * piece and window >= (1 + ROUNDING) * piece then
+    window = math.max (window, 2 * piece)
+  end
+  hold (p, window)
 end
 
 local function rate_of (means) return means.in_flight / means.trip end
@@ -222,8 +227,10 @@ function DECIDE.first (p, m, count)
   if count > M.LEAST then
     p.serial = math.max (0, m.trip - p.least) * smallest / (count - M.LEAST)
   end
-  -- A smaller one does not take longer, but the first of all may: a connection is made.
+  -- A smaller one takes no longer than this, but may have been held up: the first of all
+  -- is, while a connection is made.
   if m.trip * CLEARLY < p.least then
+    p.least = m.trip
     p.piece = math.min (p.largest, M.LEAST)
     return set_level (p, "first", 0)
   end
@@ -252,8 +259,8 @@ end
 
 function DECIDE.larger (p, m)
   if not has_brought_more (p, m) then
-    -- What was free at first is not any more.
-    p.bandwidth = math.min (p.bandwidth, rate_of (m))
+    -- One that is held up says nothing.
+    if p.full.nr < 2 then return end
     return end_larger (p, p.low_level, p.low_piece)
   end
   p.bandwidth = rate_of (m)
