@@ -456,7 +456,9 @@ give_up_level (struct pace *p, struct pace_means reached)
   bool is_more;
 
   switch (p->phase) {
-  case PACE_FIRST: break;
+  case PACE_FIRST:
+  case PACE_LARGER:
+    break;                      /* whatever is in flight is all of it */
   case PACE_MORE:
     /* If no more was in flight than before, it is not known whether that brings more:
      * what was reached is what there is.
@@ -464,7 +466,6 @@ give_up_level (struct pace *p, struct pace_means reached)
     is_more = reached.in_flight > CLEARLY * p->low.in_flight;
     end_more (p, reached, is_more && !has_grown (p, reached));
     break;
-  case PACE_LARGER: end_larger (p, p->low_level, p->low_piece); break;
   case PACE_HOLD:
   case PACE_PROBE:
     /* It carries at least what it has carried. */

@@ -53,12 +53,14 @@ CHANGES.pace = {
   { "first: beside a read as if alone", "trip > BESIDE * p.least", "false" },
   { "first: once beside a read", "FIRST_TIMES = 4, 3", "FIRST_TIMES = 4, 1" },
   { "first: bytes by one size", "trip > CLEARLY * p.least and", "false and" },
-  { "first: then pieces of 64K", "if piece > p.piece then", "if false then" },
+  { "first: then pieces of 64K", "p.piece = first_piece (p, count)", "" },
   { "first: of a quarter of the latency", "p.least / M.DEPTH / p.serial",
     "p.least / 4 / p.serial" },
   { "first: 4 times what was measured", "FIRST_TIMES = 4, 3, 8",
     "FIRST_TIMES = 4, 3, 4" },
   { "first: 32 times that", "FIRST_TIMES = 4, 3, 8", "FIRST_TIMES = 4, 3, 32" },
+  { "first: up to the largest", "math.min (p.largest / 2, FIRST",
+    "math.min (p.largest, FIRST" },
   { "first: a thin line is like others", "if p.serial > p.least then",
     "if false then" },
   { "more: from two pieces each time",
@@ -72,12 +74,14 @@ CHANGES.pace = {
   { "more: 0.75 of it", "LARGER_BEATS = 0.6", "LARGER_BEATS = 0.75" },
   { "more: given up after three",
     "sum.nr > math.max (2, transfer.in_flight / self.piece)", "sum.nr > 2" },
-  { "first: up to the largest", "math.min (p.largest / 2, FIRST",
-    "math.min (p.largest, FIRST" },
   { "more: none, though no more was in flight",
     "local is_more = reached.in_flight > CLEARLY * p.low.in_flight",
     "local is_more = true" },
   { "larger: never", "if is_free and may_be (p, 2 * p.piece) then", "if false then" },
+  { "larger: most of what they should, or not", "MORE_BRINGS * should", "0" },
+  { "larger: by one that is held up", "if p.full.nr < 2 then return end", "" },
+  { "larger: fewer than two, though two went", "window = math.max (window, 2 * piece)",
+    "" },
   { "larger: a guess counts as found", "piece > p.guessed",
     "piece > smallest_piece (p)" },
   { "larger: never fourfold", "and not is_full (p, 4) and 4 or 2", "and 2 or 2" },
@@ -186,16 +190,24 @@ local function print_row (cells, name, seconds, whole)
   io.stdout:flush ()
 end
 
-local of = arg[1] or "adaptive"
-local cells = sample (of, tonumber (arg[2] or 1), tonumber (arg[3] or 120))
-local only = #arg > 3 and {} or nil
-for i = 4, #arg do only[arg[i]] = true end
-local whole = run_all (cells)
-print (("| of %d cells | mean | boot | slower by 3 %% | most | faster by 3 %% | least |")
-       :format (#cells))
-print ("|---|---|---|---|---|---|---|")
-for _, change in ipairs (CHANGES[of]) do
-  if not only or only[change[1]] then
-    with (change, function () print_row (cells, change[1], run_all (cells), whole) end)
+local function print_table (of, part, parts, ...)
+  local cells = sample (of, part, parts)
+  local only = select ("#", ...) > 0 and {} or nil
+  for _, name in ipairs { ... } do only[name] = true end
+  local whole = run_all (cells)
+  print ("| of " .. #cells .. " cells | mean | boot "
+         .. "| slower by 3 % | most | faster by 3 % | least |")
+  print ("|---|---|---|---|---|---|---|")
+  for _, change in ipairs (CHANGES[of]) do
+    if not only or only[change[1]] then
+      with (change, function () print_row (cells, change[1], run_all (cells), whole) end)
+    end
   end
 end
+
+if arg and arg[0] and arg[0]:find ("parts.lua", 1, true) then
+  print_table (arg[1] or "adaptive", tonumber (arg[2] or 1), tonumber (arg[3] or 120),
+               table.unpack (arg, 4))
+end
+
+return { changes = CHANGES, changed = changed }

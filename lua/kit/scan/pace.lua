@@ -293,17 +293,15 @@ end
 
 -- A level is not reached: too few threads, or nothing to fetch.  What was reached says
 -- what it is worth.
+-- Not of "first" and "larger", where whatever is in flight is all of it.
 local GIVE_UP = {}
 
-function GIVE_UP.first () end
-
--- If no more was in flight than before, that says nothing of more.
+-- If no more was in flight than before, it is not known whether that brings more: what
+-- was reached is what there is.
 function GIVE_UP.more (p, reached)
   local is_more = reached.in_flight > CLEARLY * p.low.in_flight
   end_more (p, reached, is_more and not has_grown (p, reached))
 end
-
-function GIVE_UP.larger (p) end_larger (p, p.low_level, p.low_piece) end
 
 -- It carries at least what it has carried.
 function GIVE_UP.hold (p, reached)
