@@ -181,6 +181,7 @@ $(B)/tests/unit-counters-file: $(call unit_objects,common/counters-file)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-escape: $(call unit_objects,common/escape)
 $(B)/tests/unit-pace: $(call unit_objects,scan/pace)
+$(B)/tests/unit-pace-events: $(call unit_objects,scan/pace)
 $(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)

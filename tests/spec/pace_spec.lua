@@ -1,8 +1,8 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
--- lua/kit/scan/pace.lua says what filter/scan/pace.c says: tests/unit/test-pace.c goes
--- through the same events.
+-- lua/kit/scan/pace.lua says what filter/scan/pace.c says: tests/unit/test-pace-events.c
+-- goes through the same events.
 
 local pace = require "scan.pace"
 

@@ -5,7 +5,7 @@
 --
 --     lua5.4 tests/unit/pace-events.lua > tests/unit/pace.events
 --
--- filter/scan/pace.c has to do the same in tests/unit/test-pace.c.  Times are whole
+-- filter/scan/pace.c has to do the same in tests/unit/test-pace-events.c.  Times are whole
 -- nanoseconds, so that both see the same ones.
 
 package.path = "lua/kit/?.lua;" .. package.path

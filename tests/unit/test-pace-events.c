@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* pace, one event after the other: what it makes of transfers that begin and end just so.
+ * What it finds on a line is in test-pace.c.
+ */
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "clock.h"
+#include "pace.h"
+
+#define MS (NS_PER_SECOND / 1000)
+#define BLOCK (2 * 1024 * 1024)
+
+/* One transfer after the other, from the start of a search: what each brings, how long it
+ * takes, and whether it begins beside a read.  Returns the size of the next.
+ */
+struct first {
+  uint32_t count;
+  unsigned trip_ms;
+  bool is_beside;
+};
+
+static uint32_t
+piece_after (struct pace *pace, uint32_t largest, const struct first *first,
+             unsigned nr)
+{
+  const struct pace_client beside = { PACE_LEAST, 0, 1, 0, 0 };
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  struct pace_transfer t;
+  uint64_t now_ns = NS_PER_SECOND;
+  unsigned i;
+
+  pace_init (pace, largest);
+  for (i = 0; i < nr; ++i) {
+    const struct pace_client client = first[i].is_beside ? beside : nobody;
+
+    pace_take (pace, &t, client, now_ns);
+    pace_begin (pace, &t, client, now_ns);
+    now_ns += first[i].trip_ms * MS;
+    pace_end (pace, &t, first[i].count, now_ns);
+  }
+  return pace->piece;
+}
+
+static void
+test_first_transfers (void)
+{
+  const uint32_t K = 1024;
+  const struct {
+    const char *what;
+    struct first first[3];
+    uint32_t largest, piece;
+    enum pace_phase phase;
+    double serial_ms;           /* of 64K */
+  } cases[] = {
+    { "bytes cost nothing",
+      { { 4 * K, 20, false }, { 64 * K, 20, true } },
+      BLOCK, 512 * K, PACE_MORE, 0 },
+    { "but it was short",
+      { { 4 * K, 20, false }, { 4 * K, 20, true } },
+      BLOCK, 64 * K, PACE_MORE, 0 },
+    { "64K took longer, with nobody there",
+      { { 4 * K, 20, false }, { 64 * K, 35, false } },
+      BLOCK, 64 * K, PACE_MORE, 16 },
+    { "beside a read: is it the bytes?",
+      { { 4 * K, 20, false }, { 64 * K, 40, true } },
+      BLOCK, 128 * K, PACE_FIRST, 0 },
+    { "it is not",
+      { { 4 * K, 20, false }, { 64 * K, 40, true }, { 128 * K, 40, true } },
+      BLOCK, 1024 * K, PACE_MORE, 0 },
+    { "it is",
+      { { 4 * K, 20, false }, { 64 * K, 40, true }, { 128 * K, 60, true } },
+      BLOCK, 64 * K, PACE_MORE, 20 },
+    { "it is not, with nobody there",
+      { { 4 * K, 20, false }, { 64 * K, 40, true }, { 128 * K, 22, false } },
+      BLOCK, 128 * K, PACE_MORE, 2 * 64 / 124.0 },
+    { "it waited less",
+      { { 4 * K, 20, false }, { 64 * K, 34, true }, { 128 * K, 22, true } },
+      BLOCK, 64 * K, PACE_MORE, 14 * 64 / 60.0 },
+    { "it was short",
+      { { 4 * K, 20, false }, { 64 * K, 34, true }, { 4 * K, 34, true } },
+      BLOCK, 64 * K, PACE_MORE, 14 * 64 / 60.0 },
+    { "it was not much longer",
+      { { 4 * K, 20, false }, { 64 * K, 34, true }, { 68 * K, 36, true } },
+      BLOCK, 64 * K, PACE_MORE, 14 * 64 / 60.0 },
+    { "the one before was short",
+      { { 4 * K, 20, false }, { 2 * K, 40, true }, { 4 * K, 20, false } },
+      BLOCK, 64 * K, PACE_MORE, 0 },
+    { "it took less than the first of all, which is tried again",
+      { { 4 * K, 320, false }, { 64 * K, 85, false } },
+      BLOCK, 4 * K, PACE_FIRST, 0 },
+    { "a thin line is one",
+      { { 4 * K, 20, false }, { 64 * K, 80, true } },
+      BLOCK, 64 * K, PACE_HOLD, 40 * 64 / 60.0 },
+    { "some larger ones are allowed",
+      { { 4 * K, 20, false }, { 64 * K, 20, true } },
+      512 * K, 256 * K, PACE_MORE, 0 },
+    { "no larger ones are",
+      { { 4 * K, 20, false }, { 64 * K, 34, true } },
+      64 * K, 64 * K, PACE_MORE, 14 * 64 / 60.0 },
+  };
+  static struct pace pace;
+  uint32_t piece;
+  size_t i;
+
+  for (i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
+    piece = piece_after (&pace, cases[i].largest, cases[i].first,
+                         cases[i].first[2].count > 0 ? 3 : 2);
+    check (piece == cases[i].piece && pace.phase == cases[i].phase &&
+           fabs (pace.serial_ns / MS - cases[i].serial_ms) < 0.01,
+           "%s: pieces of %" PRIu32 "K, 64K take %.2f ms", cases[i].what, piece / K,
+           pace.serial_ns / MS);
+    check (pace.phase == PACE_FIRST || pace.low.in_flight <= PACE_SMALLEST,
+           "%s: more is compared to what was measured, %.0fK", cases[i].what,
+           pace.low.in_flight / K);
+  }
+}
+
+/* A transfer that never ends is not waited for. */
+static void
+test_hung (void)
+{
+  static struct pace pace;
+  struct pace_transfer hung, t;
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+
+  pace_init (&pace, BLOCK);
+  check (pace_take (&pace, &hung, nobody, NS_PER_SECOND) > 0, "one is taken");
+  pace_begin (&pace, &hung, nobody, NS_PER_SECOND);
+  check (pace_take (&pace, &t, nobody, 5 * NS_PER_SECOND) == 0,
+         "no other while it is on its way");
+  check (pace_take (&pace, &t, nobody, 12 * NS_PER_SECOND) > 0,
+         "another once it seems lost");
+  pace_begin (&pace, &t, nobody, 12 * NS_PER_SECOND);
+  pace_end (&pace, &hung, PACE_LEAST, 12 * NS_PER_SECOND + MS);
+  check (pace.ours == t.charge && pace.nr_ours == 1,
+         "that it ends after all takes nothing from the other: %.0f", pace.ours);
+  pace_end (&pace, &t, PACE_LEAST, 12 * NS_PER_SECOND + 2 * MS);
+  check (pace.ours == 0 && pace.nr_ours == 0, "nothing is in flight");
+}
+
+/* Bytes take a little, so that pieces are of 64K in these. */
+static uint64_t
+trip_ns (const struct pace *pace)
+{
+  return (pace->piece < PACE_SMALLEST ? 69 : 79) * MS;
+}
+
+/* Threads that are woken in any order: of the transfers that began together some end, and
+ * others begin, before the rest of them end.  A level that they fill counts as filled.
+ * Returns whether all were, up to what so many threads can have in flight.
+ */
+static bool
+is_filled_each_time (unsigned seed)
+{
+  enum { THREADS = 16 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS];
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  uint64_t ends_ns[THREADS] = { 0 }, now_ns;
+  unsigned step, i, first;
+
+  srandom (seed);
+  pace_init (&pace, BLOCK);
+  for (step = 0; pace.phase <= PACE_MORE && step < 100; ++step) {
+    /* Four wake-ups, and a trip later the next. */
+    now_ns = (step / 4 + 1) * 80 * MS + step % 4 * MS / 4;
+    first = random () % THREADS;
+    for (i = 0; i < THREADS; ++i) {
+      const unsigned n = (first + 7 * i) % THREADS;
+
+      if (ends_ns[n] > 0 && ends_ns[n] <= now_ns &&
+          (step % 4 == 3 || random () % 2 == 0)) {
+        pace_end (&pace, &t[n], pace.piece, now_ns);
+        ends_ns[n] = 0;
+      }
+    }
+    for (i = 0; i < THREADS; ++i)
+      if (ends_ns[i] == 0 && pace_take (&pace, &t[i], nobody, now_ns) > 0) {
+        pace_begin (&pace, &t[i], nobody, now_ns);
+        ends_ns[i] = now_ns + trip_ns (&pace);
+      }
+  }
+  return pace.phase > PACE_MORE &&
+    pace.low_level >= (THREADS - 1.0) * pace.low_piece;
+}
+
+static void
+test_woken_in_any_order (void)
+{
+  unsigned seed, nr = 0;
+
+  for (seed = 1; seed <= 200; ++seed)
+    nr += is_filled_each_time (seed);
+  check (nr == 200, "of 200 searches with 16 threads %u reach 16 in flight", nr);
+}
+
+/* What is in the way of nothing is no part of it: a read of the policy's that was let pass
+ * without room, from a thread that is gone when the next begins.
+ */
+static void
+test_without_room (void)
+{
+  static struct pace pace;
+  struct pace_transfer none = { 0 }, t;
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+
+  pace_init (&pace, BLOCK);
+  pace_begin (&pace, &none, nobody, NS_PER_SECOND);
+  check (pace.last == NULL, "what has no room does not stand for others");
+  pace_end (&pace, &none, PACE_LEAST, NS_PER_SECOND + MS);
+  check (pace_take (&pace, &t, nobody, 2 * NS_PER_SECOND) > 0, "one is taken");
+  pace_begin (&pace, &t, nobody, 2 * NS_PER_SECOND);
+  check (pace.last == &t, "which does");
+  pace_end (&pace, &t, PACE_LEAST, 3 * NS_PER_SECOND);
+  check (pace.last == NULL, "until it ends");
+}
+
+/* Beside each transfer are others that begin a moment later, and say nothing of the line:
+ * they fail, or find all there.
+ */
+static void
+test_nothing_to_say (void)
+{
+  enum { THREADS = 16 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS], empty;
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  unsigned round, i, nr, fails;
+  uint64_t now_ns;
+
+  for (fails = 0; fails < 2; ++fails) {
+    pace_init (&pace, BLOCK);
+    for (round = 1; round < 40 && pace.phase <= PACE_MORE; ++round) {
+      now_ns = round * 80 * MS;
+      for (nr = 0; nr < THREADS && pace_take (&pace, &t[nr], nobody, now_ns) > 0; ++nr) {
+        pace_begin (&pace, &t[nr], nobody, now_ns);
+        if (pace_take (&pace, &empty, nobody, now_ns) > 0) {
+          pace_begin (&pace, &empty, nobody, now_ns + 1000);
+          pace_end (&pace, &empty, fails ? 0 : pace.piece, now_ns + 2000);
+        }
+      }
+      for (i = 0; i < nr; ++i)
+        pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
+    }
+    check (pace.phase > PACE_MORE, "transfers count beside some that %s: level %.0f",
+           fails ? "fail" : "end at once", pace.level);
+  }
+  check (pace.low_level >= (THREADS - 1.0) * pace.low_piece,
+         "and beside failures as what was in flight with them: %.1f pieces",
+         pace.low_level / pace.low_piece);
+}
+
+/* One transfer fails, that stands for those which began with it. */
+static void
+test_one_fails (void)
+{
+  enum { THREADS = 8 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS];
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  bool has_failed = false;
+  unsigned round, i, nr;
+  uint64_t now_ns;
+
+  pace_init (&pace, BLOCK);
+  for (round = 1; round < 40 && pace.phase <= PACE_MORE; ++round) {
+    now_ns = round * 80 * MS;
+    for (nr = 0; nr < THREADS && pace_take (&pace, &t[nr], nobody, now_ns) > 0; ++nr)
+      pace_begin (&pace, &t[nr], nobody, now_ns);
+    if (nr == THREADS && !has_failed) {
+      pace_end (&pace, &t[--nr], 0, now_ns + MS);
+      has_failed = true;
+    }
+    for (i = 0; i < nr; ++i)
+      pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
+  }
+  check (has_failed && pace.low_level >= (THREADS - 1.0) * pace.low_piece,
+         "one failure does not give a level up: %.1f pieces",
+         pace.low_level / pace.low_piece);
+}
+
+/* Those of a burst wait for each other, so the first that does not is not made to stand
+ * for them.
+ */
+static void
+test_after_a_burst (void)
+{
+  enum { THREADS = 8 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS], none;
+  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  unsigned round, i, nr = 0;
+  uint64_t now_ns = 0;
+
+  pace_init (&pace, BLOCK);
+  for (round = 1; round < 10; ++round) {
+    now_ns = round * 80 * MS;
+    for (nr = 0; nr < THREADS && pace_take (&pace, &t[nr], nobody, now_ns) > 0; ++nr) {
+      if (nr == THREADS - 1) {
+        pace_begin (&pace, &none, nobody, now_ns);
+        pace_end (&pace, &none, PACE_LEAST, now_ns);
+      }
+      pace_begin (&pace, &t[nr], nobody, now_ns);
+    }
+    if (nr == THREADS)
+      break;
+    for (i = 0; i < nr; ++i)
+      pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
+  }
+  check (nr == THREADS && t[nr - 2].weight == 0 && t[nr - 1].weight == 1,
+         "after a burst one stands for itself");
+  for (i = 0; i < nr; ++i)
+    pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
+}
+
+/* The simulator's pace in Lua goes through the same events. */
+static void
+test_events (void)
+{
+  static struct pace pace;
+  static struct pace_transfer live[8192];
+  struct pace_client client;
+  uint64_t now_ns, count, piece;
+  uint32_t largest;
+  unsigned id, next_id = 1, transfers = 0;
+  double level;
+  char line[160];
+  bool same = true;
+  FILE *fp = fopen ("tests/unit/pace.events", "r");
+
+  check (fp != NULL, "tests/unit/pace.events can be read");
+  if (fp == NULL)
+    return;
+  while (same && fgets (line, sizeof line, fp) != NULL) {
+    if (sscanf (line, "init %" SCNu32, &largest) == 1) {
+      pace_init (&pace, largest);
+      next_id = 1;
+    }
+    else if (sscanf (line,
+                     "take %" SCNu64 " %" SCNu64 " %u %" SCNu64 " %" SCNu64
+                     " %" SCNu64,
+                     &client.begun, &client.ended, &client.reads, &client.hits,
+                     &now_ns, &count) == 6) {
+      client.hit_bytes = client.hits * 4096;
+      same = pace_take (&pace, &live[next_id], client, now_ns) == count;
+      next_id += count > 0;
+      transfers += count > 0;
+    }
+    else if (sscanf (line, "begin %u %" SCNu64 " %" SCNu64 " %u %" SCNu64,
+                     &id, &client.begun, &client.ended, &client.reads,
+                     &now_ns) == 5)
+      pace_begin (&pace, &live[id], client, now_ns);
+    else if (sscanf (line, "end %u %" SCNu64 " %" SCNu64 " %" SCNu64 " %lf",
+                     &id, &count, &now_ns, &piece, &level) == 5) {
+      pace_end (&pace, &live[id], count, now_ns);
+      same = pace.piece == piece && pace.level - level < 1e-6 * level + 1 &&
+        level - pace.level < 1e-6 * level + 1;
+    }
+  }
+  fclose (fp);
+  check (same && transfers > 1000, "%u transfers like the simulator's: %s",
+         transfers, same ? "all" : line);
+}
+
+int
+main (void)
+{
+  test_events ();
+  test_first_transfers ();
+  test_hung ();
+  test_woken_in_any_order ();
+  test_without_room ();
+  test_nothing_to_say ();
+  test_one_fails ();
+  test_after_a_burst ();
+  return done ();
+}
