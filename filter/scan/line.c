@@ -62,6 +62,7 @@ look_at_clients (struct line *line)
     .reads = atomic_load (&line->clients->reads),
     .hits = atomic_load (&line->clients->hits),
     .hit_bytes = atomic_load (&line->clients->hit_bytes),
+    .late_bytes = atomic_load (&line->clients->late_bytes),
   };
 }
 

@@ -43,6 +43,17 @@
  */
 #define HOLD_TRANSFERS 28
 
+/* Where they go one at a time there is nothing to be averaged, and a client that is
+ * followed waits for larger ones.
+ */
+#define ALONE_TRANSFERS 7
+
+/* How many times what the smallest piece takes a piece may take: a read here and there
+ * waits for it.  A client that reads what is fetched waits for it in any case.
+ */
+#define TIMES 2
+#define FOLLOWED_TIMES 10
+
 /* Within such a part of a trip those begin whose threads were woken together. */
 #define TOGETHER (1.0 / 32)
 
@@ -141,17 +152,23 @@ begin_anew (struct pace *p, uint64_t now_ns)
   set_level (p, PACE_FIRST, 0);
 }
 
+/* So many bytes in whole smallest pieces, one at least. */
+static uint32_t
+whole_pieces (const struct pace *p, double bytes)
+{
+  return most (smallest_piece (p),
+               (uint32_t) least (bytes, p->largest) / PACE_SMALLEST * PACE_SMALLEST);
+}
+
 static void
 hold (struct pace *p, double window)
 {
-  uint32_t eighth;
-
   p->window = most (window, p->piece);
+  p->held.begun = p->client_begun;
+  p->held.met_bytes = p->met_bytes;
   set_level (p, PACE_HOLD, p->window);
-  if (p->is_by_requests)
-    return;
-  eighth = least (p->window / PACE_DEPTH, p->largest);
-  p->piece = most (eighth - eighth % PACE_SMALLEST, smallest_piece (p));
+  if (!p->is_by_requests)
+    p->piece = whole_pieces (p, p->window / PACE_DEPTH);
 }
 
 /* Do the bytes alone take most of the time, with so many times what is carried now? */
@@ -161,12 +178,13 @@ is_full (const struct pace *p, double times)
   return bytes_ns (p, times * p->bandwidth) >= FULL;
 }
 
-/* A piece takes no longer than twice what the smallest takes. */
 static bool
 may_be (const struct pace *p, double piece)
 {
+  const double times = p->is_followed ? FOLLOWED_TIMES : TIMES;
+
   return piece <= p->largest &&
-    bytes_ns (p, piece) <= p->least_ns + 2 * p->serial_ns;
+    p->least_ns + bytes_ns (p, piece) <= times * (p->least_ns + p->serial_ns);
 }
 
 /* The same number of larger pieces; of much larger ones if many of those would not
@@ -191,10 +209,13 @@ end_larger (struct pace *p, double level, uint32_t piece)
   p->is_by_requests = piece > p->guessed;
   p->piece = p->is_by_requests ? piece : smallest_piece (p);
   window = least (level, window_of (p));
-  /* Two went side by side. */
-  if (p->is_by_requests && level >= 2.0 * piece &&
-      window >= (1 + ROUNDING) * piece)
-    window = most (window, 2.0 * piece);
+  /* Two went side by side, and do. */
+  if (p->is_by_requests && p->low.in_flight >= 2.0 * piece) {
+    if (window >= (1 + ROUNDING) * piece)
+      window = most (window, 2.0 * piece);
+    else
+      p->piece = whole_pieces (p, window / 2);
+  }
   hold (p, window);
 }
 
@@ -223,6 +244,7 @@ end_more (struct pace *p, struct pace_means m, bool is_reached)
   double window;
   bool is_free;
 
+  p->low = m;
   p->bandwidth = rate_of (m);
   window = most (is_reached ? window_of (p) : m.in_flight, p->piece);
   is_free = !is_reached || !is_full (p, 1);
@@ -265,8 +287,7 @@ first_piece (const struct pace *p, uint32_t count)
   if (p->serial_ns > 0)
     limit = least (limit, p->least_ns / PACE_DEPTH / p->serial_ns *
                    smallest_piece (p));
-  return most (smallest_piece (p),
-               (uint32_t) limit / PACE_SMALLEST * PACE_SMALLEST);
+  return whole_pieces (p, limit);
 }
 
 /* What bytes take, from a piece of twice the size of one that began beside the client:
@@ -401,6 +422,7 @@ decide_larger (struct pace *p, struct pace_means m)
     end_larger (p, p->low_level, p->low_piece);
     return;
   }
+  p->low = m;
   p->bandwidth = rate_of (m);
   /* Several of them side by side may fill the line by now. */
   if (may_be (p, 2.0 * p->piece) &&
@@ -428,6 +450,31 @@ decide_probe (struct pace *p, struct pace_means m)
   hold (p, window_of (p));
 }
 
+/* Has most of what the client read meanwhile been fetched, or was on its way? */
+static bool
+was_followed (const struct pace *p)
+{
+  const uint64_t met = p->met_bytes - p->held.met_bytes;
+
+  return met > 0 && met >= 2 * (p->client_begun - p->held.begun);
+}
+
+static void
+decide_hold (struct pace *p, struct pace_means m)
+{
+  p->low = m;
+  p->is_followed = was_followed (p);
+  if (p->window >= 2.0 * p->piece)
+    set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
+  else if (p->is_followed && may_be (p, 2.0 * p->piece)) {
+    /* One at a time: larger ones are all that can be tried. */
+    p->bandwidth = rate_of (m);
+    try_larger (p, p->piece);
+  }
+  else
+    hold (p, p->window);
+}
+
 /* Enough is known of this level. */
 static void
 decide (struct pace *p, struct pace_means m, uint32_t count)
@@ -437,13 +484,7 @@ decide (struct pace *p, struct pace_means m, uint32_t count)
   case PACE_MORE: decide_more (p, m); break;
   case PACE_LARGER: decide_larger (p, m); break;
   case PACE_PROBE: decide_probe (p, m); break;
-  case PACE_HOLD:
-    p->low = m;
-    if (p->window < 2.0 * p->piece)
-      hold (p, p->window);
-    else
-      set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
-    break;
+  case PACE_HOLD: decide_hold (p, m); break;
   }
 }
 
@@ -604,6 +645,7 @@ pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
   if (theirs > 0 || client.begun != p->client_begun)
     p->busy_ns = now_ns;
   p->client_begun = client.begun;
+  p->met_bytes = client.hit_bytes + client.late_bytes;
   earn (p, client, now_ns);
   is_paused = theirs == 0 &&
     now_ns >= p->busy_ns + most (alone_ns (p), PACE_NEAR_NS);
@@ -673,8 +715,7 @@ end_unsettled (struct pace *p, const struct pace_transfer *t, double trip_ns)
 {
   const struct pace_means m = { t->in_flight, trip_ns };
 
-  if (p->phase == PACE_MORE && p->piece <= PACE_SMALLEST && t->is_full &&
-      has_grown (p, m)) {
+  if (p->phase == PACE_MORE && t->is_full && has_grown (p, m)) {
     decide_more (p, m);
     p->low_is_burst = true;
   }
@@ -734,7 +775,9 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   sum->nr += t->weight;
   if (t->is_full && (sum->nr == t->weight || trip_ns < p->least_trip_ns))
     p->least_trip_ns = trip_ns;
-  needed = p->phase == PACE_HOLD ? HOLD_TRANSFERS : p->level / p->piece / 2;
+  needed = p->level / p->piece / 2;
+  if (p->phase == PACE_HOLD)
+    needed = p->window < 2.0 * p->piece ? ALONE_TRANSFERS : HOLD_TRANSFERS;
   if (t->is_full && sum->nr >= needed)
     decide (p, mean_of_level (p), count);
   else if (!t->is_full && sum->nr > most (2, t->in_flight / p->piece))

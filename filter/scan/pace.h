@@ -41,9 +41,12 @@
  *   pieces double, or grow fourfold where that would not fill the line either, and
  *   their number stays, for as long as that brings 0.15 more, and 0.6 of what it should
  *   by what bytes take, and bytes take less than 0.8 of the time.  No piece takes longer
- *   than twice what the smallest takes.  If the first step brings nothing, it seems to be
- *   bytes that limit: what they take is a guess.
- * - PACE_HOLD: at the window for a while.
+ *   than twice what the smallest takes, or ten times if the client is followed.  If the
+ *   first step brings nothing, it seems to be bytes that limit: what they take is a guess.
+ *   If two went side by side, the window has room for two, if need be smaller ones.
+ * - PACE_HOLD: at the window for a while.  Where one thing goes at a time it is seen
+ *   whether the client is followed: twice as much of what it has read meanwhile was
+ *   fetched, or on its way, as was not.  Then it is back to PACE_LARGER.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
  *   PACE_MORE.  Not below two pieces, where the one more would double what a
@@ -145,8 +148,13 @@ struct pace {
   uint32_t guessed;             /* piece that the search began with: no smaller ones were
                                  * seen to bring less */
 
-  /* The client, when last seen; and what it may lose. */
+  /* The client, when last seen; the same when the window was found, and whether what it
+   * reads is fetched for it; and what it may lose.
+   */
   uint64_t client_begun, hits, hit_bytes;
+  uint64_t met_bytes;           /* of its hits, and of what was on its way */
+  struct { uint64_t begun, met_bytes; } held;
+  bool is_followed;
   uint64_t busy_ns, seen_ns;
   double credit_ns;
 
@@ -173,13 +181,13 @@ struct pace_transfer {
 };
 
 /* What the client has asked of the source so far, in bytes, which only grow; how
- * many of those reads are in flight; and its reads so far of what was fetched for
- * it, and their bytes.
+ * many of those reads are in flight; its reads so far of what was fetched for it, and
+ * their bytes; and the bytes of those that waited for what was being fetched.
  */
 struct pace_client {
   uint64_t begun, ended;
   unsigned reads;
-  uint64_t hits, hit_bytes;
+  uint64_t hits, hit_bytes, late_bytes;
 };
 
 /* largest is the most bytes of one transfer. */

@@ -497,6 +497,9 @@ scan_pread (nbdkit_next *next, void *handle,
     atomic_fetch_add_explicit (&clients.hit_bytes, count,
                                memory_order_relaxed);
   }
+  else if (line != NULL && map_met (met) == MET_LATE)
+    atomic_fetch_add_explicit (&clients.late_bytes, count,
+                               memory_order_relaxed);
   r = next->pread (next, buf, count, offset, flags, err);
   if (is_asked) {
     atomic_fetch_sub (&clients.reads, 1);

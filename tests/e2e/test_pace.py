@@ -93,7 +93,7 @@ def test_it_begins_with_one_piece (whole, threads):
         more = min (level, 2 * threads)
         calls = [server.next_call ("cache") for _ in range (more)]
         assert all (call.count == piece or call.count < piece and
-                    (call.offset + call.count) % BLOCK == 0 for call in calls)
+                    (call.offset + call.count) % SMALLEST == 0 for call in calls)
         assert len (server.calls ("cache")) == nr + more
         server.disconnect (h)
         server.release_all ()
@@ -134,6 +134,19 @@ def test_a_disconnect_does_not_wait_for_room (whole, threads):
         server.wait_line ("gate: close 2")
         server.release (first)
         server.release_all ()
+
+
+def test_a_reader_that_is_followed_has_larger_pieces (whole):
+    """With one thread a piece of 512K takes more than twice as long as one of 64K: that is
+    for who waits for it anyway."""
+    with nbdkit ([SCAN], gate ("size=64M", "delay=cache:20", "delay-64k=cache:5"),
+                 [f"scan-policy={whole}", "scan-threads=1"], VERBOSE) as server:
+        h = server.connect ()
+        largest = 0
+        while largest < 512 * 1024:
+            call = server.next_call ("cache")
+            h.pread (call.count, call.offset)
+            largest = max (largest, call.count)
 
 
 @pytest.mark.parametrize ("paced", [True, False])

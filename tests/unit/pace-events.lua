@@ -5,8 +5,8 @@
 --
 --     lua5.4 tests/unit/pace-events.lua > tests/unit/pace.events
 --
--- filter/scan/pace.c has to do the same in tests/unit/test-pace-events.c.  Times are whole
--- nanoseconds, so that both see the same ones.
+-- filter/scan/pace.c has to do the same in tests/unit/test-pace-events.c.  Times are
+-- whole nanoseconds, so that both see the same ones.
 
 package.path = "lua/kit/?.lua;" .. package.path
 local events = require "scan.events"
@@ -16,7 +16,7 @@ local EVENTS = 1200
 local MS = 1000000
 local RETRY = 4 * MS
 local LARGEST = 2 << 20
-local HIT_BYTES = 4096 -- of each hit
+local HIT_BYTES, LATE_BYTES = 4096, 32768 -- of each hit, and of a late one with it
 
 print [[
 # SPDX-License-Identifier: BSD-3-Clause
@@ -26,14 +26,15 @@ print [[
 # it says, and what filter/scan/pace.c should say.
 #   init LARGEST; take BEGUN ENDED READS HITS NOW COUNT; begin ID BEGUN ENDED READS NOW;
 #   end ID COUNT NOW PIECE LEVEL
-# in bytes and nanoseconds; each hit is of 4096 bytes.]]
+# in bytes and nanoseconds; each hit is of 4096 bytes, and 32768 are late with it.]]
 
 -- Threads that prefetch, and a client that now reads and now pauses, on a line that
 -- takes so many requests at once.  Every 50th transfer is held up, every 70th fails,
 -- and if asked every second is short.
 local function run (latency, rate, slots, threads, client_count, has_short)
   local p, queue = pace.new (LARGEST), events.new ()
-  local client = { begun = 0, ended = 0, reads = 0, hits = 0, hit_bytes = 0 }
+  local client = { begun = 0, ended = 0, reads = 0, hits = 0, hit_bytes = 0,
+                   late_bytes = 0 }
   local now, link_free, busy, written, id = 0, 0, 0, 0, 0
   local waiting, free, wants = {}, threads, true
 
@@ -78,12 +79,13 @@ local function run (latency, rate, slots, threads, client_count, has_short)
     end
   end
 
-  -- Of its reads, every fifth is of what was fetched for it; see HIT_BYTES.
+  -- Of its reads, every fifth is of what was fetched for it, and one is late then.
   local reads = 0
   local function read ()
     reads = reads + 1
     if reads % 5 == 4 then
       client.hits, client.hit_bytes = client.hits + 1, client.hit_bytes + HIT_BYTES
+      client.late_bytes = client.late_bytes + LATE_BYTES
       return queue:add (now + MS, read)
     end
     client.begun, client.reads = client.begun + client_count, client.reads + 1
@@ -114,6 +116,7 @@ end
 run (20 * MS, 50000000, 64, 32, 0)
 run (80 * MS, 12500000, 64, 16, 4096)
 run (20 * MS, 50000000, 1, 8, 16384)
+run (20 * MS, 50000000, 1, 8, 4096)
 run (20 * MS, 50000000, 4, 8, 0)
 run (MS // 10, 1000000000, 64, 4, 4096)
 run (50 * MS, 1250000, 64, 8, 65536)

@@ -31,8 +31,8 @@ static uint32_t
 piece_after (struct pace *pace, uint32_t largest, const struct first *first,
              unsigned nr)
 {
-  const struct pace_client beside = { PACE_LEAST, 0, 1, 0, 0 };
-  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  const struct pace_client beside = { .begun = PACE_LEAST, .reads = 1 };
+  const struct pace_client nobody = { 0 };
   struct pace_transfer t;
   uint64_t now_ns = NS_PER_SECOND;
   unsigned i;
@@ -129,7 +129,7 @@ test_hung (void)
 {
   static struct pace pace;
   struct pace_transfer hung, t;
-  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  const struct pace_client nobody = { 0 };
 
   pace_init (&pace, BLOCK);
   check (pace_take (&pace, &hung, nobody, NS_PER_SECOND) > 0, "one is taken");
@@ -163,7 +163,7 @@ is_filled_each_time (unsigned seed)
   enum { THREADS = 16 };
   static struct pace pace;
   static struct pace_transfer t[THREADS];
-  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  const struct pace_client nobody = { 0 };
   uint64_t ends_ns[THREADS] = { 0 }, now_ns;
   unsigned step, i, first;
 
@@ -210,7 +210,7 @@ test_without_room (void)
 {
   static struct pace pace;
   struct pace_transfer none = { 0 }, t;
-  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  const struct pace_client nobody = { 0 };
 
   pace_init (&pace, BLOCK);
   pace_begin (&pace, &none, nobody, NS_PER_SECOND);
@@ -232,7 +232,7 @@ test_nothing_to_say (void)
   enum { THREADS = 16 };
   static struct pace pace;
   static struct pace_transfer t[THREADS], empty;
-  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  const struct pace_client nobody = { 0 };
   unsigned round, i, nr, fails;
   uint64_t now_ns;
 
@@ -265,7 +265,7 @@ test_one_fails (void)
   enum { THREADS = 8 };
   static struct pace pace;
   static struct pace_transfer t[THREADS];
-  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  const struct pace_client nobody = { 0 };
   bool has_failed = false;
   unsigned round, i, nr;
   uint64_t now_ns;
@@ -296,7 +296,7 @@ test_after_a_burst (void)
   enum { THREADS = 8 };
   static struct pace pace;
   static struct pace_transfer t[THREADS], none;
-  const struct pace_client nobody = { 0, 0, 0, 0, 0 };
+  const struct pace_client nobody = { 0 };
   unsigned round, i, nr = 0;
   uint64_t now_ns = 0;
 
@@ -319,6 +319,37 @@ test_after_a_burst (void)
          "after a burst one stands for itself");
   for (i = 0; i < nr; ++i)
     pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
+}
+
+/* Larger pieces seem to bring much, as some of the first come out of a bucket, and the
+ * window has no room for two.  They went side by side, and smaller ones do.
+ */
+static void
+test_two_side_by_side (void)
+{
+  enum { THREADS = 16 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS];
+  const struct pace_client nobody = { 0 };
+  uint64_t now_ns = NS_PER_SECOND, trip_ns;
+  unsigned round, i, nr;
+
+  pace_init (&pace, BLOCK);
+  for (round = 0; round < 20 && pace.phase != PACE_HOLD; ++round) {
+    for (nr = 0; nr < THREADS && pace_take (&pace, &t[nr], nobody, now_ns) > 0; ++nr)
+      pace_begin (&pace, &t[nr], nobody, now_ns);
+    trip_ns = 80 * MS;
+    if (pace.phase == PACE_MORE)
+      trip_ns = pace.level < BLOCK ? 108 * MS : 170 * MS;
+    else if (pace.phase == PACE_LARGER)
+      trip_ns = 118 * MS;
+    now_ns += trip_ns;
+    for (i = 0; i < nr; ++i)
+      pace_end (&pace, &t[i], t[i].charge, now_ns);
+  }
+  check (pace.phase == PACE_HOLD && pace.piece < BLOCK && pace.piece > BLOCK / 4 &&
+         pace.window >= 2.0 * pace.piece,
+         "two pieces go side by side: %" PRIu32 " of %.0f", pace.piece, pace.window);
 }
 
 /* The simulator's pace in Lua goes through the same events. */
@@ -350,6 +381,7 @@ test_events (void)
                      &client.begun, &client.ended, &client.reads, &client.hits,
                      &now_ns, &count) == 6) {
       client.hit_bytes = client.hits * 4096;
+      client.late_bytes = client.hits * 32768;
       same = pace_take (&pace, &live[next_id], client, now_ns) == count;
       next_id += count > 0;
       transfers += count > 0;
@@ -381,5 +413,6 @@ main (void)
   test_nothing_to_say ();
   test_one_fails ();
   test_after_a_burst ();
+  test_two_side_by_side ();
   return done ();
 }

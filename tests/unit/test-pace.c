@@ -43,7 +43,7 @@ struct sim {
   /* The client. */
   uint32_t client_count;
   uint64_t think_ns;
-  unsigned hits;                /* of its reads, for each that is asked for */
+  unsigned hits, late;          /* of its reads, for each that is asked for */
   unsigned reads_left;          /* until it pauses */
   unsigned burst;
   uint64_t pause_ns;
@@ -157,6 +157,7 @@ end (struct sim *s, struct actor *a)
   s->client.reads--;
   s->client.hits += s->hits;
   s->client.hit_bytes += s->hits * (uint64_t) a->count;
+  s->client.late_bytes += s->late * (uint64_t) a->count;
   s->theirs += a->count;
   s->reads++;
   s->read_ns += s->now_ns - a->begun_ns;
@@ -633,6 +634,61 @@ test_thin_bucket (void)
          sim.read_ns / sim.reads / MS);
 }
 
+/* Each level of a search is judged by its first trip, also that of large pieces. */
+static void
+test_search_is_short (void)
+{
+  init (&sim, 20, 4000 * MB, 64, 32);
+  run_trips (&sim, 8);
+  check (sim.pace.piece > PACE_SMALLEST && sim.pace.nr_ours == 32,
+         "in eight trips 32 are in flight: %u, of %" PRIu32, sim.pace.nr_ours,
+         sim.pace.piece);
+}
+
+/* One thread, and a client beside it that reads so many times what was fetched, or is,
+ * for each that it asks for.
+ */
+static void
+run_followed (unsigned hits, unsigned late)
+{
+  init (&sim, 20, 12.5 * MB, 64, 1);
+  add_client (&sim, 1, 4096, 20);
+  sim.hits = hits;
+  sim.late = late;
+  run (&sim, 5);
+}
+
+/* A client that waits for what is fetched has larger pieces fetched; nobody else. */
+static void
+test_followed (void)
+{
+  double alone;
+
+  run_followed (0, 0);
+  check (sim.pace.piece <= 256 * 1024,
+         "a client that is not followed: pieces of %" PRIu32, sim.pace.piece);
+  run_followed (1, 0);
+  check (sim.pace.piece <= 256 * 1024,
+         "one that is for half of its reads: pieces of %" PRIu32, sim.pace.piece);
+  run_followed (1, 3);
+  check (sim.pace.piece >= 512 * 1024,
+         "one that is, and waits: pieces of %" PRIu32, sim.pace.piece);
+  run_followed (4, 0);
+  check (sim.pace.piece >= 512 * 1024,
+         "one that has hits: pieces of %" PRIu32, sim.pace.piece);
+  run (&sim, 5);
+  check (sim.ours / 5 > 8 * MB, "they fill more of the line: %.1f MB/s", sim.ours / 5 / MB);
+
+  /* Then it reads elsewhere. */
+  sim.hits = 0;
+  run (&sim, 60);
+  alone = 60 / 0.0404;
+  check (sim.reads >= 0.95 * alone, "a client that was followed has %.3f of its reads",
+         sim.reads / alone);
+  check (sim.pace.piece <= 256 * 1024, "and pieces are as before: %" PRIu32,
+         sim.pace.piece);
+}
+
 /* Where one thing goes at a time, a client that never pauses has little taken away;
  * one whose reads are answered by what was fetched, too, pays for more of that.
  */
@@ -679,6 +735,8 @@ main (void)
   test_search_ends ();
   test_two_threads ();
   test_thin_bucket ();
+  test_search_is_short ();
+  test_followed ();
   test_credit ();
   return done ();
 }

@@ -28,9 +28,10 @@ local CLEARLY, BESIDE = 1.1, 1.75
 local FULL = 0.8
 local ROUNDING = 0.75
 local GAIN = 1.1
-local HOLD_TRANSFERS = 28
+local HOLD_TRANSFERS, ALONE_TRANSFERS = 28, 7
 local TOGETHER = 1 / 32
 local NEAR_IN_A_ROW = 4
+local TIMES, FOLLOWED_TIMES = 2, 10
 local FIRST_BESIDE, FIRST_TRIES, FIRST_TIMES = 4, 3, 8
 local HARM, CREDIT_TRIPS = 0.02, 5
 local ANEW_SECONDS, HUNG_SECONDS = 15, 10
@@ -78,13 +79,17 @@ local function begin_anew (p, now)
   set_level (p, "first", 0)
 end
 
+-- So many bytes in whole smallest pieces, one at least.
+local function whole_pieces (p, bytes)
+  local most = math.floor (math.min (bytes, p.largest))
+  return math.max (smallest_piece (p), most - most % M.SMALLEST)
+end
+
 local function hold (p, window)
   p.window = math.max (window, p.piece)
+  p.held = { begun = p.client_begun, met_bytes = p.met_bytes }
   set_level (p, "hold", p.window)
-  if p.is_by_requests then return end
-  local eighth = math.floor (p.window / M.DEPTH)
-  p.piece = math.max (smallest_piece (p),
-                      math.min (p.largest, eighth - eighth % M.SMALLEST))
+  if not p.is_by_requests then p.piece = whole_pieces (p, p.window / M.DEPTH) end
 end
 
 -- Do the bytes alone take most of the time, with so many times what is carried now?
@@ -92,9 +97,11 @@ local function is_full (p, times)
   return bytes_seconds (p, times * p.bandwidth) >= FULL
 end
 
--- A piece takes no longer than twice what the smallest takes.
+-- A piece takes no longer than so many times what the smallest takes.
 local function may_be (p, piece)
-  return piece <= p.largest and bytes_seconds (p, piece) <= p.least + 2 * p.serial
+  local times = p.is_followed and FOLLOWED_TIMES or TIMES
+  return piece <= p.largest
+    and p.least + bytes_seconds (p, piece) <= times * (p.least + p.serial)
 end
 
 -- The same number of larger pieces; of much larger ones if many of those would not fill
@@ -110,9 +117,13 @@ local function end_larger (p, level, piece)
   p.is_by_requests = piece > p.guessed
   p.piece = p.is_by_requests and piece or smallest_piece (p)
   local window = math.min (level, window_of (p))
-  -- Two went side by side.
-  if p.is_by_requests and level >= 2 * piece and window >= (1 + ROUNDING) * piece then
-    window = math.max (window, 2 * piece)
+  -- Two went side by side, and do.
+  if p.is_by_requests and p.low.in_flight >= 2 * piece then
+    if window >= (1 + ROUNDING) * piece then
+      window = math.max (window, 2 * piece)
+    else
+      p.piece = whole_pieces (p, window / 2)
+    end
   end
   hold (p, window)
 end
@@ -136,7 +147,7 @@ end
 -- More in flight brings no more, or was not reached.  If bytes are not what limits,
 -- larger pieces may.
 local function end_more (p, m, is_reached)
-  p.bandwidth = rate_of (m)
+  p.low, p.bandwidth = m, rate_of (m)
   local window = math.max (is_reached and window_of (p) or m.in_flight, p.piece)
   local is_free = not is_reached or not is_full (p, 1)
   p.is_by_requests = p.is_by_requests or is_free
@@ -171,8 +182,7 @@ local function first_piece (p, count)
   if p.serial > 0 then
     most = math.min (most, p.least / M.DEPTH / p.serial * smallest_piece (p))
   end
-  most = math.floor (most)
-  return math.max (smallest_piece (p), most - most % M.SMALLEST)
+  return whole_pieces (p, most)
 end
 
 -- What bytes take, from a piece of twice the size of one that began beside the client:
@@ -263,7 +273,7 @@ function DECIDE.larger (p, m)
     if p.full.nr < 2 then return end
     return end_larger (p, p.low_level, p.low_piece)
   end
-  p.bandwidth = rate_of (m)
+  p.low, p.bandwidth = m, rate_of (m)
   -- Several of them side by side may fill the line by now.
   if may_be (p, 2 * p.piece) and (p.level < 2 * p.piece or not is_full (p, 1)) then
     return try_larger (p, p.level)
@@ -271,10 +281,22 @@ function DECIDE.larger (p, m)
   end_larger (p, p.level, p.piece)
 end
 
+-- Has most of what the client read meanwhile been fetched, or was on its way?
+local function was_followed (p)
+  local met = p.met_bytes - p.held.met_bytes
+  return met > 0 and met >= 2 * (p.client_begun - p.held.begun)
+end
+
 function DECIDE.hold (p, m)
   p.low = m
-  if p.window < 2 * p.piece then return hold (p, p.window) end
-  set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
+  p.is_followed = was_followed (p)
+  if p.window >= 2 * p.piece then
+    return set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
+  end
+  -- One at a time: larger ones are all that can be tried.
+  if not p.is_followed or not may_be (p, 2 * p.piece) then return hold (p, p.window) end
+  p.bandwidth = rate_of (m)
+  try_larger (p, p.piece)
 end
 
 function DECIDE.probe (p, m)
@@ -362,7 +384,8 @@ function M.new (largest)
     largest = largest, anew = 0, level_id = 0,
     forgotten = 0, moved = 0, window = 0, ours = 0, nr_ours = 0, level = 0, piece = 0,
     bandwidth = 0, least = 0, serial = 0, guessed = 0, nr_near = 0,
-    client_begun = 0, busy = 0, credit = math.huge, seen = 0, hits = 0, hit_bytes = 0,
+    client_begun = 0, met_bytes = 0, busy = 0, credit = math.huge, seen = 0,
+    hits = 0, hit_bytes = 0,
   }, Pace)
 end
 
@@ -395,7 +418,8 @@ end
 
 --- Take room for a transfer.
 -- @tparam table client what it asked of the source, `begun` and `ended`: bytes so far;
--- `reads` that are in flight; and its reads of what was fetched, `hits` and `hit_bytes`
+-- `reads` that are in flight; its reads of what was fetched, `hits` and `hit_bytes`; and
+-- `late_bytes`, of those that waited for what was being fetched
 -- @tparam number now in seconds
 -- @treturn table|nil transfer, with `count`, the bytes that it may have; nil if there
 -- is no room: ask again when a transfer has ended, and at `retry` at the latest
@@ -405,6 +429,7 @@ function Pace:take (client, now)
   local charge = charge_client (self, client)
   if charge > 0 or client.begun ~= self.client_begun then self.busy = now end
   self.client_begun = client.begun
+  self.met_bytes = client.hit_bytes + client.late_bytes
   earn (self, client, now)
   local is_paused = charge == 0
     and now >= self.busy + math.max (alone_seconds (self), M.NEAR_SECONDS)
@@ -479,8 +504,7 @@ function Pace:done (transfer, count, now)
   if transfer.level_id ~= self.level_id then return end
   if not transfer.is_settled then
     local m = { in_flight = transfer.in_flight, trip = trip }
-    if self.phase == "more" and self.piece <= M.SMALLEST and transfer.is_full
-       and has_grown (self, m) then
+    if self.phase == "more" and transfer.is_full and has_grown (self, m) then
       DECIDE.more (self, m)
       self.low_is_burst = true
     end
@@ -500,8 +524,10 @@ function Pace:done (transfer, count, now)
   sum.nr = sum.nr + weight
   if transfer.is_full then
     if sum.nr == weight or trip < self.least_trip then self.least_trip = trip end
-    local needed = self.phase == "hold" and HOLD_TRANSFERS
-      or self.level / self.piece / 2
+    local needed = self.level / self.piece / 2
+    if self.phase == "hold" then
+      needed = self.window < 2 * self.piece and ALONE_TRANSFERS or HOLD_TRANSFERS
+    end
     if sum.nr >= needed then
       DECIDE[self.phase] (self, mean_of_level (self), count)
     end
