@@ -48,8 +48,8 @@
  */
 #define ALONE_TRANSFERS 7
 
-/* How many times what the smallest piece takes a piece may take: a read here and there
- * waits for it.  A client that reads what is fetched waits for it in any case.
+/* How many times what the smallest piece takes a piece may take, as a read that meets it
+ * waits for it; and if more is gained than waits cost.
  */
 #define TIMES 2
 #define FOLLOWED_TIMES 10
@@ -142,9 +142,19 @@ is_beginning (const struct pace *p)
   return p->phase == PACE_FIRST && p->piece > 0;
 }
 
+/* Of what the client has read since, so many bytes were fetched, or on their way, for
+ * each of its reads that had to be asked for.
+ */
+static double
+followed (const struct pace *p)
+{
+  return (p->met_bytes - p->held.met_bytes) / most (1, p->asked - p->held.asked);
+}
+
 static void
 begin_anew (struct pace *p, uint64_t now_ns)
 {
+  p->followed = followed (p);
   p->anew_ns = now_ns + ANEW_NS;
   p->piece = least (p->largest, PACE_LEAST);
   p->is_by_requests = false;
@@ -164,7 +174,7 @@ static void
 hold (struct pace *p, double window)
 {
   p->window = most (window, p->piece);
-  p->held.begun = p->client_begun;
+  p->held.asked = p->asked;
   p->held.met_bytes = p->met_bytes;
   set_level (p, PACE_HOLD, p->window);
   if (!p->is_by_requests)
@@ -178,13 +188,30 @@ is_full (const struct pace *p, double times)
   return bytes_ns (p, times * p->bandwidth) >= FULL;
 }
 
+/* How many times what the smallest piece takes one takes. */
+static double
+times_of (const struct pace *p, double piece)
+{
+  return (p->least_ns + bytes_ns (p, piece)) / (p->least_ns + p->serial_ns);
+}
+
+/* Does what is fetched for the client gain by such a piece, and not half of it, more than
+ * its other reads wait for that?
+ */
+static bool
+is_worth (const struct pace *p, double piece)
+{
+  const double half = piece / 2;
+
+  return half * bytes_ns (p, half) < p->followed * p->least_ns &&
+    times_of (p, piece) <= FOLLOWED_TIMES;
+}
+
 static bool
 may_be (const struct pace *p, double piece)
 {
-  const double times = p->is_followed ? FOLLOWED_TIMES : TIMES;
-
   return piece <= p->largest &&
-    p->least_ns + bytes_ns (p, piece) <= times * (p->least_ns + p->serial_ns);
+    (times_of (p, piece) <= TIMES || is_worth (p, piece));
 }
 
 /* The same number of larger pieces; of much larger ones if many of those would not
@@ -450,29 +477,38 @@ decide_probe (struct pace *p, struct pace_means m)
   hold (p, window_of (p));
 }
 
-/* Has most of what the client read meanwhile been fetched, or was on its way? */
-static bool
-was_followed (const struct pace *p)
+/* One goes at a time, and larger ones are all that can be tried: where a client is
+ * followed, and they can bring more.
+ */
+static void
+hold_alone (struct pace *p, struct pace_means m)
 {
-  const uint64_t met = p->met_bytes - p->held.met_bytes;
+  const double larger = 2.0 * p->piece;
 
-  return met > 0 && met >= 2 * (p->client_begun - p->held.begun);
+  p->followed = followed (p);
+  if (larger <= p->largest && is_worth (p, larger) &&
+      2 * times_of (p, p->piece) >= LARGER_BEATS * times_of (p, larger)) {
+    p->low = m;
+    p->bandwidth = rate_of (m);
+    try_larger (p, p->piece);
+    return;
+  }
+  /* It was worth so much, and is not any more. */
+  if (!may_be (p, p->piece)) {
+    p->piece = whole_pieces (p, p->piece / 2);
+    p->window = p->piece;
+  }
+  hold (p, p->window);
 }
 
 static void
 decide_hold (struct pace *p, struct pace_means m)
 {
   p->low = m;
-  p->is_followed = was_followed (p);
-  if (p->window >= 2.0 * p->piece)
-    set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
-  else if (p->is_followed && may_be (p, 2.0 * p->piece)) {
-    /* One at a time: larger ones are all that can be tried. */
-    p->bandwidth = rate_of (m);
-    try_larger (p, p->piece);
-  }
+  if (p->window < 2.0 * p->piece)
+    hold_alone (p, m);
   else
-    hold (p, p->window);
+    set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
 }
 
 /* Enough is known of this level. */
@@ -514,7 +550,10 @@ give_up_level (struct pace *p, struct pace_means reached)
       p->bandwidth = rate_of (reached);
       p->window = most (p->window, window_of (p));
     }
-    hold (p, p->window);
+    if (reached.in_flight < 2.0 * p->piece)
+      hold_alone (p, reached);
+    else
+      hold (p, p->window);
     break;
   }
 }
@@ -595,7 +634,8 @@ charge_client (const struct pace *p, struct pace_client client)
 static bool
 has_room (const struct pace *p, double client, bool is_paused)
 {
-  const bool is_near = p->nr_near >= NEAR_IN_A_ROW;
+  /* What is far takes no time if it is there already. */
+  const bool is_near = p->nr_near >= NEAR_IN_A_ROW && p->least_ns == 0;
 
   if (!is_paused &&
       (is_near || (is_tight (p) && p->least_ns > 0 && p->credit_ns <= 0)))
@@ -645,6 +685,7 @@ pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
   if (theirs > 0 || client.begun != p->client_begun)
     p->busy_ns = now_ns;
   p->client_begun = client.begun;
+  p->asked = client.asked;
   p->met_bytes = client.hit_bytes + client.late_bytes;
   earn (p, client, now_ns);
   is_paused = theirs == 0 &&
@@ -685,6 +726,7 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
   if (t->charge == 0)
     return;
   t->in_flight = p->ours + charge_client (p, client);
+  t->is_beside = t->in_flight > p->ours;
   t->is_full = p->phase == PACE_LARGER ||
     t->in_flight + p->piece * ROUNDING > p->level;
   /* The last of a burst waits for the others; and where there was more before,
@@ -708,14 +750,16 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
 }
 
 /* A transfer of this level has ended that waited for what began with it, or before.
- * Even so it may have taken no longer than so many should.
+ * Even so it may have taken no longer than so many should.  Large ones beside a client are
+ * not hurried, as by a bucket that is full at first.
  */
 static void
 end_unsettled (struct pace *p, const struct pace_transfer *t, double trip_ns)
 {
   const struct pace_means m = { t->in_flight, trip_ns };
 
-  if (p->phase == PACE_MORE && t->is_full && has_grown (p, m)) {
+  if (p->phase == PACE_MORE && t->is_full && has_grown (p, m) &&
+      (p->piece <= PACE_SMALLEST || !t->is_beside)) {
     decide_more (p, m);
     p->low_is_burst = true;
   }

@@ -352,6 +352,28 @@ test_two_side_by_side (void)
          "two pieces go side by side: %" PRIu32 " of %.0f", pace.piece, pace.window);
 }
 
+/* What is there already takes no time, and a source that was far away still is. */
+static void
+test_there_already (void)
+{
+  static struct pace pace;
+  struct pace_transfer t;
+  const struct pace_client nobody = { 0 };
+  const struct pace_client beside = { .begun = PACE_LEAST, .reads = 1, .asked = 1 };
+  uint64_t now_ns = NS_PER_SECOND;
+  unsigned i;
+
+  pace_init (&pace, BLOCK);
+  for (i = 0; i < 40; ++i) {
+    if (pace_take (&pace, &t, i < 30 ? nobody : beside, now_ns) == 0)
+      break;
+    pace_begin (&pace, &t, nobody, now_ns);
+    now_ns += i < 20 ? 80 * MS : MS / 10;
+    pace_end (&pace, &t, t.charge, now_ns);
+  }
+  check (i == 40, "beside a client, after some that were there: %u transfers", i);
+}
+
 /* The simulator's pace in Lua goes through the same events. */
 static void
 test_events (void)
@@ -377,11 +399,11 @@ test_events (void)
     }
     else if (sscanf (line,
                      "take %" SCNu64 " %" SCNu64 " %u %" SCNu64 " %" SCNu64
-                     " %" SCNu64,
-                     &client.begun, &client.ended, &client.reads, &client.hits,
-                     &now_ns, &count) == 6) {
+                     " %" SCNu64 " %" SCNu64,
+                     &client.begun, &client.ended, &client.reads, &client.asked,
+                     &client.hits, &now_ns, &count) == 7) {
       client.hit_bytes = client.hits * 4096;
-      client.late_bytes = client.hits * 32768;
+      client.late_bytes = client.hits << 20;
       same = pace_take (&pace, &live[next_id], client, now_ns) == count;
       next_id += count > 0;
       transfers += count > 0;
@@ -414,5 +436,6 @@ main (void)
   test_one_fails ();
   test_after_a_burst ();
   test_two_side_by_side ();
+  test_there_already ();
   return done ();
 }

@@ -71,7 +71,14 @@ local function is_beginning (p)
   return p.phase == "first" and p.piece > 0
 end
 
+-- Of what the client has read since, so many bytes were fetched, or on their way, for
+-- each of its reads that had to be asked for.
+local function followed (p)
+  return (p.met_bytes - p.held.met_bytes) / math.max (1, p.asked - p.held.asked)
+end
+
 local function begin_anew (p, now)
+  p.followed = followed (p)
   p.anew = now + ANEW_SECONDS
   p.piece = math.min (p.largest, M.LEAST)
   p.is_by_requests = false
@@ -87,7 +94,7 @@ end
 
 local function hold (p, window)
   p.window = math.max (window, p.piece)
-  p.held = { begun = p.client_begun, met_bytes = p.met_bytes }
+  p.held = { asked = p.asked, met_bytes = p.met_bytes }
   set_level (p, "hold", p.window)
   if not p.is_by_requests then p.piece = whole_pieces (p, p.window / M.DEPTH) end
 end
@@ -97,11 +104,21 @@ local function is_full (p, times)
   return bytes_seconds (p, times * p.bandwidth) >= FULL
 end
 
--- A piece takes no longer than so many times what the smallest takes.
+-- How many times what the smallest piece takes one takes.
+local function times_of (p, piece)
+  return (p.least + bytes_seconds (p, piece)) / (p.least + p.serial)
+end
+
+-- Does what is fetched for the client gain by such a piece, and not half of it, more than
+-- its other reads wait for that?
+local function is_worth (p, piece)
+  local half = piece / 2
+  return half * bytes_seconds (p, half) < p.followed * p.least
+    and times_of (p, piece) <= FOLLOWED_TIMES
+end
+
 local function may_be (p, piece)
-  local times = p.is_followed and FOLLOWED_TIMES or TIMES
-  return piece <= p.largest
-    and p.least + bytes_seconds (p, piece) <= times * (p.least + p.serial)
+  return piece <= p.largest and (times_of (p, piece) <= TIMES or is_worth (p, piece))
 end
 
 -- The same number of larger pieces; of much larger ones if many of those would not fill
@@ -281,22 +298,27 @@ function DECIDE.larger (p, m)
   end_larger (p, p.level, p.piece)
 end
 
--- Has most of what the client read meanwhile been fetched, or was on its way?
-local function was_followed (p)
-  local met = p.met_bytes - p.held.met_bytes
-  return met > 0 and met >= 2 * (p.client_begun - p.held.begun)
+-- One goes at a time, and larger ones are all that can be tried: where a client is
+-- followed, and they can bring more.
+local function hold_alone (p, m)
+  local larger = 2 * p.piece
+  p.followed = followed (p)
+  if larger <= p.largest and is_worth (p, larger)
+     and 2 * times_of (p, p.piece) >= LARGER_BEATS * times_of (p, larger) then
+    p.low, p.bandwidth = m, rate_of (m)
+    return try_larger (p, p.piece)
+  end
+  if not may_be (p, p.piece) then
+    p.piece = whole_pieces (p, p.piece / 2)
+    return hold (p, p.piece)
+  end
+  hold (p, p.window)
 end
 
 function DECIDE.hold (p, m)
   p.low = m
-  p.is_followed = was_followed (p)
-  if p.window >= 2 * p.piece then
-    return set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
-  end
-  -- One at a time: larger ones are all that can be tried.
-  if not p.is_followed or not may_be (p, 2 * p.piece) then return hold (p, p.window) end
-  p.bandwidth = rate_of (m)
-  try_larger (p, p.piece)
+  if p.window < 2 * p.piece then return hold_alone (p, m) end
+  set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
 end
 
 function DECIDE.probe (p, m)
@@ -331,6 +353,7 @@ function GIVE_UP.hold (p, reached)
     p.bandwidth = rate_of (reached)
     p.window = math.max (p.window, window_of (p))
   end
+  if reached.in_flight < 2 * p.piece then return hold_alone (p, reached) end
   hold (p, p.window)
 end
 
@@ -384,7 +407,9 @@ function M.new (largest)
     largest = largest, anew = 0, level_id = 0,
     forgotten = 0, moved = 0, window = 0, ours = 0, nr_ours = 0, level = 0, piece = 0,
     bandwidth = 0, least = 0, serial = 0, guessed = 0, nr_near = 0,
-    client_begun = 0, met_bytes = 0, busy = 0, credit = math.huge, seen = 0,
+    client_begun = 0, asked = 0, met_bytes = 0,
+    held = { asked = 0, met_bytes = 0 }, followed = 0,
+    busy = 0, credit = math.huge, seen = 0,
     hits = 0, hit_bytes = 0,
   }, Pace)
 end
@@ -398,7 +423,7 @@ end
 
 -- In the client's pauses all is free.
 local function has_room (p, client, is_paused)
-  local is_near = p.nr_near >= NEAR_IN_A_ROW
+  local is_near = p.nr_near >= NEAR_IN_A_ROW and p.least == 0
   if not is_paused and (is_near or is_tight (p) and p.least > 0 and p.credit <= 0) then
     return false
   end
@@ -418,8 +443,9 @@ end
 
 --- Take room for a transfer.
 -- @tparam table client what it asked of the source, `begun` and `ended`: bytes so far;
--- `reads` that are in flight; its reads of what was fetched, `hits` and `hit_bytes`; and
--- `late_bytes`, of those that waited for what was being fetched
+-- `reads` that are in flight, and `asked`, how many there were so far; its reads of
+-- what was fetched, `hits` and `hit_bytes`; and `late_bytes`, of those that waited for
+-- what was being fetched
 -- @tparam number now in seconds
 -- @treturn table|nil transfer, with `count`, the bytes that it may have; nil if there
 -- is no room: ask again when a transfer has ended, and at `retry` at the latest
@@ -429,6 +455,7 @@ function Pace:take (client, now)
   local charge = charge_client (self, client)
   if charge > 0 or client.begun ~= self.client_begun then self.busy = now end
   self.client_begun = client.begun
+  self.asked = client.asked
   self.met_bytes = client.hit_bytes + client.late_bytes
   earn (self, client, now)
   local is_paused = charge == 0
@@ -456,6 +483,7 @@ function Pace:begin (transfer, client, now)
   transfer.begun = now
   if transfer.charge == 0 then return end
   transfer.in_flight = self.ours + charge_client (self, client)
+  transfer.is_beside = transfer.in_flight > self.ours
   transfer.is_full = self.phase == "larger"
     or transfer.in_flight + self.piece * ROUNDING > self.level
   transfer.is_settled = (self.nr_ended > 0 or self.nr_ours == 1)
@@ -504,7 +532,8 @@ function Pace:done (transfer, count, now)
   if transfer.level_id ~= self.level_id then return end
   if not transfer.is_settled then
     local m = { in_flight = transfer.in_flight, trip = trip }
-    if self.phase == "more" and transfer.is_full and has_grown (self, m) then
+    if self.phase == "more" and transfer.is_full and has_grown (self, m)
+       and (self.piece <= M.SMALLEST or not transfer.is_beside) then
       DECIDE.more (self, m)
       self.low_is_burst = true
     end

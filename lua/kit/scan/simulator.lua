@@ -74,6 +74,7 @@ local function begin_read (sim, client, read)
   local reads = charge > 0 and 1 or 0
   sim.client.begun = sim.client.begun + charge
   sim.client.reads = sim.client.reads + reads
+  sim.client.asked = sim.client.asked + reads
   local record
   local gaps, kind = sim.supply:get (read.offset, read.count, false, function ()
     sim.client.ended = sim.client.ended + charge
@@ -333,7 +334,7 @@ function M.run (options)
     source = check_source (options.source),
     pace = is_paced (options) and pace.new (options.block or DEFAULT_BLOCK_BYTES) or nil,
     client = { begun = 0, ended = 0, reads = 0, hits = 0, hit_bytes = 0,
-               late_bytes = 0 },
+               late_bytes = 0, asked = 0 },
     wanted = ranges.new (), prefetched = ranges.new (),
     counts = { hit = 0, late = 0, miss = 0 },
     read_bytes = 0, demand_bytes = 0, reads_done = 0,
