@@ -60,10 +60,8 @@ look_at_clients (struct line *line)
     .begun = atomic_load (&line->clients->begun),
     .ended = ended,
     .reads = atomic_load (&line->clients->reads),
-    .asked = atomic_load (&line->clients->asked),
     .hits = atomic_load (&line->clients->hits),
     .hit_bytes = atomic_load (&line->clients->hit_bytes),
-    .late_bytes = atomic_load (&line->clients->late_bytes),
   };
 }
 

@@ -18,14 +18,13 @@ struct line;
 struct reads;
 
 /* Bytes of clients' reads of what was not there, that have begun and that have
- * ended; how many are in flight, and how many there were; reads of what was prefetched,
- * with their bytes; and the bytes of those of what was being prefetched.  The read path
- * adds to them, and nothing more.
+ * ended, and how many are in flight; and reads of what was prefetched, with their
+ * bytes.  The read path adds to them, and nothing more.
  */
 struct line_clients {
   atomic_uint_fast64_t begun, ended;
   atomic_uint reads;
-  atomic_uint_fast64_t asked, hits, hit_bytes, late_bytes;
+  atomic_uint_fast64_t hits, hit_bytes;
 };
 
 /* For counters; 0 where it is not known yet. */

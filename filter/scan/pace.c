@@ -43,16 +43,10 @@
  */
 #define HOLD_TRANSFERS 28
 
-/* Where they go one at a time there is nothing to be averaged, and a client that is
- * followed waits for larger ones.
- */
-#define ALONE_TRANSFERS 7
-
-/* How many times what the smallest piece takes a piece may take, as a read that meets it
- * waits for it; and if more is gained than waits cost.
+/* How many times what the smallest piece takes a piece may take: a read that meets it
+ * waits for it.
  */
 #define TIMES 2
-#define FOLLOWED_TIMES 10
 
 /* Within such a part of a trip those begin whose threads were woken together. */
 #define TOGETHER (1.0 / 32)
@@ -142,19 +136,9 @@ is_beginning (const struct pace *p)
   return p->phase == PACE_FIRST && p->piece > 0;
 }
 
-/* Of what the client has read since, so many bytes were fetched, or on their way, for
- * each of its reads that had to be asked for.
- */
-static double
-followed (const struct pace *p)
-{
-  return (p->met_bytes - p->held.met_bytes) / most (1, p->asked - p->held.asked);
-}
-
 static void
 begin_anew (struct pace *p, uint64_t now_ns)
 {
-  p->followed = followed (p);
   p->anew_ns = now_ns + ANEW_NS;
   p->piece = least (p->largest, PACE_LEAST);
   p->is_by_requests = false;
@@ -174,8 +158,6 @@ static void
 hold (struct pace *p, double window)
 {
   p->window = most (window, p->piece);
-  p->held.asked = p->asked;
-  p->held.met_bytes = p->met_bytes;
   set_level (p, PACE_HOLD, p->window);
   if (!p->is_by_requests)
     p->piece = whole_pieces (p, p->window / PACE_DEPTH);
@@ -188,30 +170,11 @@ is_full (const struct pace *p, double times)
   return bytes_ns (p, times * p->bandwidth) >= FULL;
 }
 
-/* How many times what the smallest piece takes one takes. */
-static double
-times_of (const struct pace *p, double piece)
-{
-  return (p->least_ns + bytes_ns (p, piece)) / (p->least_ns + p->serial_ns);
-}
-
-/* Does what is fetched for the client gain by such a piece, and not half of it, more than
- * its other reads wait for that?
- */
-static bool
-is_worth (const struct pace *p, double piece)
-{
-  const double half = piece / 2;
-
-  return half * bytes_ns (p, half) < p->followed * p->least_ns &&
-    times_of (p, piece) <= FOLLOWED_TIMES;
-}
-
 static bool
 may_be (const struct pace *p, double piece)
 {
   return piece <= p->largest &&
-    (times_of (p, piece) <= TIMES || is_worth (p, piece));
+    p->least_ns + bytes_ns (p, piece) <= TIMES * (p->least_ns + p->serial_ns);
 }
 
 /* The same number of larger pieces; of much larger ones if many of those would not
@@ -477,40 +440,6 @@ decide_probe (struct pace *p, struct pace_means m)
   hold (p, window_of (p));
 }
 
-/* One goes at a time, and larger ones are all that can be tried: where a client is
- * followed, and they can bring more.
- */
-static void
-hold_alone (struct pace *p, struct pace_means m)
-{
-  const double larger = 2.0 * p->piece;
-
-  p->followed = followed (p);
-  if (larger <= p->largest && is_worth (p, larger) &&
-      2 * times_of (p, p->piece) >= LARGER_BEATS * times_of (p, larger)) {
-    p->low = m;
-    p->bandwidth = rate_of (m);
-    try_larger (p, p->piece);
-    return;
-  }
-  /* It was worth so much, and is not any more. */
-  if (!may_be (p, p->piece)) {
-    p->piece = whole_pieces (p, p->piece / 2);
-    p->window = p->piece;
-  }
-  hold (p, p->window);
-}
-
-static void
-decide_hold (struct pace *p, struct pace_means m)
-{
-  p->low = m;
-  if (p->window < 2.0 * p->piece)
-    hold_alone (p, m);
-  else
-    set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
-}
-
 /* Enough is known of this level. */
 static void
 decide (struct pace *p, struct pace_means m, uint32_t count)
@@ -520,7 +449,13 @@ decide (struct pace *p, struct pace_means m, uint32_t count)
   case PACE_MORE: decide_more (p, m); break;
   case PACE_LARGER: decide_larger (p, m); break;
   case PACE_PROBE: decide_probe (p, m); break;
-  case PACE_HOLD: decide_hold (p, m); break;
+  case PACE_HOLD:
+    p->low = m;
+    if (p->window < 2.0 * p->piece)
+      hold (p, p->window);
+    else
+      set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
+    break;
   }
 }
 
@@ -550,10 +485,7 @@ give_up_level (struct pace *p, struct pace_means reached)
       p->bandwidth = rate_of (reached);
       p->window = most (p->window, window_of (p));
     }
-    if (reached.in_flight < 2.0 * p->piece)
-      hold_alone (p, reached);
-    else
-      hold (p, p->window);
+    hold (p, p->window);
     break;
   }
 }
@@ -634,8 +566,7 @@ charge_client (const struct pace *p, struct pace_client client)
 static bool
 has_room (const struct pace *p, double client, bool is_paused)
 {
-  /* What is far takes no time if it is there already. */
-  const bool is_near = p->nr_near >= NEAR_IN_A_ROW && p->least_ns == 0;
+  const bool is_near = p->nr_near >= NEAR_IN_A_ROW;
 
   if (!is_paused &&
       (is_near || (is_tight (p) && p->least_ns > 0 && p->credit_ns <= 0)))
@@ -675,7 +606,7 @@ uint32_t
 pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
            uint64_t now_ns)
 {
-  double theirs;
+  double theirs, pause_ns;
   bool is_paused;
 
   forget_hung (p, now_ns);
@@ -685,11 +616,10 @@ pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
   if (theirs > 0 || client.begun != p->client_begun)
     p->busy_ns = now_ns;
   p->client_begun = client.begun;
-  p->asked = client.asked;
-  p->met_bytes = client.hit_bytes + client.late_bytes;
   earn (p, client, now_ns);
-  is_paused = theirs == 0 &&
-    now_ns >= p->busy_ns + most (alone_ns (p), PACE_NEAR_NS);
+  /* What is near, or there, is in nobody's way for long. */
+  pause_ns = p->nr_near >= NEAR_IN_A_ROW ? 0 : alone_ns (p);
+  is_paused = theirs == 0 && now_ns >= p->busy_ns + most (pause_ns, PACE_NEAR_NS);
   if (!has_room (p, theirs, is_paused))
     return 0;
   *t = (struct pace_transfer) {
@@ -819,9 +749,7 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   sum->nr += t->weight;
   if (t->is_full && (sum->nr == t->weight || trip_ns < p->least_trip_ns))
     p->least_trip_ns = trip_ns;
-  needed = p->level / p->piece / 2;
-  if (p->phase == PACE_HOLD)
-    needed = p->window < 2.0 * p->piece ? ALONE_TRANSFERS : HOLD_TRANSFERS;
+  needed = p->phase == PACE_HOLD ? HOLD_TRANSFERS : p->level / p->piece / 2;
   if (t->is_full && sum->nr >= needed)
     decide (p, mean_of_level (p), count);
   else if (!t->is_full && sum->nr > most (2, t->in_flight / p->piece))

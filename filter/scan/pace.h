@@ -41,15 +41,10 @@
  *   pieces double, or grow fourfold where that would not fill the line either, and
  *   their number stays, for as long as that brings 0.15 more, and 0.6 of what it should
  *   by what bytes take, and bytes take less than 0.8 of the time.  No piece takes longer
- *   than twice what the smallest takes; or ten times, if that is worth more to the client
- *   than it costs: each read that has to be asked for waits for half a piece more, and by
- *   what was fetched meanwhile (or was on its way when it was read) round trips are
- *   saved.  If the first step brings nothing, it seems to be bytes that limit: what they
- *   take is a guess.  If two went side by side, the window has room for two, if need be
- *   smaller ones.
- * - PACE_HOLD: at the window for a while.  Where one goes at a time it is seen what larger
- *   pieces would be worth now, and what those were that were allowed for it: they are
- *   tried in PACE_LARGER, or halved.
+ *   than twice what the smallest takes.  If the first step brings nothing, it seems to be
+ *   bytes that limit: what they take is a guess.  If two went side by side, the window has
+ *   room for two, if need be smaller ones.
+ * - PACE_HOLD: at the window for a while.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
  *   PACE_MORE.  Not below two pieces, where the one more would double what a
@@ -74,7 +69,7 @@
  * them all is free.  So a client that reads what is fetched for it pays for more,
  * and one that does not loses little.  A window below two pieces is one at a time.
  * What takes less than PACE_NEAR_NS did not come from the source, or that is near:
- * it says nothing of the line; if all did so far, only pauses are used.
+ * it says nothing of the line, and only pauses are used, of PACE_NEAR_NS then.
  *
  * All times are passed in, nothing here waits, allocates or fails.  The caller
  * has a lock.
@@ -151,14 +146,8 @@ struct pace {
   uint32_t guessed;             /* piece that the search began with: no smaller ones were
                                  * seen to bring less */
 
-  /* The client, when last seen: also its reads that were asked for, and the bytes of
-   * those that were not; both when the window was found, and how many of the latter
-   * there were for each of the former.  And what it may lose.
-   */
+  /* The client, when last seen; and what it may lose. */
   uint64_t client_begun, hits, hit_bytes;
-  uint64_t asked, met_bytes;
-  struct { uint64_t asked, met_bytes; } held;
-  double followed;              /* bytes */
   uint64_t busy_ns, seen_ns;
   double credit_ns;
 
@@ -185,14 +174,13 @@ struct pace_transfer {
 };
 
 /* What the client has asked of the source so far, in bytes, which only grow; how
- * many of those reads are in flight, and how many there were; its reads so far of what
- * was fetched for it, and their bytes; and the bytes of those that waited for what was
- * being fetched.
+ * many of those reads are in flight; and its reads so far of what was fetched for
+ * it, and their bytes.
  */
 struct pace_client {
   uint64_t begun, ended;
   unsigned reads;
-  uint64_t asked, hits, hit_bytes, late_bytes;
+  uint64_t hits, hit_bytes;
 };
 
 /* largest is the most bytes of one transfer. */

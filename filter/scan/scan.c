@@ -491,16 +491,12 @@ scan_pread (nbdkit_next *next, void *handle,
   if (is_asked) {
     atomic_fetch_add (&clients.begun, count);
     atomic_fetch_add (&clients.reads, 1);
-    atomic_fetch_add_explicit (&clients.asked, 1, memory_order_relaxed);
   }
   else if (line != NULL && map_met (met) == MET_HIT) {
     atomic_fetch_add_explicit (&clients.hits, 1, memory_order_relaxed);
     atomic_fetch_add_explicit (&clients.hit_bytes, count,
                                memory_order_relaxed);
   }
-  else if (line != NULL && map_met (met) == MET_LATE)
-    atomic_fetch_add_explicit (&clients.late_bytes, count,
-                               memory_order_relaxed);
   r = next->pread (next, buf, count, offset, flags, err);
   if (is_asked) {
     atomic_fetch_sub (&clients.reads, 1);

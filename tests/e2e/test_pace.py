@@ -136,19 +136,6 @@ def test_a_disconnect_does_not_wait_for_room (whole, threads):
         server.release_all ()
 
 
-def test_a_reader_that_is_followed_has_larger_pieces (whole):
-    """With one thread a piece of 512K takes more than twice as long as one of 64K: that is
-    for who waits for it anyway."""
-    with nbdkit ([SCAN], gate ("size=64M", "delay=cache:20", "delay-64k=cache:5"),
-                 [f"scan-policy={whole}", "scan-threads=1"], VERBOSE) as server:
-        h = server.connect ()
-        largest = 0
-        while largest < 512 * 1024:
-            call = server.next_call ("cache")
-            h.pread (call.count, call.offset)
-            largest = max (largest, call.count)
-
-
 @pytest.mark.parametrize ("paced", [True, False])
 def test_the_counters_tell (whole, tmp_path, paced):
     stats = tmp_path / "stats"

@@ -63,7 +63,7 @@ static const char *const op_names[NR_OPS] = {
 /* What to do with the requests of one kind. */
 struct rule {
   bool hold, log;
-  unsigned delay_ms, delay_64k_ms;    /* for all, and for each 64K */
+  unsigned delay_ms;
   uint64_t calls;                     /* so far */
   uint64_t fail_first, fail_last;     /* fail these calls, counted from 1 */
   uint64_t fail_every;                /* or each N-th; 0: not */
@@ -179,7 +179,7 @@ request (struct handle *h, enum op op, uint64_t offset, uint64_t count)
     if (call.err)
       err = call.err;
   }
-  delay_ms = rule->delay_ms + rule->delay_64k_ms * count / 65536;
+  delay_ms = rule->delay_ms;
   pthread_mutex_unlock (&lock);
 
   if (delay_ms > 0)
@@ -387,11 +387,6 @@ gate_config (const char *key, const char *value)
       return -1;
     return nbdkit_parse_unsigned (key, rest, &rules[op].delay_ms);
   }
-  if (strcmp (key, "delay-64k") == 0) {
-    if ((op = parse_op (key, value, &rest)) == NR_OPS)
-      return -1;
-    return nbdkit_parse_unsigned (key, rest, &rules[op].delay_64k_ms);
-  }
   if (strcmp (key, "fail") == 0) {
     if ((op = parse_op (key, value, &rest)) == NR_OPS)
       return -1;
@@ -433,7 +428,6 @@ gate_config (const char *key, const char *value)
   "                            read, write, zero, trim, cache, extents, can_fua.\n" \
   "                            What is held is logged; so are open and cache.\n" \
   "delay=OP:MS                 Let them take that long.\n" \
-  "delay-64k=OP:MS             And so much longer for each 64K.\n" \
   "fail=OP:all|FIRST-LAST|/N   Fail all, some (from 1), or each N-th with EIO."
 
 static int

@@ -18,10 +18,9 @@ describe ("scan.pace", function ()
       if what == "init" then
         p, live, next_id = pace.new (values[1]), {}, 1
       elseif what == "take" then
-        local begun, ended, reads, asked, hits, now, count = table.unpack (values)
+        local begun, ended, reads, hits, now, count = table.unpack (values)
         local transfer = p:take ({ begun = begun, ended = ended, reads = reads,
-                                   asked = asked, hits = hits, hit_bytes = hits * 4096,
-                                   late_bytes = hits << 20 }, now / 1e9)
+                                   hits = hits, hit_bytes = hits * 4096 }, now / 1e9)
         assert.equal (count, transfer and transfer.count or 0, number)
         if transfer then
           live[next_id], next_id = transfer, next_id + 1

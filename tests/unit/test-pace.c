@@ -43,7 +43,7 @@ struct sim {
   /* The client. */
   uint32_t client_count;
   uint64_t think_ns;
-  unsigned hits, late;          /* of its reads, for each that is asked for */
+  unsigned hits;                /* of its reads, for each that is asked for */
   unsigned reads_left;          /* until it pauses */
   unsigned burst;
   uint64_t pause_ns;
@@ -119,7 +119,6 @@ start_client_read (struct sim *s, struct actor *a)
   a->count = s->client_count;
   s->client.begun += a->count;
   s->client.reads++;
-  s->client.asked++;
   submit (s, a);
 }
 
@@ -158,7 +157,6 @@ end (struct sim *s, struct actor *a)
   s->client.reads--;
   s->client.hits += s->hits;
   s->client.hit_bytes += s->hits * (uint64_t) a->count;
-  s->client.late_bytes += s->late * (uint64_t) a->count;
   s->theirs += a->count;
   s->reads++;
   s->read_ns += s->now_ns - a->begun_ns;
@@ -646,89 +644,16 @@ test_search_is_short (void)
          sim.pace.piece);
 }
 
-/* One thread, and a client beside it that reads so many times what was fetched, or is,
- * for each that it asks for.
- */
+/* One thread has nothing side by side but the client's reads. */
 static void
-run_followed (unsigned hits, unsigned late)
+test_one_thread_beside (void)
 {
-  init (&sim, 20, 12.5 * MB, 64, 1);
-  add_client (&sim, 1, 64 * 1024, 20);
-  sim.hits = hits;
-  sim.late = late;
+  init (&sim, 50, 12.5 * MB, 64, 1);
+  pace_init (&sim.pace, 256 * 1024);
+  add_client (&sim, 1, 16 * 1024, 1);
   run (&sim, 5);
-}
-
-/* Where larger pieces bring nothing, they are not tried either. */
-static void
-test_followed_in_vain (void)
-{
-  unsigned i, nr = 0;
-
-  init (&sim, 1, 1.25 * MB, 1, 1);
-  add_client (&sim, 1, 4096, 500);
-  sim.late = 1000;
-  for (i = 0; i < 1000; ++i) {
-    run (&sim, 0.01);
-    nr += sim.pace.piece > PACE_SMALLEST;
-  }
-  check (nr == 0, "a thin line: larger pieces %u times of 1000", nr);
-}
-
-/* One thread, and a search that was misled: the window has room for two. */
-static void
-test_followed_with_room (void)
-{
-  run_followed (0, 0);
-  sim.pace.window = sim.pace.level = 2.0 * sim.pace.piece;
-  sim.late = 12;
-  run (&sim, 5);
-  check (sim.pace.piece >= 512 * 1024,
-         "one thread, and a window for two: pieces of %" PRIu32, sim.pace.piece);
-}
-
-/* Larger pieces are for who reads much of what is fetched, and for nobody else. */
-static void
-test_followed (void)
-{
-  static const struct { unsigned hits, late; bool is_larger; } cases[] = {
-    { 0, 0, false }, { 1, 0, false }, { 0, 3, false }, { 1, 3, false },
-    { 1, 11, true }, { 12, 0, true },
-  };
-  double alone;
-  size_t i;
-
-  for (i = 0; i < sizeof cases / sizeof cases[0]; ++i) {
-    run_followed (cases[i].hits, cases[i].late);
-    check ((sim.pace.piece >= 512 * 1024) == cases[i].is_larger,
-           "%u hits and %u late for each read: pieces of %" PRIu32, cases[i].hits,
-           cases[i].late, sim.pace.piece);
-  }
-  run (&sim, 5);
-  check (sim.ours / 5 > 8 * MB, "they fill more of the line: %.1f MB/s", sim.ours / 5 / MB);
-
-  /* Then it reads elsewhere, and never pauses. */
-  sim.hits = 0;
-  sim.think_ns = MS / 10;
-  run (&sim, 60);
-  alone = 60 / 0.02534;
-  check (sim.reads >= 0.95 * alone, "a client that was followed has %.3f of its reads",
-         sim.reads / alone);
-  check (sim.pace.piece <= 256 * 1024, "and pieces are as before: %" PRIu32,
+  check (sim.pace.piece == 256 * 1024, "one thread beside a client: pieces of %" PRIu32,
          sim.pace.piece);
-}
-
-/* A client that reads much of what is fetched, and has so many reads beside that. */
-static void
-test_followed_beside (void)
-{
-  init (&sim, 20, 12.5 * MB, 1, 8);
-  add_client (&sim, 1, 4096, 1);
-  run (&sim, 2);
-  sim.late = 16;
-  run (&sim, 10);
-  check (sim.pace.piece <= 256 * 1024, "a client with 64K of late reads for each of 4K: "
-         "pieces of %" PRIu32, sim.pace.piece);
 }
 
 /* Large pieces go side by side, a client is there, and a bucket is full at first. */
@@ -795,10 +720,7 @@ main (void)
   test_two_threads ();
   test_thin_bucket ();
   test_search_is_short ();
-  test_followed ();
-  test_followed_in_vain ();
-  test_followed_with_room ();
-  test_followed_beside ();
+  test_one_thread_beside ();
   test_beside_a_bucket ();
   test_credit ();
   return done ();

@@ -28,10 +28,10 @@ local CLEARLY, BESIDE = 1.1, 1.75
 local FULL = 0.8
 local ROUNDING = 0.75
 local GAIN = 1.1
-local HOLD_TRANSFERS, ALONE_TRANSFERS = 28, 7
+local HOLD_TRANSFERS = 28
 local TOGETHER = 1 / 32
 local NEAR_IN_A_ROW = 4
-local TIMES, FOLLOWED_TIMES = 2, 10
+local TIMES = 2
 local FIRST_BESIDE, FIRST_TRIES, FIRST_TIMES = 4, 3, 8
 local HARM, CREDIT_TRIPS = 0.02, 5
 local ANEW_SECONDS, HUNG_SECONDS = 15, 10
@@ -71,14 +71,7 @@ local function is_beginning (p)
   return p.phase == "first" and p.piece > 0
 end
 
--- Of what the client has read since, so many bytes were fetched, or on their way, for
--- each of its reads that had to be asked for.
-local function followed (p)
-  return (p.met_bytes - p.held.met_bytes) / math.max (1, p.asked - p.held.asked)
-end
-
 local function begin_anew (p, now)
-  p.followed = followed (p)
   p.anew = now + ANEW_SECONDS
   p.piece = math.min (p.largest, M.LEAST)
   p.is_by_requests = false
@@ -94,7 +87,6 @@ end
 
 local function hold (p, window)
   p.window = math.max (window, p.piece)
-  p.held = { asked = p.asked, met_bytes = p.met_bytes }
   set_level (p, "hold", p.window)
   if not p.is_by_requests then p.piece = whole_pieces (p, p.window / M.DEPTH) end
 end
@@ -104,21 +96,10 @@ local function is_full (p, times)
   return bytes_seconds (p, times * p.bandwidth) >= FULL
 end
 
--- How many times what the smallest piece takes one takes.
-local function times_of (p, piece)
-  return (p.least + bytes_seconds (p, piece)) / (p.least + p.serial)
-end
-
--- Does what is fetched for the client gain by such a piece, and not half of it, more than
--- its other reads wait for that?
-local function is_worth (p, piece)
-  local half = piece / 2
-  return half * bytes_seconds (p, half) < p.followed * p.least
-    and times_of (p, piece) <= FOLLOWED_TIMES
-end
-
+-- A piece takes no longer than so many times what the smallest takes.
 local function may_be (p, piece)
-  return piece <= p.largest and (times_of (p, piece) <= TIMES or is_worth (p, piece))
+  return piece <= p.largest
+    and p.least + bytes_seconds (p, piece) <= TIMES * (p.least + p.serial)
 end
 
 -- The same number of larger pieces; of much larger ones if many of those would not fill
@@ -298,26 +279,9 @@ function DECIDE.larger (p, m)
   end_larger (p, p.level, p.piece)
 end
 
--- One goes at a time, and larger ones are all that can be tried: where a client is
--- followed, and they can bring more.
-local function hold_alone (p, m)
-  local larger = 2 * p.piece
-  p.followed = followed (p)
-  if larger <= p.largest and is_worth (p, larger)
-     and 2 * times_of (p, p.piece) >= LARGER_BEATS * times_of (p, larger) then
-    p.low, p.bandwidth = m, rate_of (m)
-    return try_larger (p, p.piece)
-  end
-  if not may_be (p, p.piece) then
-    p.piece = whole_pieces (p, p.piece / 2)
-    return hold (p, p.piece)
-  end
-  hold (p, p.window)
-end
-
 function DECIDE.hold (p, m)
   p.low = m
-  if p.window < 2 * p.piece then return hold_alone (p, m) end
+  if p.window < 2 * p.piece then return hold (p, p.window) end
   set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
 end
 
@@ -353,7 +317,6 @@ function GIVE_UP.hold (p, reached)
     p.bandwidth = rate_of (reached)
     p.window = math.max (p.window, window_of (p))
   end
-  if reached.in_flight < 2 * p.piece then return hold_alone (p, reached) end
   hold (p, p.window)
 end
 
@@ -407,10 +370,7 @@ function M.new (largest)
     largest = largest, anew = 0, level_id = 0,
     forgotten = 0, moved = 0, window = 0, ours = 0, nr_ours = 0, level = 0, piece = 0,
     bandwidth = 0, least = 0, serial = 0, guessed = 0, nr_near = 0,
-    client_begun = 0, asked = 0, met_bytes = 0,
-    held = { asked = 0, met_bytes = 0 }, followed = 0,
-    busy = 0, credit = math.huge, seen = 0,
-    hits = 0, hit_bytes = 0,
+    client_begun = 0, busy = 0, credit = math.huge, seen = 0, hits = 0, hit_bytes = 0,
   }, Pace)
 end
 
@@ -423,7 +383,7 @@ end
 
 -- In the client's pauses all is free.
 local function has_room (p, client, is_paused)
-  local is_near = p.nr_near >= NEAR_IN_A_ROW and p.least == 0
+  local is_near = p.nr_near >= NEAR_IN_A_ROW
   if not is_paused and (is_near or is_tight (p) and p.least > 0 and p.credit <= 0) then
     return false
   end
@@ -443,9 +403,7 @@ end
 
 --- Take room for a transfer.
 -- @tparam table client what it asked of the source, `begun` and `ended`: bytes so far;
--- `reads` that are in flight, and `asked`, how many there were so far; its reads of
--- what was fetched, `hits` and `hit_bytes`; and `late_bytes`, of those that waited for
--- what was being fetched
+-- `reads` that are in flight; and its reads of what was fetched, `hits` and `hit_bytes`
 -- @tparam number now in seconds
 -- @treturn table|nil transfer, with `count`, the bytes that it may have; nil if there
 -- is no room: ask again when a transfer has ended, and at `retry` at the latest
@@ -455,11 +413,10 @@ function Pace:take (client, now)
   local charge = charge_client (self, client)
   if charge > 0 or client.begun ~= self.client_begun then self.busy = now end
   self.client_begun = client.begun
-  self.asked = client.asked
-  self.met_bytes = client.hit_bytes + client.late_bytes
   earn (self, client, now)
-  local is_paused = charge == 0
-    and now >= self.busy + math.max (alone_seconds (self), M.NEAR_SECONDS)
+  -- What is near, or there, is in nobody's way for long.
+  local pause = self.nr_near >= NEAR_IN_A_ROW and 0 or alone_seconds (self)
+  local is_paused = charge == 0 and now >= self.busy + math.max (pause, M.NEAR_SECONDS)
   if not has_room (self, charge, is_paused) then return nil end
   local cost = not is_paused and is_tight (self) and cost_of (self) or 0
   self.ours, self.nr_ours, self.moved = self.ours + self.piece, self.nr_ours + 1, now
@@ -553,10 +510,8 @@ function Pace:done (transfer, count, now)
   sum.nr = sum.nr + weight
   if transfer.is_full then
     if sum.nr == weight or trip < self.least_trip then self.least_trip = trip end
-    local needed = self.level / self.piece / 2
-    if self.phase == "hold" then
-      needed = self.window < 2 * self.piece and ALONE_TRANSFERS or HOLD_TRANSFERS
-    end
+    local needed = self.phase == "hold" and HOLD_TRANSFERS
+      or self.level / self.piece / 2
     if sum.nr >= needed then
       DECIDE[self.phase] (self, mean_of_level (self), count)
     end

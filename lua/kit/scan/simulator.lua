@@ -74,7 +74,6 @@ local function begin_read (sim, client, read)
   local reads = charge > 0 and 1 or 0
   sim.client.begun = sim.client.begun + charge
   sim.client.reads = sim.client.reads + reads
-  sim.client.asked = sim.client.asked + reads
   local record
   local gaps, kind = sim.supply:get (read.offset, read.count, false, function ()
     sim.client.ended = sim.client.ended + charge
@@ -92,8 +91,6 @@ local function begin_read (sim, client, read)
   if kind == "hit" and #unfetched == 0 then
     sim.client.hits = sim.client.hits + 1
     sim.client.hit_bytes = sim.client.hit_bytes + read.count
-  elseif kind == "late" and #unfetched == 0 then
-    sim.client.late_bytes = sim.client.late_bytes + read.count
   end
   sim.counts[kind] = sim.counts[kind] + 1
   sim.wanted:add (read.offset, read.offset + read.count)
@@ -333,8 +330,7 @@ function M.run (options)
     events = events.new (), now = 0, finished_seconds = 0,
     source = check_source (options.source),
     pace = is_paced (options) and pace.new (options.block or DEFAULT_BLOCK_BYTES) or nil,
-    client = { begun = 0, ended = 0, reads = 0, hits = 0, hit_bytes = 0,
-               late_bytes = 0, asked = 0 },
+    client = { begun = 0, ended = 0, reads = 0, hits = 0, hit_bytes = 0 },
     wanted = ranges.new (), prefetched = ranges.new (),
     counts = { hit = 0, late = 0, miss = 0 },
     read_bytes = 0, demand_bytes = 0, reads_done = 0,
