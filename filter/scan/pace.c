@@ -46,7 +46,7 @@
 /* How many times what the smallest piece takes a piece may take: a read that meets it
  * waits for it.
  */
-#define TIMES 2
+#define PIECE_TIMES 2
 
 /* Within such a part of a trip those begin whose threads were woken together. */
 #define TOGETHER (1.0 / 32)
@@ -174,7 +174,7 @@ static bool
 may_be (const struct pace *p, double piece)
 {
   return piece <= p->largest &&
-    p->least_ns + bytes_ns (p, piece) <= TIMES * (p->least_ns + p->serial_ns);
+    p->least_ns + bytes_ns (p, piece) <= PIECE_TIMES * (p->least_ns + p->serial_ns);
 }
 
 /* The same number of larger pieces; of much larger ones if many of those would not
@@ -562,18 +562,23 @@ charge_client (const struct pace *p, struct pace_client client)
     most (bytes - bytes / most (client.reads, 1), smallest_piece (p));
 }
 
+/* So many in a row came at once: from near by, or they were there already. */
+static bool
+is_near (const struct pace *p)
+{
+  return p->nr_near >= NEAR_IN_A_ROW;
+}
+
 /* In the client's pauses all is free. */
 static bool
 has_room (const struct pace *p, double client, bool is_paused)
 {
-  const bool is_near = p->nr_near >= NEAR_IN_A_ROW;
-
   if (!is_paused &&
-      (is_near || (is_tight (p) && p->least_ns > 0 && p->credit_ns <= 0)))
+      (is_near (p) || (is_tight (p) && p->least_ns > 0 && p->credit_ns <= 0)))
     return false;
   if (p->phase == PACE_FIRST && client > FIRST_BESIDE * smallest_piece (p))
     return false;
-  if (is_near || p->level < 2.0 * p->piece)
+  if (is_near (p) || p->level < 2.0 * p->piece)
     return p->ours == 0;
   return p->ours + client + p->piece * ROUNDING <= p->level;
 }
@@ -617,8 +622,8 @@ pace_take (struct pace *p, struct pace_transfer *t, struct pace_client client,
     p->busy_ns = now_ns;
   p->client_begun = client.begun;
   earn (p, client, now_ns);
-  /* What is near, or there, is in nobody's way for long. */
-  pause_ns = p->nr_near >= NEAR_IN_A_ROW ? 0 : alone_ns (p);
+  /* What comes at once is in nobody's way for long. */
+  pause_ns = is_near (p) ? 0 : alone_ns (p);
   is_paused = theirs == 0 && now_ns >= p->busy_ns + most (pause_ns, PACE_NEAR_NS);
   if (!has_room (p, theirs, is_paused))
     return 0;

@@ -35,7 +35,9 @@
  *   more than half of what is allowed.
  * - PACE_MORE: two pieces, or half the last window if that is more, up to eight.  The
  *   level doubles for as long as more brings more, or, of small pieces, is four times as
- *   much where nothing has waited at all.
+ *   much where nothing has waited at all.  What waited for the burst that a level begins
+ *   with counts, too, if it brings enough even so; of large pieces only where nothing of
+ *   the client's is in flight.
  * - PACE_LARGER: if it was not reached, or bytes alone would take less than 0.8 of
  *   the time, requests may be what limits (connections, our own threads): the
  *   pieces double, or grow fourfold where that would not fill the line either, and
@@ -170,7 +172,8 @@ struct pace_transfer {
   double in_flight;             /* when it began, with itself */
   uint64_t begun_ns, level_id;
   unsigned weight;              /* it stands for so many that began with it */
-  bool is_full, is_settled, is_beside;
+  bool is_full, is_settled;
+  bool is_beside;               /* something of the client's was in flight */
 };
 
 /* What the client has asked of the source so far, in bytes, which only grow; how

@@ -93,7 +93,7 @@ CHANGES.pace = {
   { "larger: never fourfold", "and not is_full (p, 4) and 4 or 2", "and 2 or 2" },
   { "larger: of a full line, too", "not is_reached or not is_full (p, 1)", "true" },
   { "larger: full by 0.5", "FULL = 0.8", "FULL = 0.5" },
-  { "larger: however long they take", "<= TIMES * (p.least", "< math.huge * (p.least" },
+  { "larger: however long they take", "<= PIECE_TIMES *", "< math.huge *" },
   { "larger: has to bring 0.3", "0.6, 1.15", "0.6, 1.3" },
   { "hold: no probes", "if p.window < 2 * p.piece then return", "do return" },
   { "hold: 64 transfers", "HOLD_TRANSFERS = 28", "HOLD_TRANSFERS = 64" },

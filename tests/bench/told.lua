@@ -12,7 +12,7 @@ local grid = dofile ("tests/bench/grid.lua")
 local pace = require "scan.pace"
 
 -- As in lua/kit/scan/pace.lua.
-local FULL, GAIN, TIMES, CREDIT_TRIPS = 0.8, 1.1, 2, 5
+local FULL, GAIN, PIECE_TIMES, CREDIT_TRIPS = 0.8, 1.1, 2, 5
 
 -- Nothing that has ended so far.
 local function no_sum () return { in_flight = 0, trip = 0, nr = 0 } end
@@ -27,7 +27,7 @@ local function tell (p, cell)
   local function carried (piece) return math.min (rate, slots * piece / alone (piece)) end
   local piece = smallest
   while p.serial <= p.least and carried (piece) < FULL * rate and 2 * piece <= p.largest
-        and alone (2 * piece) <= TIMES * alone (smallest) do
+        and alone (2 * piece) <= PIECE_TIMES * alone (smallest) do
     piece = 2 * piece
   end
   p.bandwidth, p.piece = carried (piece), piece

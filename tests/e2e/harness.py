@@ -497,8 +497,8 @@ class Server:
             # that is not a client's can be among these if it started just then, so
             # this is not waited for without end.
             # The thread sanitizer's own thread always is, and it sees no leaks.
-            deadline = time.monotonic () + (
-              10 if CHECK_WITH in ("asan", "valgrind") else 1)
+            patience = 10 if CHECK_WITH in ("asan", "valgrind") else 1
+            deadline = time.monotonic () + patience
             while self.client_threads & self.threads () and time.monotonic () < deadline:
                 time.sleep (0.001)
             self.terminate ()

@@ -153,6 +153,27 @@ trip_ns (const struct pace *pace)
   return (pace->piece < PACE_SMALLEST ? 69 : 79) * MS;
 }
 
+/* All that has room begins, of so many threads.  Returns how many. */
+static unsigned
+begin_all (struct pace *pace, struct pace_transfer *t, unsigned threads, uint64_t now_ns)
+{
+  const struct pace_client nobody = { 0 };
+  unsigned nr;
+
+  for (nr = 0; nr < threads && pace_take (pace, &t[nr], nobody, now_ns) > 0; ++nr)
+    pace_begin (pace, &t[nr], nobody, now_ns);
+  return nr;
+}
+
+static void
+end_all (struct pace *pace, struct pace_transfer *t, unsigned nr, uint64_t now_ns)
+{
+  unsigned i;
+
+  for (i = 0; i < nr; ++i)
+    pace_end (pace, &t[i], pace->piece, now_ns);
+}
+
 /* Threads that are woken in any order: of the transfers that began together some end, and
  * others begin, before the rest of them end.  A level that they fill counts as filled.
  * Returns whether all were, up to what so many threads can have in flight.
@@ -233,7 +254,7 @@ test_nothing_to_say (void)
   static struct pace pace;
   static struct pace_transfer t[THREADS], empty;
   const struct pace_client nobody = { 0 };
-  unsigned round, i, nr, fails;
+  unsigned round, nr, fails;
   uint64_t now_ns;
 
   for (fails = 0; fails < 2; ++fails) {
@@ -247,8 +268,7 @@ test_nothing_to_say (void)
           pace_end (&pace, &empty, fails ? 0 : pace.piece, now_ns + 2000);
         }
       }
-      for (i = 0; i < nr; ++i)
-        pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
+      end_all (&pace, t, nr, now_ns + trip_ns (&pace));
     }
     check (pace.phase > PACE_MORE, "transfers count beside some that %s: level %.0f",
            fails ? "fail" : "end at once", pace.level);
@@ -265,22 +285,19 @@ test_one_fails (void)
   enum { THREADS = 8 };
   static struct pace pace;
   static struct pace_transfer t[THREADS];
-  const struct pace_client nobody = { 0 };
   bool has_failed = false;
-  unsigned round, i, nr;
+  unsigned round, nr;
   uint64_t now_ns;
 
   pace_init (&pace, BLOCK);
   for (round = 1; round < 40 && pace.phase <= PACE_MORE; ++round) {
     now_ns = round * 80 * MS;
-    for (nr = 0; nr < THREADS && pace_take (&pace, &t[nr], nobody, now_ns) > 0; ++nr)
-      pace_begin (&pace, &t[nr], nobody, now_ns);
+    nr = begin_all (&pace, t, THREADS, now_ns);
     if (nr == THREADS && !has_failed) {
       pace_end (&pace, &t[--nr], 0, now_ns + MS);
       has_failed = true;
     }
-    for (i = 0; i < nr; ++i)
-      pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
+    end_all (&pace, t, nr, now_ns + trip_ns (&pace));
   }
   check (has_failed && pace.low_level >= (THREADS - 1.0) * pace.low_piece,
          "one failure does not give a level up: %.1f pieces",
@@ -297,7 +314,7 @@ test_after_a_burst (void)
   static struct pace pace;
   static struct pace_transfer t[THREADS], none;
   const struct pace_client nobody = { 0 };
-  unsigned round, i, nr = 0;
+  unsigned round, nr = 0;
   uint64_t now_ns = 0;
 
   pace_init (&pace, BLOCK);
@@ -312,13 +329,11 @@ test_after_a_burst (void)
     }
     if (nr == THREADS)
       break;
-    for (i = 0; i < nr; ++i)
-      pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
+    end_all (&pace, t, nr, now_ns + trip_ns (&pace));
   }
   check (nr == THREADS && t[nr - 2].weight == 0 && t[nr - 1].weight == 1,
          "after a burst one stands for itself");
-  for (i = 0; i < nr; ++i)
-    pace_end (&pace, &t[i], pace.piece, now_ns + trip_ns (&pace));
+  end_all (&pace, t, nr, now_ns + trip_ns (&pace));
 }
 
 /* Larger pieces seem to bring much, as some of the first come out of a bucket, and the
@@ -330,22 +345,17 @@ test_two_side_by_side (void)
   enum { THREADS = 16 };
   static struct pace pace;
   static struct pace_transfer t[THREADS];
-  const struct pace_client nobody = { 0 };
-  uint64_t now_ns = NS_PER_SECOND, trip_ns;
-  unsigned round, i, nr;
+  uint64_t now_ns = NS_PER_SECOND;
+  unsigned round, nr;
 
   pace_init (&pace, BLOCK);
   for (round = 0; round < 20 && pace.phase != PACE_HOLD; ++round) {
-    for (nr = 0; nr < THREADS && pace_take (&pace, &t[nr], nobody, now_ns) > 0; ++nr)
-      pace_begin (&pace, &t[nr], nobody, now_ns);
-    trip_ns = 80 * MS;
+    nr = begin_all (&pace, t, THREADS, now_ns);
     if (pace.phase == PACE_MORE)
-      trip_ns = pace.level < BLOCK ? 108 * MS : 170 * MS;
-    else if (pace.phase == PACE_LARGER)
-      trip_ns = 118 * MS;
-    now_ns += trip_ns;
-    for (i = 0; i < nr; ++i)
-      pace_end (&pace, &t[i], t[i].charge, now_ns);
+      now_ns += pace.level < BLOCK ? 108 * MS : 170 * MS;
+    else
+      now_ns += pace.phase == PACE_LARGER ? 118 * MS : 80 * MS;
+    end_all (&pace, t, nr, now_ns);
   }
   check (pace.phase == PACE_HOLD && pace.piece < BLOCK && pace.piece > BLOCK / 4 &&
          pace.window >= 2.0 * pace.piece,

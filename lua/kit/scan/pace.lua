@@ -31,7 +31,7 @@ local GAIN = 1.1
 local HOLD_TRANSFERS = 28
 local TOGETHER = 1 / 32
 local NEAR_IN_A_ROW = 4
-local TIMES = 2
+local PIECE_TIMES = 2
 local FIRST_BESIDE, FIRST_TRIES, FIRST_TIMES = 4, 3, 8
 local HARM, CREDIT_TRIPS = 0.02, 5
 local ANEW_SECONDS, HUNG_SECONDS = 15, 10
@@ -99,7 +99,7 @@ end
 -- A piece takes no longer than so many times what the smallest takes.
 local function may_be (p, piece)
   return piece <= p.largest
-    and p.least + bytes_seconds (p, piece) <= TIMES * (p.least + p.serial)
+    and p.least + bytes_seconds (p, piece) <= PIECE_TIMES * (p.least + p.serial)
 end
 
 -- The same number of larger pieces; of much larger ones if many of those would not fill
@@ -381,16 +381,19 @@ local function charge_client (p, client)
   return math.max (bytes - bytes / math.max (client.reads, 1), smallest_piece (p))
 end
 
+-- So many in a row came at once: from near by, or they were there already.
+local function is_near (p) return p.nr_near >= NEAR_IN_A_ROW end
+
 -- In the client's pauses all is free.
 local function has_room (p, client, is_paused)
-  local is_near = p.nr_near >= NEAR_IN_A_ROW
-  if not is_paused and (is_near or is_tight (p) and p.least > 0 and p.credit <= 0) then
+  if not is_paused
+     and (is_near (p) or is_tight (p) and p.least > 0 and p.credit <= 0) then
     return false
   end
   if p.phase == "first" and client > FIRST_BESIDE * smallest_piece (p) then
     return false
   end
-  if is_near or p.level < 2 * p.piece then return p.ours == 0 end
+  if is_near (p) or p.level < 2 * p.piece then return p.ours == 0 end
   return p.ours + client + p.piece * ROUNDING <= p.level
 end
 
@@ -414,8 +417,8 @@ function Pace:take (client, now)
   if charge > 0 or client.begun ~= self.client_begun then self.busy = now end
   self.client_begun = client.begun
   earn (self, client, now)
-  -- What is near, or there, is in nobody's way for long.
-  local pause = self.nr_near >= NEAR_IN_A_ROW and 0 or alone_seconds (self)
+  -- What comes at once is in nobody's way for long.
+  local pause = is_near (self) and 0 or alone_seconds (self)
   local is_paused = charge == 0 and now >= self.busy + math.max (pause, M.NEAR_SECONDS)
   if not has_room (self, charge, is_paused) then return nil end
   local cost = not is_paused and is_tight (self) and cost_of (self) or 0
