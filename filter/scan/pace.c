@@ -124,7 +124,7 @@ set_level (struct pace *p, enum pace_phase phase, double level)
   p->level_id++;
   p->nr_older = p->nr_ours;
   p->nr_ended = 0;
-  p->full = p->missed = (struct pace_sum) { 0, 0, 0 };
+  p->full = p->missed = (struct pace_sum) { .least_ns = HUGE_VAL };
   p->owed.nr = 0;
   p->low_is_burst = false;
 }
@@ -142,6 +142,8 @@ begin_anew (struct pace *p, uint64_t now_ns)
   p->anew_ns = now_ns + ANEW_NS;
   p->piece = least (p->largest, PACE_LEAST);
   p->is_by_requests = false;
+  p->wider.window = 0;
+  p->is_as_wide = false;
   p->nr_near = p->nr_tries = 0;
   set_level (p, PACE_FIRST, 0);
 }
@@ -215,14 +217,19 @@ rate_of (struct pace_means means)
   return means.in_flight / means.trip_ns;
 }
 
+static struct pace_means
+mean_of (struct pace_sum sum)
+{
+  return (struct pace_means) { sum.in_flight / sum.nr, sum.trip_ns / sum.nr };
+}
+
 /* Has more in flight brought more? */
 static bool
-has_grown (const struct pace *p, struct pace_means high)
+has_grown (struct pace_means low, struct pace_means high)
 {
-  const double added = high.in_flight / p->low.in_flight - 1;
+  const double added = high.in_flight / low.in_flight - 1;
 
-  return added > 0 &&
-    rate_of (high) >= rate_of (p->low) * (1 + MORE_BRINGS * added);
+  return added > 0 && rate_of (high) >= rate_of (low) * (1 + MORE_BRINGS * added);
 }
 
 /* More in flight brings no more, or was not reached.  If bytes are not what limits,
@@ -307,6 +314,8 @@ measure_twice (struct pace *p, double trip_ns, uint32_t count, bool is_beside)
 static void
 end_first (struct pace *p, double theirs, double trip_ns, uint32_t count)
 {
+  p->serial_ns = most (p->serial_ns, p->shown_serial_ns);
+  p->shown_serial_ns = 0;
   p->low = (struct pace_means) { p->piece, trip_ns };
   p->piece = p->guessed = first_piece (p, count);
   /* It took so long that the next is due: the rest of it comes first. */
@@ -380,7 +389,7 @@ decide_more (struct pace *p, struct pace_means m)
 {
   double times;
 
-  if (!has_grown (p, m)) {
+  if (!has_grown (p->low, m)) {
     end_more (p, m, true);
     return;
   }
@@ -404,7 +413,7 @@ decide_larger (struct pace *p, struct pace_means m)
     (p->least_ns + bytes_ns (p, p->low_piece)) /
     (p->least_ns + bytes_ns (p, p->piece));
 
-  if (m.in_flight / p->least_trip_ns <
+  if (m.in_flight / p->full.least_ns <
       most (LARGER_BEATS, MORE_BRINGS * should) * p->bandwidth) {
     /* One that is held up says nothing. */
     if (p->full.nr < 2)
@@ -422,10 +431,78 @@ decide_larger (struct pace *p, struct pace_means m)
     end_larger (p, p->level, p->piece);
 }
 
+/* The window was narrowed: is as much carried?  Then bytes are what limits, and this is
+ * what they take, also for the next search, which a burst may tell less.
+ */
+static bool
+end_narrower (struct pace *p, struct pace_means carried)
+{
+  const bool is_enough = !has_grown (carried, p->wider.carried) &&
+    rate_of (carried) >= FULL * rate_of (p->wider.carried);
+  const double window = p->wider.window;
+
+  p->wider.window = 0;
+  if (is_enough) {
+    if (!p->is_by_requests) {
+      p->shown_serial_ns = smallest_piece (p) / rate_of (carried);
+      p->serial_ns = most (p->serial_ns, p->shown_serial_ns);
+    }
+    return false;
+  }
+  p->piece = p->wider.piece;
+  p->is_by_requests = p->wider.is_by_requests;
+  p->is_as_wide = true;
+  hold (p, window);
+  return true;
+}
+
+/* Most transfers take clearly longer than by themselves, and some do not: are those in a
+ * queue of ours?  What is carried would need less in flight, in smaller pieces if not two
+ * of these.
+ */
+static bool
+is_narrowed (struct pace *p, struct pace_sum sum)
+{
+  const struct pace_means m = mean_of (sum);
+  /* Pieces that are cut short are less than they are charged. */
+  const double part = least (1, sum.count / sum.nr / p->piece);
+  const struct pace_means carried = { part * m.in_flight, m.trip_ns };
+  const double long_ns = CLEARLY * GAIN * alone_ns (p);
+
+  if (p->wider.window > 0 && end_narrower (p, carried))
+    return true;
+  if (p->is_as_wide || least (p->window, m.in_flight) < 2.0 * p->piece ||
+      m.trip_ns <= long_ns || sum.least_ns > long_ns)
+    return false;
+  p->wider.carried = carried;
+  p->wider.window = p->window;
+  p->wider.piece = p->piece;
+  p->wider.is_by_requests = p->is_by_requests;
+  p->bandwidth = rate_of (m);
+  if (window_of (p) < 2.0 * p->piece) {
+    p->bandwidth = rate_of (carried);
+    p->is_by_requests = false;
+  }
+  hold (p, least (p->window, window_of (p)));
+  return true;
+}
+
+static void
+decide_hold (struct pace *p, struct pace_means m)
+{
+  if (is_narrowed (p, p->full))
+    return;
+  p->low = m;
+  if (p->window < 2.0 * p->piece)
+    hold (p, p->window);
+  else
+    set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
+}
+
 static void
 decide_probe (struct pace *p, struct pace_means m)
 {
-  if (has_grown (p, m)) {
+  if (has_grown (p->low, m)) {
     /* A search like any other.  Its latency is not that of the window, whose trip
      * has a queue in it: by chance a probe may seem to bring more each time.
      */
@@ -448,14 +525,8 @@ decide (struct pace *p, struct pace_means m, uint32_t count)
   case PACE_FIRST: decide_first (p, m, count); break;
   case PACE_MORE: decide_more (p, m); break;
   case PACE_LARGER: decide_larger (p, m); break;
+  case PACE_HOLD: decide_hold (p, m); break;
   case PACE_PROBE: decide_probe (p, m); break;
-  case PACE_HOLD:
-    p->low = m;
-    if (p->window < 2.0 * p->piece)
-      hold (p, p->window);
-    else
-      set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
-    break;
   }
 }
 
@@ -476,9 +547,12 @@ give_up_level (struct pace *p, struct pace_means reached)
      * what was reached is what there is.
      */
     is_more = reached.in_flight > CLEARLY * p->low.in_flight;
-    end_more (p, reached, is_more && !has_grown (p, reached));
+    end_more (p, reached, is_more && !has_grown (p->low, reached));
     break;
   case PACE_HOLD:
+    if (is_narrowed (p, p->missed))
+      break;
+    /* fall through */
   case PACE_PROBE:
     /* It carries at least what it has carried. */
     if (rate_of (reached) > p->bandwidth) {
@@ -490,12 +564,6 @@ give_up_level (struct pace *p, struct pace_means reached)
   }
 }
 
-static struct pace_means
-mean_of (struct pace_sum sum)
-{
-  return (struct pace_means) { sum.in_flight / sum.nr, sum.trip_ns / sum.nr };
-}
-
 /* While the level doubles, transfers wait for those of the burst that it begins
  * with.  None waits for less than what is in flight, so the least trip counts.
  */
@@ -505,7 +573,7 @@ mean_of_level (const struct pace *p)
   struct pace_means m = mean_of (p->full);
 
   if (p->phase == PACE_MORE)
-    m.trip_ns = p->least_trip_ns;
+    m.trip_ns = p->full.least_ns;
   return m;
 }
 
@@ -693,7 +761,7 @@ end_unsettled (struct pace *p, const struct pace_transfer *t, double trip_ns)
 {
   const struct pace_means m = { t->in_flight, trip_ns };
 
-  if (p->phase == PACE_MORE && t->is_full && has_grown (p, m) &&
+  if (p->phase == PACE_MORE && t->is_full && has_grown (p->low, m) &&
       (p->piece <= PACE_SMALLEST || !t->is_beside)) {
     decide_more (p, m);
     p->low_is_burst = true;
@@ -751,14 +819,19 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   sum = t->is_full ? &p->full : &p->missed;
   sum->in_flight += t->weight * t->in_flight;
   sum->trip_ns += t->weight * trip_ns;
+  sum->least_ns = least (sum->least_ns, trip_ns);
+  sum->count += (double) t->weight * count;
   sum->nr += t->weight;
-  if (t->is_full && (sum->nr == t->weight || trip_ns < p->least_trip_ns))
-    p->least_trip_ns = trip_ns;
+  if (!t->is_full) {
+    needed = p->phase == PACE_HOLD ? HOLD_TRANSFERS
+      : most (2, t->in_flight / p->piece);
+    if (sum->nr > needed)
+      give_up_level (p, mean_of (*sum));
+    return;
+  }
   needed = p->phase == PACE_HOLD ? HOLD_TRANSFERS : p->level / p->piece / 2;
-  if (t->is_full && sum->nr >= needed)
+  if (sum->nr >= needed)
     decide (p, mean_of_level (p), count);
-  else if (!t->is_full && sum->nr > most (2, t->in_flight / p->piece))
-    give_up_level (p, mean_of (*sum));
 }
 
 double

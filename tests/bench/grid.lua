@@ -189,6 +189,7 @@ function M.run (cell, policy)
     layer = "clone", threads = cell.threads, block = cell.block,
     source = { latency_seconds = cell.latency, slots = cell.slots,
                together_seconds = cell.together,
+               burst_bytes = (cell.burst_seconds or 0) * cell.bandwidth * 125000,
                bandwidth = cell.bandwidth > 0 and cell.bandwidth * 125000 or NO_LIMIT },
   }
   if result.error then error (result.error, 0) end

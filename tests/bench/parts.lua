@@ -77,7 +77,7 @@ CHANGES.pace = {
   { "more: 0.5 of what is added", "LARGER_BEATS = 0.6", "LARGER_BEATS = 0.5" },
   { "more: 0.75 of it", "LARGER_BEATS = 0.6", "LARGER_BEATS = 0.75" },
   { "more: given up after three",
-    "sum.nr > math.max (2, transfer.in_flight / self.piece)", "sum.nr > 2" },
+    "math.max (2, transfer.in_flight / self.piece)", "2" },
   { "more: none, though no more was in flight",
     "local is_more = reached.in_flight > CLEARLY * p.low.in_flight",
     "local is_more = true" },
@@ -99,6 +99,15 @@ CHANGES.pace = {
   { "hold: 64 transfers", "HOLD_TRANSFERS = 28", "HOLD_TRANSFERS = 64" },
   { "hold: none counts that has room", "if rate_of (reached) > p.bandwidth then",
     "if false then" },
+  { "narrow: never", "m.trip <= long or sum.least > long", "true" },
+  { "narrow: also if all take long", " or sum.least > long", "" },
+  { "narrow: whatever is carried then",
+    "not has_grown (carried, wider.carried)\n     "
+    .. "and rate_of (carried) >= FULL * rate_of (wider.carried)", "true" },
+  { "narrow: what is short counts whole", "sum.count / sum.nr / p.piece", "1" },
+  { "narrow: the next search does not know", "p.shown_serial = smallest_piece (p)",
+    "p.serial = smallest_piece (p)" },
+  { "narrow: tried each time", "p.is_as_wide or math.min", "math.min" },
   { "pieces: a quarter of the window", "p.window / M.DEPTH", "2 * p.window / M.DEPTH" },
   { "window: just the product", "GAIN = 1.1", "GAIN = 1" },
   { "window: a quarter more", "GAIN = 1.1", "GAIN = 1.25" },
@@ -149,11 +158,13 @@ end
 
 -- -- the sample --------------------------------------------------------------------
 
--- Boots of the guest: ms, Mbit/s, requests at once, threads.
+-- Boots of the guest: ms, Mbit/s, requests at once, threads; and seconds of a bucket,
+-- where that is what limits.
 local BOOTS = {
   adaptive = { { 20, 400, 64, 16 }, { 80, 100, 64, 16 } },
   pace = { { 20, 400, 64, 16 }, { 80, 100, 64, 16 }, { 70, 100, 64, 8 },
-           { 90, 100, 64, 8 }, { 70, 100, 4, 8 }, { 90, 100, 4, 16 } },
+           { 90, 100, 64, 8 }, { 70, 100, 4, 8 }, { 90, 100, 4, 16 },
+           { 80, 100, 64, 8, 0.05 }, { 80, 100, 64, 32, 0.05 } },
 }
 
 -- Of pace every second cell is one where answers come together.
@@ -168,7 +179,8 @@ local function sample (of, part, parts)
   end
   for _, boot in ipairs (BOOTS[of]) do
     add { workload = grid.workloads["boot-debian12"], latency = boot[1] / 1000,
-          bandwidth = boot[2], slots = boot[3], threads = boot[4], block = 2 << 20 }
+          bandwidth = boot[2], slots = boot[3], threads = boot[4],
+          burst_seconds = boot[5], block = 2 << 20 }
   end
   return cells
 end

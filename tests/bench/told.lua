@@ -15,7 +15,9 @@ local pace = require "scan.pace"
 local FULL, GAIN, PIECE_TIMES, CREDIT_TRIPS = 0.8, 1.1, 2, 5
 
 -- Nothing that has ended so far.
-local function no_sum () return { in_flight = 0, trip = 0, nr = 0 } end
+local function no_sum ()
+  return { in_flight = 0, trip = 0, least = math.huge, count = 0, nr = 0 }
+end
 
 -- The window and the pieces that a search should end with.
 local function tell (p, cell)

@@ -29,9 +29,9 @@ print [[
 # in bytes and nanoseconds; each hit is of 4096 bytes.]]
 
 -- Threads that prefetch, and a client that now reads and now pauses, on a line that
--- takes so many requests at once.  Every 50th transfer is held up, every 70th fails,
--- and if asked every second is short.
-local function run (latency, rate, slots, threads, client_count, has_short)
+-- takes so many requests at once.  Every 50th transfer is held up, every 70th fails.  If
+-- it is "short" every second is, if "late" all are, by up to a latency.
+local function run (latency, rate, slots, threads, client_count, odd)
   local p, queue = pace.new (LARGEST), events.new ()
   local client = { begun = 0, ended = 0, reads = 0, hits = 0, hit_bytes = 0 }
   local now, link_free, busy, written, id = 0, 0, 0, 0, 0
@@ -68,9 +68,10 @@ local function run (latency, rate, slots, threads, client_count, has_short)
       local mine = id
       write ("begin %d %d %d %d %d", mine, client.begun, client.ended, client.reads, now)
       p:begin (transfer, client, now / 1e9)
-      local wanted = has_short and mine % 2 == 1 and 32768 or transfer.count
+      local wanted = odd == "short" and mine % 2 == 1 and 32768 or transfer.count
       local count = mine % 70 == 69 and 0 or wanted
-      ask (wanted, mine % 50 == 49 and 3 * latency or 0, function ()
+      local late = odd == "late" and mine * 7919 % 64 * latency // 64 or 0
+      ask (wanted, mine % 50 == 49 and 3 * latency or late, function ()
         free = free + 1
         p:done (transfer, count, now / 1e9)
         write ("end %d %d %d %d %.3f", mine, count, now, p.piece, p.level)
@@ -120,4 +121,7 @@ run (50 * MS, 1250000, 64, 8, 65536)
 run (20 * MS, 4000000000, 64, 1, 0)
 run (5 * MS, 4000000000, 1, 8, 262144)
 run (50 * MS, 12500000, 64, 8, 262144)
-run (MS, 1250000, 64, 1, 4096, true)
+run (MS, 1250000, 64, 1, 4096, "short")
+run (20 * MS, 12500000, 64, 8, 4096, "late")
+run (10 * MS, 12500000, 4, 16, 262144, "short")
+run (20 * MS, 4000000000, 4, 16, 262144, "short")

@@ -362,6 +362,76 @@ test_two_side_by_side (void)
          "two pieces go side by side: %" PRIu32 " of %.0f", pace.piece, pace.window);
 }
 
+/* Threads that begin again as soon as there is room, in turn: every fourth transfer
+ * takes 79 ms, the others so long.  Until so many have ended.
+ */
+struct threads {
+  struct pace pace;
+  struct pace_transfer t[16];
+  uint64_t until_ns[16];        /* 0: none is on its way */
+  uint64_t now_ns;
+  unsigned order;
+};
+
+static void
+run_threads (struct threads *s, unsigned nr, uint64_t late_ns)
+{
+  const struct pace_client nobody = { 0 };
+  unsigned i, next;
+
+  while (nr-- > 0) {
+    for (i = next = 0; i < 16; ++i) {
+      if (s->until_ns[i] == 0 &&
+          pace_take (&s->pace, &s->t[i], nobody, s->now_ns) > 0) {
+        pace_begin (&s->pace, &s->t[i], nobody, s->now_ns);
+        s->until_ns[i] = s->now_ns + 69 * MS;
+        if (s->pace.piece >= PACE_SMALLEST)
+          s->until_ns[i] = s->now_ns + (s->order++ % 4 ? late_ns : 79 * MS);
+        s->now_ns += 4 * MS;    /* not together */
+      }
+      if (s->until_ns[i] > 0 &&
+          (s->until_ns[next] == 0 || s->until_ns[i] < s->until_ns[next]))
+        next = i;
+    }
+    if (s->now_ns < s->until_ns[next])
+      s->now_ns = s->until_ns[next];
+    s->until_ns[next] = 0;
+    pace_end (&s->pace, &s->t[next], s->pace.piece, s->now_ns);
+  }
+}
+
+/* Most take long: less in flight is tried.  If they take less long then they were in a
+ * queue, and if not, all of it is in flight again.
+ */
+static void
+test_narrowed (void)
+{
+  static struct threads s;
+  unsigned is_queue, i;
+  double window;
+
+  for (is_queue = 0; is_queue < 2; ++is_queue) {
+    s = (struct threads) { .now_ns = NS_PER_SECOND };
+    pace_init (&s.pace, BLOCK);
+    for (i = 0; i < 200 && s.pace.phase != PACE_HOLD; ++i)
+      run_threads (&s, 1, 79 * MS);
+    window = s.pace.window;
+    for (i = 0; i < 400 && s.pace.wider.window == 0; ++i)
+      run_threads (&s, 1, 200 * MS);
+    check (s.pace.wider.window > 0 && s.pace.window < 0.8 * s.pace.wider.window,
+           "most take long: %.0f of %.0f in flight", s.pace.window, window);
+    window = s.pace.wider.window;
+    for (i = 0; i < 400 && s.pace.wider.window > 0; ++i)
+      run_threads (&s, 1, is_queue ? 79 * MS : 200 * MS);
+    if (is_queue)
+      check (s.pace.window < window && !s.pace.is_as_wide,
+             "less brings as much: %.0f in flight", s.pace.window);
+    else
+      check (s.pace.window == window && s.pace.is_as_wide,
+             "less brings less: %.0f in flight again", s.pace.window);
+  }
+}
+
 /* What is there already takes no time: it goes on in the shortest pauses of a client that
  * waits for a source far away.
  */
@@ -447,6 +517,7 @@ main (void)
   test_one_fails ();
   test_after_a_burst ();
   test_two_side_by_side ();
+  test_narrowed ();
   test_there_already ();
   return done ();
 }

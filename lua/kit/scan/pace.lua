@@ -57,11 +57,15 @@ end
 
 -- -- levels -----------------------------------------------------------------------
 
+-- Nothing has ended so far.
+local function no_sum ()
+  return { in_flight = 0, trip = 0, least = math.huge, count = 0, nr = 0 }
+end
+
 local function set_level (p, phase, level)
   p.phase, p.level, p.level_id = phase, level, p.level_id + 1
   p.nr_older, p.nr_ended = p.nr_ours, 0
-  p.full = { in_flight = 0, trip = 0, nr = 0 }
-  p.missed = { in_flight = 0, trip = 0, nr = 0 }
+  p.full, p.missed = no_sum (), no_sum ()
   p.low_is_burst = false
   p.owed = { nr = 0 }
 end
@@ -75,6 +79,7 @@ local function begin_anew (p, now)
   p.anew = now + ANEW_SECONDS
   p.piece = math.min (p.largest, M.LEAST)
   p.is_by_requests = false
+  p.wider, p.is_as_wide = nil, false
   p.nr_near, p.nr_tries = 0, 0
   set_level (p, "first", 0)
 end
@@ -128,9 +133,14 @@ end
 
 local function rate_of (means) return means.in_flight / means.trip end
 
-local function has_grown (p, high)
-  local added = high.in_flight / p.low.in_flight - 1
-  return added > 0 and rate_of (high) >= rate_of (p.low) * (1 + MORE_BRINGS * added)
+local function mean_of (sum)
+  return { in_flight = sum.in_flight / sum.nr, trip = sum.trip / sum.nr }
+end
+
+-- Has more in flight brought more?
+local function has_grown (low, high)
+  local added = high.in_flight / low.in_flight - 1
+  return added > 0 and rate_of (high) >= rate_of (low) * (1 + MORE_BRINGS * added)
 end
 
 -- Have larger pieces, most of what they should by what bytes take?  Their least trip
@@ -138,7 +148,7 @@ end
 local function has_brought_more (p, high)
   local should = p.piece / p.low_piece
     * (p.least + bytes_seconds (p, p.low_piece)) / (p.least + bytes_seconds (p, p.piece))
-  return high.in_flight / p.least_trip
+  return high.in_flight / p.full.least
     >= math.max (LARGER_BEATS, MORE_BRINGS * should) * p.bandwidth
 end
 
@@ -200,6 +210,7 @@ end
 -- It is known what bytes take: beside so much of the client's, the smallest piece takes
 -- this long.
 local function end_first (p, theirs, trip, count)
+  p.serial, p.shown_serial = math.max (p.serial, p.shown_serial), 0
   p.low = { in_flight = p.piece, trip = trip }
   p.piece = first_piece (p, count)
   p.guessed = p.piece
@@ -254,7 +265,7 @@ function DECIDE.first (p, m, count)
 end
 
 function DECIDE.more (p, m)
-  if not has_grown (p, m) then return end_more (p, m, true) end
+  if not has_grown (p.low, m) then return end_more (p, m, true) end
   -- Nothing has waited at the level before.
   if not p.low_is_burst then
     p.least = math.max (p.least, p.low.trip - bytes_seconds (p, p.piece))
@@ -279,14 +290,57 @@ function DECIDE.larger (p, m)
   end_larger (p, p.level, p.piece)
 end
 
+-- The window was narrowed: is as much carried?  Then bytes are what limits, and this is
+-- what they take, also for the next search, which a burst may tell less.
+local function end_narrower (p, carried)
+  local wider = p.wider
+  p.wider = nil
+  if not has_grown (carried, wider.carried)
+     and rate_of (carried) >= FULL * rate_of (wider.carried) then
+    if not p.is_by_requests then
+      p.shown_serial = smallest_piece (p) / rate_of (carried)
+      p.serial = math.max (p.serial, p.shown_serial)
+    end
+    return false
+  end
+  p.piece, p.is_by_requests, p.is_as_wide = wider.piece, wider.is_by_requests, true
+  hold (p, wider.window)
+  return true
+end
+
+-- Most transfers take clearly longer than by themselves, and some do not: are those in a
+-- queue of ours?  What is carried would need less in flight, in smaller pieces if not two
+-- of these.
+local function is_narrowed (p, sum)
+  local m = mean_of (sum)
+  -- Pieces that are cut short are less than they are charged.
+  local part = math.min (1, sum.count / sum.nr / p.piece)
+  local carried = { in_flight = part * m.in_flight, trip = m.trip }
+  if p.wider and end_narrower (p, carried) then return true end
+  local long = CLEARLY * GAIN * alone_seconds (p)
+  if p.is_as_wide or math.min (p.window, m.in_flight) < 2 * p.piece
+     or m.trip <= long or sum.least > long then
+    return false
+  end
+  p.wider = { carried = carried, window = p.window, piece = p.piece,
+              is_by_requests = p.is_by_requests }
+  p.bandwidth = rate_of (m)
+  if window_of (p) < 2 * p.piece then
+    p.bandwidth, p.is_by_requests = rate_of (carried), false
+  end
+  hold (p, math.min (p.window, window_of (p)))
+  return true
+end
+
 function DECIDE.hold (p, m)
+  if is_narrowed (p, p.full) then return end
   p.low = m
   if p.window < 2 * p.piece then return hold (p, p.window) end
   set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
 end
 
 function DECIDE.probe (p, m)
-  if has_grown (p, m) then
+  if has_grown (p.low, m) then
     -- A search like any other.  Its latency is not that of the window, whose trip has a
     -- queue in it: by chance a probe may seem to bring more each time.
     p.anew = p.moved + ANEW_SECONDS
@@ -308,11 +362,11 @@ local GIVE_UP = {}
 -- was reached is what there is.
 function GIVE_UP.more (p, reached)
   local is_more = reached.in_flight > CLEARLY * p.low.in_flight
-  end_more (p, reached, is_more and not has_grown (p, reached))
+  end_more (p, reached, is_more and not has_grown (p.low, reached))
 end
 
 -- It carries at least what it has carried.
-function GIVE_UP.hold (p, reached)
+function GIVE_UP.probe (p, reached)
   if rate_of (reached) > p.bandwidth then
     p.bandwidth = rate_of (reached)
     p.window = math.max (p.window, window_of (p))
@@ -320,17 +374,15 @@ function GIVE_UP.hold (p, reached)
   hold (p, p.window)
 end
 
-GIVE_UP.probe = GIVE_UP.hold
-
-local function mean_of (sum)
-  return { in_flight = sum.in_flight / sum.nr, trip = sum.trip / sum.nr }
+function GIVE_UP.hold (p, reached)
+  if not is_narrowed (p, p.missed) then GIVE_UP.probe (p, reached) end
 end
 
 -- While the level doubles, transfers wait for those of the burst that it begins with.
 -- None waits for less than what is in flight, so the least trip counts.
 local function mean_of_level (p)
   local m = mean_of (p.full)
-  if p.phase == "more" then m.trip = p.least_trip end
+  if p.phase == "more" then m.trip = p.full.least end
   return m
 end
 
@@ -369,7 +421,7 @@ function M.new (largest)
   return setmetatable ({
     largest = largest, anew = 0, level_id = 0,
     forgotten = 0, moved = 0, window = 0, ours = 0, nr_ours = 0, level = 0, piece = 0,
-    bandwidth = 0, least = 0, serial = 0, guessed = 0, nr_near = 0,
+    bandwidth = 0, least = 0, serial = 0, shown_serial = 0, guessed = 0, nr_near = 0,
     client_begun = 0, busy = 0, credit = math.huge, seen = 0, hits = 0, hit_bytes = 0,
   }, Pace)
 end
@@ -492,7 +544,7 @@ function Pace:done (transfer, count, now)
   if transfer.level_id ~= self.level_id then return end
   if not transfer.is_settled then
     local m = { in_flight = transfer.in_flight, trip = trip }
-    if self.phase == "more" and transfer.is_full and has_grown (self, m)
+    if self.phase == "more" and transfer.is_full and has_grown (self.low, m)
        and (self.piece <= M.SMALLEST or not transfer.is_beside) then
       DECIDE.more (self, m)
       self.low_is_burst = true
@@ -510,16 +562,16 @@ function Pace:done (transfer, count, now)
   local sum = transfer.is_full and self.full or self.missed
   sum.in_flight = sum.in_flight + weight * transfer.in_flight
   sum.trip = sum.trip + weight * trip
+  sum.least = math.min (sum.least, trip)
+  sum.count = sum.count + weight * count
   sum.nr = sum.nr + weight
-  if transfer.is_full then
-    if sum.nr == weight or trip < self.least_trip then self.least_trip = trip end
-    local needed = self.phase == "hold" and HOLD_TRANSFERS
-      or self.level / self.piece / 2
-    if sum.nr >= needed then
-      DECIDE[self.phase] (self, mean_of_level (self), count)
-    end
-  elseif sum.nr > math.max (2, transfer.in_flight / self.piece) then
-    GIVE_UP[self.phase] (self, mean_of (sum))
+  local is_hold = self.phase == "hold"
+  if not transfer.is_full then
+    local most = is_hold and HOLD_TRANSFERS
+      or math.max (2, transfer.in_flight / self.piece)
+    if sum.nr > most then GIVE_UP[self.phase] (self, mean_of (sum)) end
+  elseif sum.nr >= (is_hold and HOLD_TRANSFERS or self.level / self.piece / 2) then
+    DECIDE[self.phase] (self, mean_of_level (self), count)
   end
 end
 
