@@ -125,6 +125,8 @@ set_level (struct pace *p, enum pace_phase phase, double level)
   p->nr_older = p->nr_ours;
   p->nr_ended = 0;
   p->full = p->missed = (struct pace_sum) { .least_ns = HUGE_VAL };
+  p->brought.count = 0;
+  p->brought.nr = 0;
   p->owed.nr = 0;
   p->low_is_burst = false;
 }
@@ -143,7 +145,8 @@ begin_anew (struct pace *p, uint64_t now_ns)
   p->piece = least (p->largest, PACE_LEAST);
   p->is_by_requests = false;
   p->wider.window = 0;
-  p->is_as_wide = false;
+  p->cannot_narrow = p->was_long = false;
+  p->found_serial_ns = 0;
   p->nr_near = p->nr_tries = 0;
   set_level (p, PACE_FIRST, 0);
 }
@@ -314,7 +317,8 @@ measure_twice (struct pace *p, double trip_ns, uint32_t count, bool is_beside)
 static void
 end_first (struct pace *p, double theirs, double trip_ns, uint32_t count)
 {
-  p->serial_ns = most (p->serial_ns, p->shown_serial_ns);
+  /* That the line is thin, it says itself. */
+  p->serial_ns = most (p->serial_ns, least (p->shown_serial_ns, p->least_ns));
   p->shown_serial_ns = 0;
   p->low = (struct pace_means) { p->piece, trip_ns };
   p->piece = p->guessed = first_piece (p, count);
@@ -432,10 +436,11 @@ decide_larger (struct pace *p, struct pace_means m)
 }
 
 /* The window was narrowed: is as much carried?  Then bytes are what limits, and this is
- * what they take, also for the next search, which a burst may tell less.
+ * what they take, also for the next search, which a burst may tell less.  If not, back.
+ * Returns whether it went back.
  */
 static bool
-end_narrower (struct pace *p, struct pace_means carried)
+judge_narrower (struct pace *p, struct pace_means carried)
 {
   const bool is_enough = !has_grown (carried, p->wider.carried) &&
     rate_of (carried) >= FULL * rate_of (p->wider.carried);
@@ -444,6 +449,8 @@ end_narrower (struct pace *p, struct pace_means carried)
   p->wider.window = 0;
   if (is_enough) {
     if (!p->is_by_requests) {
+      if (p->found_serial_ns == 0)
+        p->found_serial_ns = most (p->serial_ns, 1);
       p->shown_serial_ns = smallest_piece (p) / rate_of (carried);
       p->serial_ns = most (p->serial_ns, p->shown_serial_ns);
     }
@@ -451,29 +458,38 @@ end_narrower (struct pace *p, struct pace_means carried)
   }
   p->piece = p->wider.piece;
   p->is_by_requests = p->wider.is_by_requests;
-  p->is_as_wide = true;
+  p->cannot_narrow = true;
   hold (p, window);
   return true;
 }
 
-/* Most transfers take clearly longer than by themselves, and some do not: are those in a
- * queue of ours?  What is carried would need less in flight, in smaller pieces if not two
- * of these.
+/* Transfers take clearly longer in the mean than by themselves, and not all of them do:
+ * are they in a queue of ours?  What is carried would need less in flight, in smaller
+ * pieces if not two of these.  Returns whether the level is another one now.
  */
 static bool
-is_narrowed (struct pace *p, struct pace_sum sum)
+narrow (struct pace *p, struct pace_sum sum)
 {
   const struct pace_means m = mean_of (sum);
   /* Pieces that are cut short are less than they are charged. */
-  const double part = least (1, sum.count / sum.nr / p->piece);
+  const double part = least (1, p->brought.count / p->brought.nr / p->piece);
   const struct pace_means carried = { part * m.in_flight, m.trip_ns };
-  const double long_ns = CLEARLY * GAIN * alone_ns (p);
+  double long_ns, window;
 
-  if (p->wider.window > 0 && end_narrower (p, carried))
+  if (p->wider.window > 0 && judge_narrower (p, carried))
     return true;
-  if (p->is_as_wide || least (p->window, m.in_flight) < 2.0 * p->piece ||
-      m.trip_ns <= long_ns || sum.least_ns > long_ns)
+  long_ns = CLEARLY * GAIN * alone_ns (p);
+  if (p->cannot_narrow || least (p->window, m.in_flight) < 2.0 * p->piece ||
+      m.trip_ns <= long_ns || sum.least_ns > long_ns) {
+    p->was_long = false;
     return false;
+  }
+  /* If only once, something has stood still for a moment. */
+  p->was_long = !p->was_long;
+  if (p->was_long) {
+    hold (p, p->window);
+    return true;
+  }
   p->wider.carried = carried;
   p->wider.window = p->window;
   p->wider.piece = p->piece;
@@ -483,14 +499,16 @@ is_narrowed (struct pace *p, struct pace_sum sum)
     p->bandwidth = rate_of (carried);
     p->is_by_requests = false;
   }
-  hold (p, least (p->window, window_of (p)));
+  /* Probes only lead up from two pieces on. */
+  window = most (window_of (p), 2.0 * smallest_piece (p));
+  hold (p, least (p->window, window));
   return true;
 }
 
 static void
 decide_hold (struct pace *p, struct pace_means m)
 {
-  if (is_narrowed (p, p->full))
+  if (narrow (p, p->full))
     return;
   p->low = m;
   if (p->window < 2.0 * p->piece)
@@ -508,6 +526,10 @@ decide_probe (struct pace *p, struct pace_means m)
      */
     p->anew_ns = p->moved_ns + ANEW_NS;
     p->low = m;
+    /* What bytes took when the window was narrowed, they do not take. */
+    if (p->found_serial_ns > 0)
+      p->serial_ns = p->found_serial_ns;
+    p->found_serial_ns = p->shown_serial_ns = 0;
     set_level (p, PACE_MORE, 2 * p->level);
     return;
   }
@@ -550,7 +572,7 @@ give_up_level (struct pace *p, struct pace_means reached)
     end_more (p, reached, is_more && !has_grown (p->low, reached));
     break;
   case PACE_HOLD:
-    if (is_narrowed (p, p->missed))
+    if (narrow (p, p->missed))
       break;
     /* fall through */
   case PACE_PROBE:
@@ -808,6 +830,8 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
     return;
   }
 
+  p->brought.count += count;
+  p->brought.nr++;
   if (t->weight == 0) {
     if (p->owed.nr == 0)
       return;
@@ -820,7 +844,6 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   sum->in_flight += t->weight * t->in_flight;
   sum->trip_ns += t->weight * trip_ns;
   sum->least_ns = least (sum->least_ns, trip_ns);
-  sum->count += (double) t->weight * count;
   sum->nr += t->weight;
   if (!t->is_full) {
     needed = p->phase == PACE_HOLD ? HOLD_TRANSFERS

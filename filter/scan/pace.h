@@ -21,9 +21,9 @@
  * the window a tenth more than its product with the latency: what a piece takes where
  * nothing is in its way, or, where bytes are what limits, the smallest piece.
  * Levels are compared with pieces of one size, but for the first, which is compared to
- * one of the smallest.  One that is not reached in a round trip (in PACE_HOLD: by as many
- * as the others), for want of threads or of something to fetch, is judged by what was
- * reached.
+ * one of the smallest.  One that is not reached in a round trip, or in PACE_HOLD in as many
+ * transfers as the others take, for want of threads or of something to fetch, is judged by
+ * what was reached.
  *
  * - PACE_FIRST: one of PACE_LEAST, and the smallest piece: what bytes add to the time.
  *   If that is more than all else, the line is thin, and the window one piece.  What
@@ -47,13 +47,15 @@
  *   than twice what the smallest takes.  If the first step brings nothing, it seems to be
  *   bytes that limit: what they take is a guess.  If two went side by side, the window has
  *   room for two, if need be smaller ones.
- * - PACE_HOLD: at the window for a while.  If most transfers take clearly longer there than
- *   by themselves, and some do not, they may be in a queue of ours: some were lucky in the
- *   search, as at a bucket that is not first come, first served, or short, and so more was
- *   found than there is.  The window is narrowed to what has gone through it, in smaller pieces if it has
- *   no room for two.  If less goes through then, it was something else that took long:
- *   back, and not again in this search.  If not, bytes are what limits, and take so long at
- *   least, also for the next search.
+ * - PACE_HOLD: at the window for a while.  If transfers take clearly longer there, in the
+ *   mean, than by themselves, and not all of them do, twice in a row, as something may have
+ *   stood still for a moment, they may be in a queue of ours: some
+ *   were lucky in the search, as at a bucket that is not first come, first served, or short,
+ *   and so more was found than there is.  The window is narrowed to what has gone through
+ *   it, in smaller pieces if it has no room for two.  If less goes through then, it was
+ *   something else that took long: back, and not again in this search.  If not, bytes are
+ *   what limits, and take so long at least, also for the next search, until a probe shows
+ *   that they do not.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
  *   PACE_MORE.  Not below two pieces, where the one more would double what a
@@ -112,7 +114,6 @@ struct pace_means {
 struct pace_sum {
   double in_flight, trip_ns;
   double least_ns;              /* of the trips */
-  double count;                 /* bytes that they brought */
   unsigned nr;                  /* transfers */
 };
 
@@ -131,6 +132,7 @@ struct pace {
   unsigned nr_older;            /* begun before, on their way still */
   unsigned nr_ended;
   struct pace_sum full, missed;
+  struct { double count; unsigned nr; } brought; /* bytes, by both */
 
   /* Stood for by one that says nothing itself: so many, and how that one began. */
   struct { unsigned nr; double in_flight; bool is_full; } owed;
@@ -148,7 +150,8 @@ struct pace {
     uint32_t piece;
     bool is_by_requests;
   } wider;
-  bool is_as_wide;              /* as it has to be: that was tried in this search */
+  bool cannot_narrow;           /* less would carry less: tried in this search */
+  bool was_long;                /* the mean trip, of PACE_HOLD before this one */
 
   /* What was found; 0 if not yet. */
   double window;                /* bytes */
@@ -156,6 +159,7 @@ struct pace {
   double least_ns;              /* trip of PACE_LEAST, where nothing is in its way */
   double serial_ns;             /* what the smallest piece takes beyond that */
   double shown_serial_ns;       /* at least that, as a narrowed window has shown, or 0 */
+  double found_serial_ns;       /* and what it was before that, or 0 */
   unsigned nr_near;             /* transfers in a row that were too fast */
 
   uint64_t anew_ns;             /* when to begin anew */

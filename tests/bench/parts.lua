@@ -104,10 +104,11 @@ CHANGES.pace = {
   { "narrow: whatever is carried then",
     "not has_grown (carried, wider.carried)\n     "
     .. "and rate_of (carried) >= FULL * rate_of (wider.carried)", "true" },
-  { "narrow: what is short counts whole", "sum.count / sum.nr / p.piece", "1" },
+  { "narrow: what is short counts whole",
+    "p.brought.count / p.brought.nr / p.piece", "1" },
   { "narrow: the next search does not know", "p.shown_serial = smallest_piece (p)",
     "p.serial = smallest_piece (p)" },
-  { "narrow: tried each time", "p.is_as_wide or math.min", "math.min" },
+  { "narrow: tried each time", "p.cannot_narrow or math.min", "math.min" },
   { "pieces: a quarter of the window", "p.window / M.DEPTH", "2 * p.window / M.DEPTH" },
   { "window: just the product", "GAIN = 1.1", "GAIN = 1" },
   { "window: a quarter more", "GAIN = 1.1", "GAIN = 1.25" },

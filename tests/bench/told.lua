@@ -16,7 +16,7 @@ local FULL, GAIN, PIECE_TIMES, CREDIT_TRIPS = 0.8, 1.1, 2, 5
 
 -- Nothing that has ended so far.
 local function no_sum ()
-  return { in_flight = 0, trip = 0, least = math.huge, count = 0, nr = 0 }
+  return { in_flight = 0, trip = 0, least = math.huge, nr = 0 }
 end
 
 -- The window and the pieces that a search should end with.
@@ -45,6 +45,7 @@ local function tell (p, cell)
   p.phase, p.level, p.level_id, p.anew = "hold", p.window, 1, math.huge
   p.nr_older, p.nr_ended, p.owed = 0, 0, { nr = 0 }
   p.full, p.missed, p.low = no_sum (), no_sum (), no_sum ()
+  p.brought = { count = 0, nr = 0 }
   p.credit = CREDIT_TRIPS * p.least
   return p
 end

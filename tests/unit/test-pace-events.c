@@ -424,10 +424,10 @@ test_narrowed (void)
     for (i = 0; i < 400 && s.pace.wider.window > 0; ++i)
       run_threads (&s, 1, is_queue ? 79 * MS : 200 * MS);
     if (is_queue)
-      check (s.pace.window < window && !s.pace.is_as_wide,
+      check (s.pace.window < window && !s.pace.cannot_narrow,
              "less brings as much: %.0f in flight", s.pace.window);
     else
-      check (s.pace.window == window && s.pace.is_as_wide,
+      check (s.pace.window == window && s.pace.cannot_narrow,
              "less brings less: %.0f in flight again", s.pace.window);
   }
 }

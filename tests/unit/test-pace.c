@@ -7,6 +7,7 @@
  */
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 #include "check.h"
@@ -755,6 +756,36 @@ test_lucky_at_a_bucket (void)
   }
 }
 
+/* A line that carries next to nothing for two seconds, whenever that is, does so no longer
+ * afterwards: the window is found again soon, and bytes do not take what they took then.
+ */
+static void
+test_dip (void)
+{
+  unsigned clients, at;
+  double least = HUGE_VAL, longest = 0;
+
+  for (clients = 0; clients < 2; ++clients)
+    for (at = 1; at <= 12; ++at) {
+      init (&sim, 20, 50 * MB, 64, 16);
+      if (clients > 0)
+        add_client (&sim, 1, 4096, 10);
+      run (&sim, at + 2);
+      sim.rate = 1.5 * MB;
+      run (&sim, 2);
+      sim.rate = 50 * MB;
+      run (&sim, 4);
+      run (&sim, 32);
+      least = all_per_second (&sim) < least ? all_per_second (&sim) : least;
+      if (sim.reads > 0 && sim.read_ns / sim.reads > longest)
+        longest = sim.read_ns / sim.reads;
+    }
+  check (least >= 30 * MB, "after two slow seconds: at least %.1f of 50.0 MB/s",
+         least / MB);
+  check (longest <= 1.5 * sim.latency_ns, "… and a client's read takes %.1f ms",
+         longest / MS);
+}
+
 /* If some take longer by chance, that is no queue, and less in flight brings less. */
 static void
 test_late_by_chance (void)
@@ -825,6 +856,7 @@ main (void)
   test_one_thread_beside ();
   test_beside_a_bucket ();
   test_lucky_at_a_bucket ();
+  test_dip ();
   test_late_by_chance ();
   test_credit ();
   return done ();

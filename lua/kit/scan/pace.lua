@@ -59,13 +59,14 @@ end
 
 -- Nothing has ended so far.
 local function no_sum ()
-  return { in_flight = 0, trip = 0, least = math.huge, count = 0, nr = 0 }
+  return { in_flight = 0, trip = 0, least = math.huge, nr = 0 }
 end
 
 local function set_level (p, phase, level)
   p.phase, p.level, p.level_id = phase, level, p.level_id + 1
   p.nr_older, p.nr_ended = p.nr_ours, 0
   p.full, p.missed = no_sum (), no_sum ()
+  p.brought = { count = 0, nr = 0 }
   p.low_is_burst = false
   p.owed = { nr = 0 }
 end
@@ -79,7 +80,8 @@ local function begin_anew (p, now)
   p.anew = now + ANEW_SECONDS
   p.piece = math.min (p.largest, M.LEAST)
   p.is_by_requests = false
-  p.wider, p.is_as_wide = nil, false
+  p.wider, p.cannot_narrow, p.found_serial = nil, false, nil
+  p.was_long = false
   p.nr_near, p.nr_tries = 0, 0
   set_level (p, "first", 0)
 end
@@ -210,7 +212,8 @@ end
 -- It is known what bytes take: beside so much of the client's, the smallest piece takes
 -- this long.
 local function end_first (p, theirs, trip, count)
-  p.serial, p.shown_serial = math.max (p.serial, p.shown_serial), 0
+  -- That the line is thin, it says itself.
+  p.serial, p.shown_serial = math.max (p.serial, math.min (p.shown_serial, p.least)), 0
   p.low = { in_flight = p.piece, trip = trip }
   p.piece = first_piece (p, count)
   p.guessed = p.piece
@@ -291,36 +294,45 @@ function DECIDE.larger (p, m)
 end
 
 -- The window was narrowed: is as much carried?  Then bytes are what limits, and this is
--- what they take, also for the next search, which a burst may tell less.
-local function end_narrower (p, carried)
+-- what they take, also for the next search, which a burst may tell less.  If not, back.
+-- Returns whether it went back.
+local function judge_narrower (p, carried)
   local wider = p.wider
   p.wider = nil
   if not has_grown (carried, wider.carried)
      and rate_of (carried) >= FULL * rate_of (wider.carried) then
     if not p.is_by_requests then
+      p.found_serial = p.found_serial or math.max (p.serial, 1e-9)
       p.shown_serial = smallest_piece (p) / rate_of (carried)
       p.serial = math.max (p.serial, p.shown_serial)
     end
     return false
   end
-  p.piece, p.is_by_requests, p.is_as_wide = wider.piece, wider.is_by_requests, true
+  p.piece, p.is_by_requests, p.cannot_narrow = wider.piece, wider.is_by_requests, true
   hold (p, wider.window)
   return true
 end
 
--- Most transfers take clearly longer than by themselves, and some do not: are those in a
--- queue of ours?  What is carried would need less in flight, in smaller pieces if not two
--- of these.
-local function is_narrowed (p, sum)
+-- Transfers take clearly longer in the mean than by themselves, and not all of them do:
+-- are they in a queue of ours?  What is carried would need less in flight, in smaller
+-- pieces if not two of these.  Returns whether the level is another one now.
+local function narrow (p, sum)
   local m = mean_of (sum)
   -- Pieces that are cut short are less than they are charged.
-  local part = math.min (1, sum.count / sum.nr / p.piece)
+  local part = math.min (1, p.brought.count / p.brought.nr / p.piece)
   local carried = { in_flight = part * m.in_flight, trip = m.trip }
-  if p.wider and end_narrower (p, carried) then return true end
+  if p.wider and judge_narrower (p, carried) then return true end
   local long = CLEARLY * GAIN * alone_seconds (p)
-  if p.is_as_wide or math.min (p.window, m.in_flight) < 2 * p.piece
+  if p.cannot_narrow or math.min (p.window, m.in_flight) < 2 * p.piece
      or m.trip <= long or sum.least > long then
+    p.was_long = false
     return false
+  end
+  -- If only once, something has stood still for a moment.
+  p.was_long = not p.was_long
+  if p.was_long then
+    hold (p, p.window)
+    return true
   end
   p.wider = { carried = carried, window = p.window, piece = p.piece,
               is_by_requests = p.is_by_requests }
@@ -328,12 +340,14 @@ local function is_narrowed (p, sum)
   if window_of (p) < 2 * p.piece then
     p.bandwidth, p.is_by_requests = rate_of (carried), false
   end
-  hold (p, math.min (p.window, window_of (p)))
+  -- Probes only lead up from two pieces on.
+  local window = math.max (window_of (p), 2 * smallest_piece (p))
+  hold (p, math.min (p.window, window))
   return true
 end
 
 function DECIDE.hold (p, m)
-  if is_narrowed (p, p.full) then return end
+  if narrow (p, p.full) then return end
   p.low = m
   if p.window < 2 * p.piece then return hold (p, p.window) end
   set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
@@ -345,6 +359,8 @@ function DECIDE.probe (p, m)
     -- queue in it: by chance a probe may seem to bring more each time.
     p.anew = p.moved + ANEW_SECONDS
     p.low = m
+    -- What bytes took when the window was narrowed, they do not take.
+    p.serial, p.found_serial, p.shown_serial = p.found_serial or p.serial, nil, 0
     return set_level (p, "more", 2 * p.level)
   end
   p.bandwidth = rate_of (m)
@@ -375,7 +391,7 @@ function GIVE_UP.probe (p, reached)
 end
 
 function GIVE_UP.hold (p, reached)
-  if not is_narrowed (p, p.missed) then GIVE_UP.probe (p, reached) end
+  if not narrow (p, p.missed) then GIVE_UP.probe (p, reached) end
 end
 
 -- While the level doubles, transfers wait for those of the burst that it begins with.
@@ -552,6 +568,8 @@ function Pace:done (transfer, count, now)
     return
   end
 
+  self.brought.count = self.brought.count + count
+  self.brought.nr = self.brought.nr + 1
   local weight = transfer.weight
   if weight == 0 then
     local owed = self.owed
@@ -563,7 +581,6 @@ function Pace:done (transfer, count, now)
   sum.in_flight = sum.in_flight + weight * transfer.in_flight
   sum.trip = sum.trip + weight * trip
   sum.least = math.min (sum.least, trip)
-  sum.count = sum.count + weight * count
   sum.nr = sum.nr + weight
   local is_hold = self.phase == "hold"
   if not transfer.is_full then
