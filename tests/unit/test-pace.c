@@ -784,6 +784,15 @@ test_dip (void)
          least / MB);
   check (longest <= 1.5 * sim.latency_ns, "… and a client's read takes %.1f ms",
          longest / MS);
+
+  /* Few threads need their large pieces again after a second in which nothing comes. */
+  init (&sim, 20, 125 * MB, 64, 8);
+  run (&sim, 5);
+  sim.link_free_ns += NS_PER_SECOND;
+  run (&sim, 2);
+  run (&sim, 30);
+  check (all_per_second (&sim) >= 110 * MB, "after a second of nothing: %.1f of 125.0 MB/s",
+         all_per_second (&sim) / MB);
 }
 
 /* If some take longer by chance, that is no queue, and less in flight brings less. */
