@@ -845,16 +845,14 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
   sum->trip_ns += t->weight * trip_ns;
   sum->least_ns = least (sum->least_ns, trip_ns);
   sum->nr += t->weight;
-  if (!t->is_full) {
-    needed = p->phase == PACE_HOLD ? HOLD_TRANSFERS
-      : most (2, t->in_flight / p->piece);
-    if (sum->nr > needed)
-      give_up_level (p, mean_of (*sum));
-    return;
-  }
-  needed = p->phase == PACE_HOLD ? HOLD_TRANSFERS : p->level / p->piece / 2;
-  if (sum->nr >= needed)
+  if (p->phase == PACE_HOLD)
+    needed = HOLD_TRANSFERS;
+  else
+    needed = t->is_full ? p->level / p->piece / 2 : most (2, t->in_flight / p->piece);
+  if (t->is_full && sum->nr >= needed)
     decide (p, mean_of_level (p), count);
+  else if (!t->is_full && sum->nr > needed)
+    give_up_level (p, mean_of (*sum));
 }
 
 double

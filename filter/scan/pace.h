@@ -48,14 +48,14 @@
  *   bytes that limit: what they take is a guess.  If two went side by side, the window has
  *   room for two, if need be smaller ones.
  * - PACE_HOLD: at the window for a while.  If transfers take clearly longer there, in the
- *   mean, than by themselves, and not all of them do, twice in a row, as something may have
- *   stood still for a moment, they may be in a queue of ours: some
+ *   mean, than by themselves, and not all of them do, they may be in a queue of ours: some
  *   were lucky in the search, as at a bucket that is not first come, first served, or short,
- *   and so more was found than there is.  The window is narrowed to what has gone through
- *   it, in smaller pieces if it has no room for two.  If less goes through then, it was
- *   something else that took long: back, and not again in this search.  If not, bytes are
- *   what limits, and take so long at least, also for the next search, until a probe shows
- *   that they do not.
+ *   and so more was found than there is.  If that is so twice in a row, as something may
+ *   have stood still for a moment, the window is narrowed to what has gone through it, but
+ *   not below a piece as it was, and then in smaller ones if it has no room for two.  If
+ *   less goes through then, it was something else that took long: back, and not again in
+ *   this search.  If not, bytes are what limits, and take so long at least, also for the
+ *   next search, until a probe shows that they do not.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
  *   PACE_MORE.  Not below two pieces, where the one more would double what a

@@ -785,6 +785,15 @@ test_dip (void)
   check (longest <= 1.5 * sim.latency_ns, "… and a client's read takes %.1f ms",
          longest / MS);
 
+  /* Nor does the next search take the line for a thin one, whatever it has shown. */
+  init (&sim, 20, 50 * MB, 64, 16);
+  run (&sim, 14);
+  sim.pace.shown_serial_ns = 100 * MS;
+  run (&sim, 2);
+  run (&sim, 10);
+  check (all_per_second (&sim) >= 45 * MB, "a search that was told it is thin: %.1f of "
+         "50.0 MB/s", all_per_second (&sim) / MB);
+
   /* Few threads need their large pieces again after a second in which nothing comes. */
   init (&sim, 20, 125 * MB, 64, 8);
   run (&sim, 5);
