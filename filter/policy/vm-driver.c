@@ -159,6 +159,16 @@ driver_missing (lua_State *L)
   return 2;
 }
 
+/* driver.room () */
+static int
+driver_room (lua_State *L)
+{
+  struct vm_scan *scan = check_scan (L);
+
+  lua_pushinteger (L, scan->driver->room (scan->driver->opaque));
+  return 1;
+}
+
 /* driver.reads_in_flight () */
 static int
 driver_reads_in_flight (lua_State *L)
@@ -291,7 +301,7 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
 {
   enum met met;
 
-  lua_createtable (L, 0, 12);                   /* driver */
+  lua_createtable (L, 0, 13);                   /* driver */
   lua_pushinteger (L, driver->size);
   lua_setfield (L, -2, "size");
   lua_pushinteger (L, driver->block);
@@ -309,6 +319,7 @@ vm_push_driver (lua_State *L, int box, const struct vm_driver *driver)
   set_list (L, box, "failures", driver_failures, next_failure);
   set_list (L, box, "results", driver_results, next_result);
   set_function (L, box, "missing", driver_missing);
+  set_function (L, box, "room", driver_room);
   set_function (L, box, "reads_in_flight", driver_reads_in_flight);
   set_function (L, box, "idle", driver_idle);
   set_function (L, box, "closed", driver_closed);

@@ -88,6 +88,8 @@ struct vm_driver {
    */
   bool (*missing) (void *opaque, uint64_t from, uint64_t to,
                    struct range *missing);
+  /* Bytes that the next prefetch may have in one piece; 1 to block. */
+  uint32_t (*room) (void *opaque);
   unsigned (*reads_in_flight) (void *opaque);
   uint64_t (*idle_ns) (void *opaque);
   /* What the policy is told in this turn: the client has gone. */

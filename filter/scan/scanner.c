@@ -65,6 +65,12 @@ driver_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
   return map_missing (s->config.map, from, to, missing);
 }
 
+static uint32_t
+driver_room (void *opaque)
+{
+  return ticket_room (opaque);
+}
+
 static unsigned
 driver_reads_in_flight (void *opaque)
 {
@@ -140,6 +146,7 @@ scanner_start (const struct scanner_config *config)
     .failures = driver_failures,
     .results = driver_results,
     .missing = driver_missing,
+    .room = driver_room,
     .reads_in_flight = driver_reads_in_flight,
     .idle_ns = driver_idle_ns,
     .closed = driver_closed,

@@ -68,8 +68,15 @@ ticket_take (struct scanner *s)
   t->is_held = true;
   if (t->most > left)
     t->most = left;
+  t->room = t->most;
   pay (s, t->last < t->most ? t->last : t->most);
   return true;
+}
+
+uint32_t
+ticket_room (const struct scanner *s)
+{
+  return s->ticket.room > 0 ? s->ticket.room : s->config.block;
 }
 
 uint32_t
@@ -88,7 +95,7 @@ ticket_use (struct scanner *s, struct worker *w, uint32_t count)
   }
   pay (s, count);
   w->transfer = t->transfer;
-  *t = (struct ticket) { .last = count };
+  *t = (struct ticket) { .last = count, .room = t->room };
   return count;
 }
 

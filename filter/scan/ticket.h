@@ -31,6 +31,7 @@ struct worker;
 struct ticket {
   bool is_held;
   uint32_t most;                /* bytes that one read may have */
+  uint32_t room;                /* what most was last; 0 if never */
   uint32_t paid;                /* bytes, of the rate */
   uint32_t last;                /* bytes that the last read had; 0 if none */
   struct pace_transfer transfer;
@@ -41,6 +42,11 @@ struct ticket {
  * asked then, before some are lost.  Returns false if there never will be.
  */
 extern bool ticket_take (struct scanner *s);
+
+/* Bytes that the next read may have in one piece, 1 to a block: what there is room for,
+ * or if it is not known, what there was room for last.
+ */
+extern uint32_t ticket_room (const struct scanner *s);
 
 /* This worker will read so many bytes: pay for them, and hand it the room on
  * the line.  Waits for the rate.  Returns how many it may have, fewer than count

@@ -88,6 +88,12 @@ all_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
   return true;
 }
 
+static uint32_t
+a_block (void *opaque)
+{
+  return BLOCK;
+}
+
 static unsigned
 no_reads_in_flight (void *opaque)
 {
@@ -138,7 +144,7 @@ scan (struct vm *vm, uint64_t blocks)
     .size = blocks * BLOCK, .block = BLOCK, .export = "",
     .reads = no_reads, .failures = no_failures,
     .results = no_results, .missing = all_missing,
-    .reads_in_flight = no_reads_in_flight, .idle_ns = idle_ns,
+    .room = a_block, .reads_in_flight = no_reads_in_flight, .idle_ns = idle_ns,
     .closed = no, .gone = no,
   };
   struct vm_scan *s = vm_scan_new (vm, &driver);

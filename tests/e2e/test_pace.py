@@ -42,6 +42,21 @@ def test_all_others_are_unless_asked_not_to (whole, asked):
         assert server.next_call ("cache").count == (LEAST if asked else BLOCK)
 
 
+@pytest.mark.parametrize ("paced", [True, False])
+def test_a_policy_is_told_what_there_is_room_for (tmp_path, paced):
+    policy = tmp_path / "room.lua"
+    policy.write_text ("return function (disk) disk:prefetch (0, disk:room ()) "
+                       "disk:prefetch (1 << 20, disk:room ()) end")
+    with nbdkit ([SCAN], gate ("size=4M", "hold=cache"),
+                 [f"scan-policy={policy}", f"scan-size={BLOCK}",
+                  f"scan-pace={str (paced).lower ()}"]) as server:
+        server.connect ()
+        first = server.next_call ("cache")
+        assert first.count == (LEAST if paced else BLOCK)
+        server.release (first)
+        assert server.next_call ("cache").count == (SMALLEST if paced else BLOCK)
+
+
 def test_all_of_it_is_fetched_in_pieces (whole):
     """They end at multiples of 64K, wherever they begin, but for the smallest, with
     which a search begins; by how long these take it may do so again."""

@@ -33,7 +33,7 @@ end
 
 local OPS = { "prefetch", "wait", "settle", "next_data", "pread", "", "close" }
 local METHODS = { "prefetch", "wait", "settle", "next_data", "pread",
-                  "reads", "failures", "reads_in_flight", "idle", "closed",
+                  "reads", "failures", "room", "reads_in_flight", "idle", "closed",
                   "now" }
 
 local value
@@ -125,6 +125,7 @@ local ACTIONS = {
   -- Limits.
   function () kept[slot ()] = ("x"):rep (1 << (byte () & 31)) end,
   function (disk) for _ = 1, byte () do keep (disk:idle ()) end end,
+  function (disk) keep (disk:room ()) end,
   -- The rest of what there is to call.
   function () keep (load (bytes (byte ()))) end,
   function () print (values ()) end,

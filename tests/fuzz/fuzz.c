@@ -189,6 +189,13 @@ client_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
   return take_byte () >= 16;
 }
 
+static uint32_t
+client_room (void *opaque)
+{
+  (void) opaque;
+  return 1 + take_byte () * (BLOCK - 1) / 255;
+}
+
 static unsigned
 client_reads_in_flight (void *opaque)
 {
@@ -231,7 +238,7 @@ client_init (struct client *client)
       .opaque = client, .size = sizes[take_byte () % 8], .block = BLOCK,
       .export = "", .reads = client_reads, .failures = client_failures,
       .results = client_results, .missing = client_missing,
-      .reads_in_flight = client_reads_in_flight,
+      .room = client_room, .reads_in_flight = client_reads_in_flight,
       .idle_ns = client_idle_ns, .closed = client_closed, .gone = client_gone,
     },
   };

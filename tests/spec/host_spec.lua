@@ -12,6 +12,7 @@ before_each (function ()
     size = 1000, block = 300, export = "e",
     reads = function () return "reads" end,
     failures = function () return "failures" end,
+    room = function () return 200 end,
     reads_in_flight = function () return 3 end,
     idle = function () return 0.5 end,
     closed = function () return true end,
@@ -142,9 +143,9 @@ describe ("scan.host", function ()
     local got
     host.main (function (disk)
       got = { disk:reads (), disk:failures (), disk:reads_in_flight (), disk:idle (),
-              disk:closed (), disk:now () }
+              disk:closed (), disk:now (), disk:room () }
     end, driver)
-    assert.same ({ "reads", "failures", 3, 0.5, true, 12 }, got)
+    assert.same ({ "reads", "failures", 3, 0.5, true, 12, 200 }, got)
   end)
 
   it ("lets a policy spoil only its own disk", function ()

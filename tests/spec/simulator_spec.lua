@@ -228,6 +228,28 @@ describe ("scan.simulator", function ()
     assert.is_true (bytes > 0 and bytes < 1 << 22)
   end)
 
+  it ("says how much goes out in one piece", function ()
+    local function rooms (pace)
+      local seen = {}
+      simulator.run {
+        policy = function (disk)
+          for i = 1, 4 do
+            seen[i] = disk:room ()
+            disk:prefetch ((i - 1) << 18, 1 << 18)
+            assert (disk:room () <= disk.block)
+          end
+        end,
+        pace = pace, traces = { { { offset = 0, count = 512, idle = 5 } } },
+        size = 1 << 22, block = 1 << 18, layer = "clone",
+        source = { latency_seconds = 0.01, bandwidth = 50e6, slots = 16 },
+      }
+      return seen
+    end
+    assert.same ({ 1 << 18, 1 << 18, 1 << 18, 1 << 18 }, rooms (false))
+    -- The pace begins with the least piece.
+    assert.equal (4096, rooms (true)[1])
+  end)
+
   -- Over the clone layer, from a source of 1 s a request and 1 s for each MiB.
   local KiB, MiB = 1024, 1024 * 1024
 

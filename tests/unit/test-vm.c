@@ -65,6 +65,12 @@ fake_missing (void *opaque, uint64_t from, uint64_t to, struct range *missing)
   return from <= 4096 && to > 4096;
 }
 
+static uint32_t
+fake_room (void *opaque)
+{
+  return 512;
+}
+
 static unsigned
 fake_reads_in_flight (void *opaque)
 {
@@ -104,7 +110,7 @@ static struct vm_driver driver = {
   .opaque = &fake, .size = SIZE, .block = BLOCK, .export = "",
   .reads = fake_reads, .failures = fake_failures,
   .results = fake_results, .missing = fake_missing,
-  .reads_in_flight = fake_reads_in_flight, .idle_ns = fake_idle_ns,
+  .room = fake_room, .reads_in_flight = fake_reads_in_flight, .idle_ns = fake_idle_ns,
   .closed = fake_closed, .gone = fake_gone,
 };
 
@@ -145,6 +151,7 @@ static const char POLICY[] =
   "    first, _, seconds, err = results ()\n"
   "    if first ~= 4096 or seconds ~= 0 or err ~= 'ENOSPC' or results () or\n"
   "       dropped ~= 7 then error 'second result' end\n"
+  "    assert (disk:room () == 512)\n"
   "    local offset, count = disk:missing (0)\n"
   "    if offset ~= 4096 or count ~= 512 then error 'missing' end\n"
   "    if disk:missing (4097) or disk:missing (0, 4096) or\n"
@@ -320,7 +327,7 @@ test_messages (void)
   /* The answer it can't be: neither bytes nor an errno. */
   request = vm_resume (scan, &answer);
   check (request.type == VM_FAILED, "a policy that raises an error has failed");
-  check (strstr (vm_error (vm), path) && strstr (vm_error (vm), ":26: pread") &&
+  check (strstr (vm_error (vm), path) && strstr (vm_error (vm), ":27: pread") &&
          strstr (vm_error (vm), "stack traceback:"),
          "the message has file, line and traceback");
   check (vm_resume (scan, &answer).type == VM_GONE, "it is reported once");

@@ -99,9 +99,9 @@ end
 -- What stands behind a colon, and behind a dot.
 local function ignore () end
 local DISK = host.disk { size = 1, block = 1, export = "", reads = ignore,
-                         missing = ignore, results = ignore, failures = ignore,
-                         reads_in_flight = ignore, idle = ignore, closed = ignore,
-                         now = ignore }
+                         missing = ignore, room = ignore, results = ignore,
+                         failures = ignore, reads_in_flight = ignore,
+                         idle = ignore, closed = ignore, now = ignore }
 local METHODS = names_of (DISK, { lines = true, read = true, rows = true })
 local FIELDS = names_of (DISK, { open = true, policy = true, warn = true, words = true },
                          require "scan.args", require "scan.combinators",

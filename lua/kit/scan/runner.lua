@@ -88,6 +88,10 @@ local function make_driver (runner, options)
     return math.max (options.now () - runner.last_read_seconds, 1e-9)
   end
 
+  function driver.room ()
+    return runner.piece
+  end
+
   function driver.closed ()
     return runner.closed
   end
@@ -278,8 +282,10 @@ function Runner:next ()
     if not ready (self) then return nil end
     -- So that what it says is not stale when there is room.
     if self.room then
-      self.has_no_room = not self.closed and self.room () == 0
+      local room = self.room ()
+      self.has_no_room = not self.closed and room == 0
       if self.has_no_room then return nil end
+      if room > 0 then self.piece = room end
     end
     local action, a, b = resume (self)
     if action then return action, a, b end
@@ -302,6 +308,7 @@ function M.new (options)
   local runner = setmetatable ({
     known = map, room = options.room, results = {},
     world = options.world, size = options.size, block = options.block,
+    piece = options.block,
     threads = options.threads, now = options.now,
     reads = {}, reading = 0, failures = {},
     closed = false, woken = false, in_flight = 0, requests = 0, waits = 0,

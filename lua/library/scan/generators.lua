@@ -24,9 +24,6 @@ local M = {}
 
 --- What layers that keep data keep it in, often; a smaller piece is hardly cheaper.
 M.UNIT_BYTES = 64 << 10
--- So many pieces are asked for at once, that what is asked for is not stale when its
--- turn comes; and so many units in any case, for a short piece may mean nothing.
-M.AT_ONCE = 2
 
 --- A range, widened to multiples.
 -- @tparam table disk that the range is on
@@ -102,8 +99,6 @@ end
 -- @tparam[opt] boolean ends true if the scan is over once none of them has anything
 -- to fetch and nothing is in flight
 function M.run (disk, generators, ends)
-  local most, asked = disk.block, {}
-
   local function look ()
     for offset, count, met in disk:reads () do
       for _, generator in ipairs (generators) do
@@ -111,12 +106,6 @@ function M.run (disk, generators, ends)
       end
     end
     for offset, count, _, errno in disk:results () do
-      if asked[offset] then
-        most = math.max (M.AT_ONCE * math.max (count, M.UNIT_BYTES),
-                         count == asked[offset] and most or 0)
-        most = math.min (most, disk.block)
-        asked[offset] = nil
-      end
       for _, generator in ipairs (generators) do
         if generator.ended then generator:ended (offset, count, errno) end
       end
@@ -131,10 +120,9 @@ function M.run (disk, generators, ends)
   local is_settled = false
   while not disk:closed () do
     look ()
-    local offset, count = next_of (generators, most)
+    local offset, count = next_of (generators, disk:room ())
     if offset then
       is_settled = false
-      asked[offset] = count
       disk:prefetch (offset, count)
     elseif count or not ends then
       disk:wait (count)

@@ -111,9 +111,8 @@ local function look_ahead (walk, disk, most)
   -- So many are left on the disk; counted in a way that can't overflow.
   local left = step > 0 and (disk.size - 1 - here) // step or here // -step
   if step == 1 and steps < left then
-    -- It ends on a multiple, so that whole pieces are asked for, or whole units at least.
-    local piece = steps >= most and most // generators.AT_ONCE or 0
-    steps = steps - (here + 1 + steps) % math.max (piece, generators.UNIT_BYTES)
+    -- It ends on a multiple, so that whole units are asked for.
+    steps = steps - (here + 1 + steps) % generators.UNIT_BYTES
   end
   steps = math.min (steps, left) - walk.ahead
   if steps <= 0 then return false end

@@ -7,11 +7,10 @@
 -- one).  It runs in a coroutine; everything that may take time (`prefetch`,
 -- `wait`, `settle`, `next_data`, `pread`) is a *request* that is yielded to the
 -- runner, which does it and resumes the policy with the answer.  Everything
--- that is only a question (`reads`, `missing`, `results`, `failures`,
+-- that is only a question (`reads`, `missing`, `room`, `results`, `failures`,
 -- `reads_in_flight`, `idle`, `closed`, `now`) is answered at once by the runner's
--- *driver*.  The filter,
--- the simulator and the test kit are three runners; a policy can't tell them
--- apart.
+-- *driver*.  The filter, the simulator and the test kit are three runners; a policy
+-- can't tell them apart.
 --
 -- Requests, as the runner sees them come out of `coroutine.resume`:
 --
@@ -29,6 +28,7 @@
 --     reads ()              -> iterator over (offset, count, met), oldest first
 --     missing (from, to)    -> offset, count of the first range in [from, to) that
 --                              was neither read nor fetched nor is in flight
+--     room ()               -> bytes that the next prefetch may have in one piece
 --     results ()            -> iterator over (offset, count, seconds, errno name)
 --     failures ()           -> iterator over (offset, count, errno name)
 --     reads_in_flight ()    -> number
@@ -246,6 +246,14 @@ function M.disk (driver)
     -- when it began: "hit" if all of it had been read or fetched before, "late" if
     -- what had not was in flight, "miss" if not
     reads = driver.reads,
+
+    --- Bytes that there is room for: what goes out in one piece, as of what is asked for
+    -- next.  A policy that asks for no more has a say after each piece; of more, the rest
+    -- goes out before it is asked again, when it may be stale.  Less than a block if
+    -- `scan-pace` says so.
+    -- @function disk:room
+    -- @treturn integer from 1 to `block`
+    room = driver.room,
 
     --- What became of the prefetches that ended since this was last called, pieces
     -- of a block or less.  The newest 256 are kept.
