@@ -57,7 +57,7 @@
 /* The first transfer of all may go beside this many of the client's pieces. */
 #define FIRST_BESIDE 4
 
-/* Trips of PACE_FIRST that are compared, if the client may be in their way. */
+/* Trips of one at a time that are compared, if the client may be in their way. */
 #define FIRST_TRIES 3
 
 /* How many times what was measured the first pieces may be. */
@@ -223,7 +223,11 @@ rate_of (struct pace_means means)
 static struct pace_means
 mean_of (struct pace_sum sum)
 {
-  return (struct pace_means) { sum.in_flight / sum.nr, sum.trip_ns / sum.nr };
+  return (struct pace_means) {
+    .in_flight = sum.in_flight / sum.nr,
+    .ours = sum.ours / sum.nr,
+    .trip_ns = sum.trip_ns / sum.nr,
+  };
 }
 
 /* Has more in flight brought more? */
@@ -290,24 +294,27 @@ first_piece (const struct pace *p, uint32_t count)
   return whole_pieces (p, limit);
 }
 
-/* What bytes take, from a piece of twice the size of one that began beside the client:
- * what it took longer than that, or, if it is alone, than the smallest of all.  Not
- * known if it is short, or has waited less.
+/* What bytes take, from a piece of twice the size of one before: what it took longer than
+ * that, or, if that one began beside the client and this one did not, than the smallest of
+ * all.  Not known if it is short, or has waited less.
  */
 static bool
 measure_twice (struct pace *p, double trip_ns, uint32_t count, bool is_beside)
 {
-  double before_ns = p->beside.trip_ns;
-  uint32_t before = p->beside.count;
+  const bool is_alone = !is_beside && !p->before.is_beside;
+  double before_ns = p->before.trip_ns;
+  uint32_t before = p->before.count;
 
   if (count < 2 * before || (is_beside && before_ns > CLEARLY * trip_ns))
     return false;
-  if (!is_beside) {
+  if (p->before.is_beside && !is_beside) {
     before_ns = p->least_ns;
     before = PACE_LEAST;
   }
   p->serial_ns = most (0, trip_ns - before_ns) * smallest_piece (p) /
     (count - before);
+  if (is_alone)
+    p->least_ns = most (PACE_NEAR_NS, before_ns - bytes_ns (p, before));
   return true;
 }
 
@@ -320,7 +327,7 @@ end_first (struct pace *p, double theirs, double trip_ns, uint32_t count)
   /* That the line is thin, it says itself. */
   p->serial_ns = most (p->serial_ns, least (p->shown_serial_ns, p->least_ns));
   p->shown_serial_ns = 0;
-  p->low = (struct pace_means) { p->piece, trip_ns };
+  p->low = (struct pace_means) { p->piece, p->piece, trip_ns };
   p->piece = p->guessed = first_piece (p, count);
   /* It took so long that the next is due: the rest of it comes first. */
   if (p->moved_ns >= p->anew_ns)
@@ -344,6 +351,7 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
   const uint32_t smallest = smallest_piece (p);
   const double theirs = m.in_flight - p->piece;
   const double trip_ns = m.trip_ns;
+  const bool is_known = p->least_ns > 0;
 
   if (p->piece > smallest) {
     if (!measure_twice (p, trip_ns, count, theirs > 0))
@@ -362,7 +370,7 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
     set_level (p, PACE_FIRST, 0);
     return;
   }
-  if (count > PACE_LEAST)
+  if (is_known && count > PACE_LEAST)
     p->serial_ns = most (0, m.trip_ns - p->least_ns) * smallest /
       (count - PACE_LEAST);
   /* A smaller one takes no longer than this, but may have been held up: the first of all
@@ -374,13 +382,16 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
     set_level (p, PACE_FIRST, 0);
     return;
   }
-  p->least_ns = p->least_ns > 0 ? least (p->least_ns, m.trip_ns) : m.trip_ns;
-  /* The client's bytes may be in that, or a wait for them. */
-  if (theirs > 0 && trip_ns > CLEARLY * p->least_ns &&
-      p->serial_ns <= p->least_ns && count > PACE_LEAST &&
-      p->largest >= 2 * smallest) {
-    p->beside.trip_ns = trip_ns;
-    p->beside.count = count;
+  p->least_ns = is_known ? least (p->least_ns, m.trip_ns) : m.trip_ns;
+  /* The client's bytes may be in that, or a wait for them; and that bytes are all it takes
+   * may be said of a smaller one that was there already.
+   */
+  if ((!is_known || p->serial_ns > p->least_ns ||
+       (theirs > 0 && trip_ns > CLEARLY * p->least_ns)) &&
+      count > PACE_LEAST && p->largest >= 2 * smallest) {
+    p->before.trip_ns = trip_ns;
+    p->before.count = count;
+    p->before.is_beside = theirs > 0;
     p->piece = 2 * smallest;
     set_level (p, PACE_FIRST, 0);
     return;
@@ -391,7 +402,7 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
 static void
 decide_more (struct pace *p, struct pace_means m)
 {
-  double times;
+  double level, all;
 
   if (!has_grown (p->low, m)) {
     end_more (p, m, true);
@@ -401,13 +412,23 @@ decide_more (struct pace *p, struct pace_means m)
   if (!p->low_is_burst)
     p->least_ns = most (p->least_ns, p->low.trip_ns - bytes_ns (p, p->piece));
   /* Nor now, and so few are far from full. */
-  times = p->piece <= PACE_SMALLEST &&
-    m.trip_ns <= CLEARLY * p->low.trip_ns ? 4 : 2;
+  level = p->level * (p->piece <= PACE_SMALLEST &&
+                      m.trip_ns <= CLEARLY * p->low.trip_ns ? 4 : 2);
   p->low = m;
-  set_level (p, PACE_MORE, times * p->level);
+  /* Bytes do not allow as much, and the client's credit can't pay for the proof; but if
+   * more is carried than they allow, it is not known what they do.
+   */
+  all = GAIN * smallest_piece (p) * (p->least_ns + p->serial_ns) / p->serial_ns;
+  if (all <= level && p->credit_ns < m.trip_ns &&
+      bytes_ns (p, rate_of (m)) <= CLEARLY) {
+    p->bandwidth = rate_of (m);
+    hold (p, all);
+    return;
+  }
+  set_level (p, PACE_MORE, level);
 }
 
-/* Have larger pieces brought more, and most of what they should by what bytes take?
+/* Have larger pieces brought more, and we most of what we should by what bytes take?
  * Their least trip counts: others may have been held up.
  */
 static void
@@ -417,19 +438,19 @@ decide_larger (struct pace *p, struct pace_means m)
     (p->least_ns + bytes_ns (p, p->low_piece)) /
     (p->least_ns + bytes_ns (p, p->piece));
 
-  if (m.in_flight / p->full.least_ns <
-      most (LARGER_BEATS, MORE_BRINGS * should) * p->bandwidth) {
+  if (m.in_flight / p->full.least_ns < LARGER_BEATS * p->bandwidth ||
+      m.ours / p->full.least_ns <
+      MORE_BRINGS * should * p->low.ours / p->low.trip_ns) {
     /* One that is held up says nothing. */
-    if (p->full.nr < 2)
-      return;
-    end_larger (p, p->low_level, p->low_piece);
+    if (p->full.nr >= 2)
+      end_larger (p, p->low_level, p->low_piece);
     return;
   }
   p->low = m;
   p->bandwidth = rate_of (m);
-  /* Several of them side by side may fill the line by now. */
+  /* Several of them side by side may fill the line by now, or, beside a client, nearly. */
   if (may_be (p, 2.0 * p->piece) &&
-      (p->level < 2.0 * p->piece || !is_full (p, 1)))
+      (p->level < 2.0 * p->piece || !is_full (p, m.in_flight > m.ours ? 1 : FULL)))
     try_larger (p, p->level);
   else
     end_larger (p, p->level, p->piece);
@@ -473,7 +494,9 @@ narrow (struct pace *p, struct pace_sum sum)
   const struct pace_means m = mean_of (sum);
   /* Pieces that are cut short are less than they are charged. */
   const double part = least (1, p->brought.count / p->brought.nr / p->piece);
-  const struct pace_means carried = { part * m.in_flight, m.trip_ns };
+  const struct pace_means carried = {
+    .in_flight = part * m.in_flight, .trip_ns = m.trip_ns,
+  };
   double long_ns, window;
 
   if (p->wider.window > 0 && judge_narrower (p, carried))
@@ -511,10 +534,23 @@ decide_hold (struct pace *p, struct pace_means m)
   if (narrow (p, p->full))
     return;
   p->low = m;
-  if (p->window < 2.0 * p->piece)
-    hold (p, p->window);
-  else
+  if (p->window >= 2.0 * p->piece) {
     set_level (p, PACE_PROBE, p->window + most (p->window / 4, p->piece));
+    return;
+  }
+  /* One at a time waits for nobody, or for one read of the client's.  If it takes longer,
+   * what was there already was taken for the line; or, of large pieces, there was a burst
+   * in which bytes cost nothing, which the next search knows.
+   */
+  if (p->full.least_ns > (m.in_flight > m.ours ? 2 : 1) * BESIDE * alone_ns (p)) {
+    if (p->piece <= smallest_piece (p)) {
+      begin_anew (p, p->moved_ns);
+      return;
+    }
+    p->shown_serial_ns = (p->full.least_ns - p->least_ns) * smallest_piece (p) /
+      p->piece;
+  }
+  hold (p, p->window);
 }
 
 static void
@@ -609,18 +645,17 @@ is_tight (const struct pace *p)
 }
 
 /* The part of its trip that a transfer may cost the client: by how many go side by
- * side; once that is known, half of what its bytes take for as long as they are on
- * the line.
+ * side; once that is known, what a read waits that comes while its bytes are on the line,
+ * half of what they take, as a client's reads come one in a trip.
  */
 static double
 cost_of (const struct pace *p)
 {
   const double ns = bytes_ns (p, p->piece);
-  const double part = ns / (p->least_ns + ns);
 
   if ((p->phase == PACE_HOLD || p->phase == PACE_PROBE) &&
       p->level >= 2.0 * p->piece)
-    return part * part / 2;
+    return least (1, ns * ns / 2 / p->least_ns / (p->least_ns + ns));
   return p->piece / most (p->level, p->piece);
 }
 
@@ -750,8 +785,8 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
   t->begun_ns = now_ns;
   if (t->charge == 0)
     return;
+  t->ours = p->ours;
   t->in_flight = p->ours + charge_client (p, client);
-  t->is_beside = t->in_flight > p->ours;
   t->is_full = p->phase == PACE_LARGER ||
     t->in_flight + p->piece * ROUNDING > p->level;
   /* The last of a burst waits for the others; and where there was more before,
@@ -781,10 +816,12 @@ pace_begin (struct pace *p, struct pace_transfer *t, struct pace_client client,
 static void
 end_unsettled (struct pace *p, const struct pace_transfer *t, double trip_ns)
 {
-  const struct pace_means m = { t->in_flight, trip_ns };
+  const struct pace_means m = {
+    .in_flight = t->in_flight, .ours = t->ours, .trip_ns = trip_ns,
+  };
 
   if (p->phase == PACE_MORE && t->is_full && has_grown (p->low, m) &&
-      (p->piece <= PACE_SMALLEST || !t->is_beside)) {
+      (p->piece <= PACE_SMALLEST || t->in_flight == t->ours)) {
     decide_more (p, m);
     p->low_is_burst = true;
   }
@@ -810,6 +847,7 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
       t->is_settled && t->weight > 1) {
     p->owed.nr += t->weight - 1;
     p->owed.in_flight = t->in_flight;
+    p->owed.ours = t->ours;
     p->owed.is_full = t->is_full;
   }
   if (count == 0)
@@ -838,15 +876,17 @@ pace_end (struct pace *p, struct pace_transfer *t, uint32_t count,
     p->owed.nr--;
     t->weight = 1;
     t->in_flight = p->owed.in_flight;
+    t->ours = p->owed.ours;
     t->is_full = p->owed.is_full;
   }
   sum = t->is_full ? &p->full : &p->missed;
   sum->in_flight += t->weight * t->in_flight;
+  sum->ours += t->weight * t->ours;
   sum->trip_ns += t->weight * trip_ns;
   sum->least_ns = least (sum->least_ns, trip_ns);
   sum->nr += t->weight;
   if (p->phase == PACE_HOLD)
-    needed = HOLD_TRANSFERS;
+    needed = p->level < 2.0 * p->piece ? FIRST_TRIES : HOLD_TRANSFERS;
   else
     needed = t->is_full ? p->level / p->piece / 2 : most (2, t->in_flight / p->piece);
   if (t->is_full && sum->nr >= needed)

@@ -28,7 +28,8 @@
  * - PACE_FIRST: one of PACE_LEAST, and the smallest piece: what bytes add to the time.
  *   If that is more than all else, the line is thin, and the window one piece.  What
  *   begins beside a client's read and takes longer than it did may have waited for that:
- *   the least of three counts.  Or the client's bytes came with it: then one of twice
+ *   the least of three counts.  Or the client's bytes came with it; or the first was
+ *   answered by a layer that had it already, or all of that size were: then one of twice
  *   the size shows what bytes add.  And if the smallest took less than the first, that
  *   is tried again.  From then on pieces are as large as take an eighth of the latency
  *   by their bytes: eight fill a line that bytes limit, and a source that requests limit
@@ -38,15 +39,16 @@
  *   level doubles for as long as more brings more, or, of small pieces, is four times as
  *   much where nothing has waited at all.  What waited for the burst that a level begins
  *   with counts, too, if it brings enough even so; of large pieces only where nothing of
- *   the client's is in flight.
+ *   the client's is in flight.  A level that bytes do not allow, and that the client's
+ *   credit (below) can't pay for, is not tried: the window is what they allow.
  * - PACE_LARGER: if it was not reached, or bytes alone would take less than 0.8 of
  *   the time, requests may be what limits (connections, our own threads): the
  *   pieces double, or grow fourfold where that would not fill the line either, and
- *   their number stays, for as long as that brings 0.15 more, and 0.6 of what it should
- *   by what bytes take, and bytes take less than 0.8 of the time.  No piece takes longer
- *   than twice what the smallest takes.  If the first step brings nothing, it seems to be
- *   bytes that limit: what they take is a guess.  If two went side by side, the window has
- *   room for two, if need be smaller ones.
+ *   their number stays, for as long as that brings 0.15 more, and us 0.6 of what it
+ *   should by what bytes take, and bytes take less than 0.8 of the time.  No piece takes
+ *   longer than twice what the smallest takes.  If the first step brings nothing, it seems
+ *   to be bytes that limit: what they take is a guess.  If two went side by side, the
+ *   window has room for two, if need be smaller ones.
  * - PACE_HOLD: at the window for a while.  If transfers take clearly longer there, in the
  *   mean, than by themselves, and not all of them do, they may be in a queue of ours: some
  *   were lucky in the search, as at a bucket that is not first come, first served, or short,
@@ -108,11 +110,12 @@ enum pace_phase {
 /* What a level has shown. */
 struct pace_means {
   double in_flight;             /* bytes */
+  double ours;                  /* of these */
   double trip_ns;
 };
 
 struct pace_sum {
-  double in_flight, trip_ns;
+  double in_flight, ours, trip_ns;
   double least_ns;              /* of the trips */
   unsigned nr;                  /* transfers */
 };
@@ -135,7 +138,7 @@ struct pace {
   struct { double count; unsigned nr; } brought; /* bytes, by both */
 
   /* Stood for by one that says nothing itself: so many, and how that one began. */
-  struct { unsigned nr; double in_flight; bool is_full; } owed;
+  struct { unsigned nr; double in_flight, ours; bool is_full; } owed;
 
   /* The level that it is compared to, and what larger pieces are. */
   struct pace_means low;
@@ -165,8 +168,8 @@ struct pace {
   uint64_t anew_ns;             /* when to begin anew */
   unsigned nr_tries;            /* of PACE_FIRST, beside the client; the least is `low` */
 
-  /* What the smallest piece took beside the client, and brought. */
-  struct { double trip_ns; uint32_t count; } beside;
+  /* What the smallest piece took and brought, perhaps beside the client's. */
+  struct { double trip_ns; uint32_t count; bool is_beside; } before;
   uint32_t guessed;             /* piece that the search began with: no smaller ones were
                                  * seen to bring less */
 
@@ -191,11 +194,10 @@ struct pace {
 struct pace_transfer {
   double charge;                /* bytes; 0 if none is taken */
   double cost;                  /* for the client, as a part of its trip */
-  double in_flight;             /* when it began, with itself */
+  double in_flight, ours;       /* when it began, with itself */
   uint64_t begun_ns, level_id;
   unsigned weight;              /* it stands for so many that began with it */
   bool is_full, is_settled;
-  bool is_beside;               /* something of the client's was in flight */
 };
 
 /* What the client has asked of the source so far, in bytes, which only grow; how

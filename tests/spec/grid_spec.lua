@@ -62,6 +62,21 @@ describe ("the grid", function ()
     assert.is_true (result.seconds <= 8, ("%.1f s"):format (result.seconds))
   end)
 
+  -- Its search would cost more than a client's credit, and what a policy asked for before
+  -- it had seen a read would go out first.
+  it ("is of use on lines where all is in a client's way", function ()
+    for _, case in ipairs {
+      { "32 streams", 0.1, 10, 64, 32, 0.55 },
+      { "4K at every 1M down", 0.001, 1000, 4, 8, 0.5 },
+    } do
+      local cell = { workload = grid.workloads[case[1]], latency = case[2],
+                     bandwidth = case[3], slots = case[4], threads = case[5],
+                     block = 2 * MiB }
+      local to_none = grid.run (cell, "adaptive") / grid.run (cell)
+      assert.is_true (to_none <= case[6], ("%s: %.2f"):format (case[1], to_none))
+    end
+  end)
+
   it ("boots a guest over a source that does a few things at a time", function ()
     local boot = grid.workloads["boot-debian12"]
     local ended = 0

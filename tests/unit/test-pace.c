@@ -590,6 +590,27 @@ test_first_pieces (void)
          "8 threads at 86 ms: %.2f of 12.50 MB/s", all_per_second (&sim) / MB);
 }
 
+/* What the scan begins with is in the layer below already, as after a restart: the first
+ * of all, or the two that are measured.  That is no line.
+ */
+static void
+test_there_already (void)
+{
+  unsigned nr;
+
+  for (nr = 1; nr <= 2; ++nr) {
+    init (&sim, 3, 4000 * MB, 64, 16);
+    run (&sim, nr * 0.003 - 0.0001);
+    sim.latency_ns = 30 * MS;
+    sim.rate = 12.5 * MB;
+    run (&sim, 2);
+    run (&sim, 10);
+    check (all_per_second (&sim) >= 0.9 * 12.5 * MB,
+           "the first %u are there already: %.2f of 12.50 MB/s", nr,
+           all_per_second (&sim) / MB);
+  }
+}
+
 /* What bytes take was guessed too low, so that pieces begin many times too large. */
 static void
 test_wrong_guess (void)
@@ -866,6 +887,7 @@ main (void)
   test_thin ();
   test_thin_start ();
   test_first_pieces ();
+  test_there_already ();
   test_wrong_guess ();
   test_search_ends ();
   test_two_threads ();

@@ -5,11 +5,8 @@
 --
 -- This is filter/scan/pace.c, function by function, so that a policy meets in the
 -- simulator what it meets in the server; filter/scan/pace.h says how it works.  Times
--- are in seconds here.  After a change of either, change the other, and
---
---     lua5.4 tests/unit/pace-events.lua > tests/unit/pace.events
---
--- writes down what this one does, for the C one's test to compare itself with.
+-- are in seconds here.  After a change of either, change the other:
+-- tests/unit/test-pace-events.c compares them.
 --
 -- @module scan.pace
 
@@ -59,7 +56,7 @@ end
 
 -- Nothing has ended so far.
 local function no_sum ()
-  return { in_flight = 0, trip = 0, least = math.huge, nr = 0 }
+  return { in_flight = 0, ours = 0, trip = 0, least = math.huge, nr = 0 }
 end
 
 local function set_level (p, phase, level)
@@ -136,22 +133,14 @@ end
 local function rate_of (means) return means.in_flight / means.trip end
 
 local function mean_of (sum)
-  return { in_flight = sum.in_flight / sum.nr, trip = sum.trip / sum.nr }
+  return { in_flight = sum.in_flight / sum.nr, ours = sum.ours / sum.nr,
+           trip = sum.trip / sum.nr }
 end
 
 -- Has more in flight brought more?
 local function has_grown (low, high)
   local added = high.in_flight / low.in_flight - 1
   return added > 0 and rate_of (high) >= rate_of (low) * (1 + MORE_BRINGS * added)
-end
-
--- Have larger pieces, most of what they should by what bytes take?  Their least trip
--- counts: others may have been held up.
-local function has_brought_more (p, high)
-  local should = p.piece / p.low_piece
-    * (p.least + bytes_seconds (p, p.low_piece)) / (p.least + bytes_seconds (p, p.piece))
-  return high.in_flight / p.full.least
-    >= math.max (LARGER_BEATS, MORE_BRINGS * should) * p.bandwidth
 end
 
 -- More in flight brings no more, or was not reached.  If bytes are not what limits,
@@ -195,17 +184,23 @@ local function first_piece (p, count)
   return whole_pieces (p, most)
 end
 
--- What bytes take, from a piece of twice the size of one that began beside the client:
--- what it took longer than that, or, if it is alone, than the smallest of all.  Not
--- known if it is short, or has waited less.
+-- What bytes take, from a piece of twice the size of one before: what it took longer than
+-- that, or, if that one began beside the client and this one did not, than the smallest
+-- of all.  Not known if it is short, or has waited less.
 local function measure_twice (p, trip, count, is_beside)
-  local before = p.beside
+  local before = p.before
   if count < 2 * before.count or is_beside and before.trip > CLEARLY * trip then
     return false
   end
-  if not is_beside then before = { trip = p.least, count = M.LEAST } end
+  local is_alone = not is_beside and not before.is_beside
+  if before.is_beside and not is_beside then
+    before = { trip = p.least, count = M.LEAST }
+  end
   p.serial = math.max (0, trip - before.trip) * smallest_piece (p)
     / (count - before.count)
+  if is_alone then
+    p.least = math.max (M.NEAR_SECONDS, before.trip - bytes_seconds (p, before.count))
+  end
   return true
 end
 
@@ -214,7 +209,7 @@ end
 local function end_first (p, theirs, trip, count)
   -- That the line is thin, it says itself.
   p.serial, p.shown_serial = math.max (p.serial, math.min (p.shown_serial, p.least)), 0
-  p.low = { in_flight = p.piece, trip = trip }
+  p.low = { in_flight = p.piece, ours = p.piece, trip = trip }
   p.piece = first_piece (p, count)
   p.guessed = p.piece
   -- It took so long that the next is due: the rest of it comes first.
@@ -246,7 +241,8 @@ function DECIDE.first (p, m, count)
     p.least, p.piece = m.trip, smallest
     return set_level (p, "first", 0)
   end
-  if count > M.LEAST then
+  local is_known = p.least > 0
+  if is_known and count > M.LEAST then
     p.serial = math.max (0, m.trip - p.least) * smallest / (count - M.LEAST)
   end
   -- A smaller one takes no longer than this, but may have been held up: the first of all
@@ -256,11 +252,12 @@ function DECIDE.first (p, m, count)
     p.piece = math.min (p.largest, M.LEAST)
     return set_level (p, "first", 0)
   end
-  p.least = p.least > 0 and math.min (p.least, m.trip) or m.trip
-  -- The client's bytes may be in that, or a wait for them.
-  if theirs > 0 and trip > CLEARLY * p.least and p.serial <= p.least
+  p.least = is_known and math.min (p.least, m.trip) or m.trip
+  -- The client's bytes may be in that, or a wait for them; and that bytes are all it
+  -- takes may be said of a smaller one that was there already.
+  if (not is_known or p.serial > p.least or theirs > 0 and trip > CLEARLY * p.least)
      and count > M.LEAST and p.largest >= 2 * smallest then
-    p.beside = { trip = trip, count = count }
+    p.before = { trip = trip, count = count, is_beside = theirs > 0 }
     p.piece = 2 * smallest
     return set_level (p, "first", 0)
   end
@@ -275,19 +272,32 @@ function DECIDE.more (p, m)
   end
   -- Nor now, and so few are far from full.
   local times = p.piece <= M.SMALLEST and m.trip <= CLEARLY * p.low.trip and 4 or 2
+  local level = times * p.level
   p.low = m
-  set_level (p, "more", times * p.level)
+  -- Bytes do not allow as much, and the client's credit can't pay for the proof; but if
+  -- more is carried than they allow, it is not known what they do.
+  local all = GAIN * smallest_piece (p) * (p.least + p.serial) / p.serial
+  if all <= level and p.credit < m.trip and bytes_seconds (p, rate_of (m)) <= CLEARLY then
+    p.bandwidth = rate_of (m)
+    return hold (p, all)
+  end
+  set_level (p, "more", level)
 end
 
 function DECIDE.larger (p, m)
-  if not has_brought_more (p, m) then
+  -- Their least trip counts: others may have been held up.
+  local should = p.piece / p.low_piece
+    * (p.least + bytes_seconds (p, p.low_piece)) / (p.least + bytes_seconds (p, p.piece))
+  if m.in_flight / p.full.least < LARGER_BEATS * p.bandwidth
+     or m.ours / p.full.least < MORE_BRINGS * should * p.low.ours / p.low.trip then
     -- One that is held up says nothing.
     if p.full.nr < 2 then return end
     return end_larger (p, p.low_level, p.low_piece)
   end
   p.low, p.bandwidth = m, rate_of (m)
-  -- Several of them side by side may fill the line by now.
-  if may_be (p, 2 * p.piece) and (p.level < 2 * p.piece or not is_full (p, 1)) then
+  -- Several of them side by side may fill the line by now, or, beside a client, nearly.
+  if may_be (p, 2 * p.piece) and (p.level < 2 * p.piece
+     or not is_full (p, m.in_flight > m.ours and 1 or FULL)) then
     return try_larger (p, p.level)
   end
   end_larger (p, p.level, p.piece)
@@ -349,8 +359,18 @@ end
 function DECIDE.hold (p, m)
   if narrow (p, p.full) then return end
   p.low = m
-  if p.window < 2 * p.piece then return hold (p, p.window) end
-  set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
+  if p.window >= 2 * p.piece then
+    return set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
+  end
+  -- One at a time waits for nobody, or for one read of the client's.  If it takes longer,
+  -- what was there already was taken for the line; or, of large pieces, there was a burst
+  -- in which bytes cost nothing, which the next search knows.
+  local reads = m.in_flight > m.ours and 2 or 1
+  if p.full.least > reads * BESIDE * alone_seconds (p) then
+    if p.piece <= smallest_piece (p) then return begin_anew (p, p.moved) end
+    p.shown_serial = (p.full.least - p.least) * smallest_piece (p) / p.piece
+  end
+  hold (p, p.window)
 end
 
 function DECIDE.probe (p, m)
@@ -410,11 +430,12 @@ local function is_tight (p)
 end
 
 -- The part of its trip that a transfer may cost the client: by how many go side by side;
--- once that is known, half of what its bytes take for as long as they are on the line.
+-- once that is known, what a read waits that comes while its bytes are on the line, half
+-- of what they take, as a client's reads come one in a trip.
 local function cost_of (p)
   if (p.phase == "hold" or p.phase == "probe") and p.level >= 2 * p.piece then
     local seconds = bytes_seconds (p, p.piece)
-    return (seconds / (p.least + seconds)) ^ 2 / 2
+    return math.min (1, seconds ^ 2 / 2 / p.least / (p.least + seconds))
   end
   return p.piece / math.max (p.level, p.piece)
 end
@@ -510,8 +531,8 @@ end
 function Pace:begin (transfer, client, now)
   transfer.begun = now
   if transfer.charge == 0 then return end
+  transfer.ours = self.ours
   transfer.in_flight = self.ours + charge_client (self, client)
-  transfer.is_beside = transfer.in_flight > self.ours
   transfer.is_full = self.phase == "larger"
     or transfer.in_flight + self.piece * ROUNDING > self.level
   transfer.is_settled = (self.nr_ended > 0 or self.nr_ours == 1)
@@ -546,7 +567,8 @@ function Pace:done (transfer, count, now)
   if (count == 0 or trip < M.NEAR_SECONDS) and transfer.level_id == self.level_id
      and transfer.is_settled and transfer.weight > 1 then
     self.owed = { nr = self.owed.nr + transfer.weight - 1,
-                  in_flight = transfer.in_flight, is_full = transfer.is_full }
+                  in_flight = transfer.in_flight, ours = transfer.ours,
+                  is_full = transfer.is_full }
   end
   if count == 0 then return end
   if trip < M.NEAR_SECONDS then
@@ -559,9 +581,9 @@ function Pace:done (transfer, count, now)
   self.nr_near = 0
   if transfer.level_id ~= self.level_id then return end
   if not transfer.is_settled then
-    local m = { in_flight = transfer.in_flight, trip = trip }
+    local m = { in_flight = transfer.in_flight, ours = transfer.ours, trip = trip }
     if self.phase == "more" and transfer.is_full and has_grown (self.low, m)
-       and (self.piece <= M.SMALLEST or not transfer.is_beside) then
+       and (self.piece <= M.SMALLEST or transfer.in_flight == transfer.ours) then
       DECIDE.more (self, m)
       self.low_is_burst = true
     end
@@ -575,20 +597,27 @@ function Pace:done (transfer, count, now)
     local owed = self.owed
     if owed.nr == 0 then return end
     owed.nr, weight = owed.nr - 1, 1
-    transfer.in_flight, transfer.is_full = owed.in_flight, owed.is_full
+    transfer.in_flight, transfer.ours = owed.in_flight, owed.ours
+    transfer.is_full = owed.is_full
   end
   local sum = transfer.is_full and self.full or self.missed
   sum.in_flight = sum.in_flight + weight * transfer.in_flight
+  sum.ours = sum.ours + weight * transfer.ours
   sum.trip = sum.trip + weight * trip
   sum.least = math.min (sum.least, trip)
   sum.nr = sum.nr + weight
-  local is_hold = self.phase == "hold"
-  if not transfer.is_full then
-    local most = is_hold and HOLD_TRANSFERS
-      or math.max (2, transfer.in_flight / self.piece)
-    if sum.nr > most then GIVE_UP[self.phase] (self, mean_of (sum)) end
-  elseif sum.nr >= (is_hold and HOLD_TRANSFERS or self.level / self.piece / 2) then
+  local needed
+  if self.phase == "hold" then
+    needed = self.level < 2 * self.piece and FIRST_TRIES or HOLD_TRANSFERS
+  elseif transfer.is_full then
+    needed = self.level / self.piece / 2
+  else
+    needed = math.max (2, transfer.in_flight / self.piece)
+  end
+  if transfer.is_full and sum.nr >= needed then
     DECIDE[self.phase] (self, mean_of_level (self), count)
+  elseif not transfer.is_full and sum.nr > needed then
+    GIVE_UP[self.phase] (self, mean_of (sum))
   end
 end
 
