@@ -64,7 +64,7 @@ fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
 
 /* Returns 0 or an errno. */
 static int
-read_once (struct scanner *s, struct worker *w, struct range range, void *buf)
+read_once (struct worker *w, struct range range, void *buf)
 {
   struct guard_op op;
   int err = VM_SKIPPED;
@@ -84,10 +84,10 @@ fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
   int err;
 
   ticket_begin (w);
-  err = read_once (s, w, range, buf);
+  err = read_once (w, range, buf);
   again = opening_again (w, err);
   if (again)
-    err = read_once (s, w, range, buf);
+    err = read_once (w, range, buf);
   ticket_end (w, err == 0 && !again ? range.count : 0);
   if (err == 0)
     failures_end_row (&s->failures);
