@@ -38,7 +38,7 @@ ask_source (const struct request *req, uint32_t count_, uint64_t offset,
   for (i = 0; r == 0 && i < nbdkit_extents_count (extents); ++i) {
     e = nbdkit_get_extent (extents, i);
     if (e.type & NBDKIT_EXTENT_ZERO)
-      store_keep_hole (store, &claim, e.offset, e.length);
+      store_keep (store, &claim, NULL, e.offset, e.length, false);
   }
   claims_end (&store->claims, &claim);
   return r;

@@ -568,20 +568,11 @@ int
 store_keep (struct store *store, const struct claim *read, const void *data,
             uint64_t offset, uint64_t bytes, bool force)
 {
-  if (!force && !store_has_room (store, bytes)) {
+  if (data != NULL && !force && !store_has_room (store, bytes)) {
     count (&store->counters, COUNT_NOT_KEPT, 1);
     return ENOSPC;
   }
   return store_blocks (store, read, data, store_block_after (store, offset),
-                       offset + bytes == store->size ? map_blocks (store->map)
-                       : store_block (store, offset + bytes));
-}
-
-int
-store_keep_hole (struct store *store, const struct claim *read,
-                 uint64_t offset, uint64_t bytes)
-{
-  return store_blocks (store, read, NULL, store_block_after (store, offset),
                        offset + bytes == store->size ? map_blocks (store->map)
                        : store_block (store, offset + bytes));
 }

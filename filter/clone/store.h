@@ -94,18 +94,15 @@ extern bool store_dirty (const struct store *store);
  */
 extern bool store_has_room (struct store *store, uint64_t bytes);
 
-/* Keep what was fetched, of the blocks that are still to be kept.  The bytes
- * from offset on are whole blocks, the last cut at the end of the disk.  If
- * force, the reserve does not count.  Returns 0, or the errno for which it
- * could not be kept; the server goes on.
+/* Keep what was fetched, of the blocks that are still to be kept and that are whole
+ * in the bytes from offset on; the last block ends with the disk.  data NULL: the
+ * source has a hole there, for which there is always room.  If force, the reserve
+ * does not count.  Returns 0, or the errno for which it could not be kept; the
+ * server goes on.
  */
 extern int store_keep (struct store *store, const struct claim *read,
                        const void *data, uint64_t offset, uint64_t bytes,
                        bool force);
-
-/* The same for what is a hole in the source. */
-extern int store_keep_hole (struct store *store, const struct claim *read,
-                            uint64_t offset, uint64_t bytes);
 
 /* Report that the file can't be read or written (that is what) at this offset. */
 extern void store_report (const struct store *store, const char *what,
