@@ -8,6 +8,10 @@
  * others have in flight.  For that it waits afterwards, then goes over it a
  * second time, joining nobody: so a fetch that fails is tried again by each who
  * had joined it, side by side, and nobody waits twice.
+ *
+ * A read of the plugin that asked for more than had to be may have failed for that:
+ * what it was of is gone over again *exactly*, with no read of what isn't needed.
+ * So a failure costs one read more at the most.
  */
 
 #include <errno.h>
@@ -22,6 +26,7 @@
 #include "extents.h"
 #include "fetch.h"
 #include "options.h"
+#include "range.h"
 
 /* A read joins another of up to this many bytes, or as many as its own.  It may
  * wait for that much more to arrive than it asked for: at 100 Mbit/s a round
@@ -49,6 +54,7 @@ struct walk {
   uint64_t joined_first, joined_end;
   uint64_t joined_number;       /* of the last of these claims */
   bool fetched;
+  int source_err;               /* of the last read of the plugin, or 0 */
   int keep_err;                 /* why something was not kept, or 0 */
 };
 
@@ -69,11 +75,11 @@ read_present (const struct walk *w, uint64_t first, uint64_t end)
   return err;
 }
 
-/* From an absent block on, how far to read in one go: over small gaps, and to
- * the last absent block that fits.
+/* From an absent block on, how far to read in one go: over gaps of this many bytes,
+ * and to the last absent block that fits.
  */
 static uint64_t
-end_of_run (const struct walk *w, uint64_t first, uint64_t end)
+end_of_run (const struct walk *w, uint64_t first, uint64_t end, uint32_t gap_bytes)
 {
   const struct store *store = w->req->store;
   const struct source *const source = w->req->source;
@@ -82,7 +88,7 @@ end_of_run (const struct walk *w, uint64_t first, uint64_t end)
   /* Where it may end, as it is widened to what the plugin wants. */
   const uint64_t limit = store_offset (store, first)
     / source->minimum * source->minimum + max64 (most, source->minimum);
-  const uint64_t gap = GAP_BYTES / store->block_size;
+  const uint64_t gap = gap_bytes / store->block_size;
   uint64_t stop = first, next;
 
   end = min64 (end, max64 (store_block (store, limit), first + 1));
@@ -144,6 +150,56 @@ read_source (const struct walk *w, char *data, uint64_t offset, uint64_t bytes)
   return 0;
 }
 
+/* What is read of the plugin for these blocks: it may want requests in larger units.
+ */
+static struct range
+bytes_to_read (const struct walk *w, uint64_t first, uint64_t end)
+{
+  const struct store *const store = w->req->store;
+  const uint32_t unit = w->req->source->minimum;
+  const uint64_t lo = store_offset (store, first) / unit * unit;
+  const uint64_t hi = (store_offset (store, end) + unit - 1) / unit * unit;
+
+  return (struct range) { lo, min64 (hi, store->size) - lo };
+}
+
+/* Can this error be one of the place that was read?  Where the source is out of reach,
+ * another read is only one more to wait for.
+ */
+static bool
+is_of_a_place (int err)
+{
+  switch (err) {
+  case ESHUTDOWN:
+  case ENOTCONN:
+  case EPIPE:
+  case ETIMEDOUT:
+  case ECONNREFUSED:
+  case ECONNRESET:
+  case ECONNABORTED:
+  case ENETDOWN:
+  case ENETUNREACH:
+  case EHOSTDOWN:
+  case EHOSTUNREACH:
+    return false;
+  default:
+    return true;
+  }
+}
+
+/* A read of the plugin for these blocks has failed.  Would it be asked for less if they
+ * were gone over exactly?  So it is, too, if somebody has written there meanwhile.
+ */
+static bool
+may_do_with_less (const struct walk *w, uint64_t first, uint64_t end)
+{
+  const uint64_t stop = end_of_run (w, first, end, 0);
+
+  return is_of_a_place (w->source_err) &&
+    (stop == first || bytes_to_read (w, first, stop).count
+     < bytes_to_read (w, first, end).count);
+}
+
 /* Fetch the blocks of a claim, give the client its part and keep the rest. */
 static int
 fetch_claimed (struct walk *w, const struct claim *claim)
@@ -151,11 +207,8 @@ fetch_claimed (struct walk *w, const struct claim *claim)
   struct store *const store = w->req->store;
   const uint32_t unit = w->req->source->minimum;
   const uint64_t wanted_end = w->offset + w->count;
-  /* The plugin may want requests in larger units than our blocks. */
-  const uint64_t lo = store_offset (store, claim->first) / unit * unit;
-  const uint64_t hi =
-    min64 ((store_offset (store, claim->end) + unit - 1) / unit * unit,
-           store->size);
+  const struct range range = bytes_to_read (w, claim->first, claim->end);
+  const uint64_t lo = range.offset, hi = range_end (range);
   const uint64_t first = store_block_after (store, lo);
   const uint64_t end = hi == store->size ? map_blocks (store->map)
     : store_block (store, hi);
@@ -167,6 +220,7 @@ fetch_claimed (struct walk *w, const struct claim *claim)
   int err;
 
   w->fetched = true;
+  w->source_err = 0;
   if (direct)
     data = w->buf + (lo - w->offset);
   else {
@@ -190,7 +244,7 @@ fetch_claimed (struct walk *w, const struct claim *claim)
     }
   }
 
-  err = read_source (w, data, lo, hi - lo);
+  err = w->source_err = read_source (w, data, lo, hi - lo);
   if (err != 0)
     return err;
   if (w->purpose == WALK_READ) {
@@ -215,8 +269,10 @@ static int
 walk_once (struct walk *w, uint64_t first, uint64_t end)
 {
   struct store *const store = w->req->store;
+  uint64_t exact_end = first;   /* the blocks before it are gone over exactly */
   struct claim claim;
   uint64_t stop;
+  bool exact;
   int err;
 
   for (; first < end; first = stop) {
@@ -227,7 +283,9 @@ walk_once (struct walk *w, uint64_t first, uint64_t end)
         return err;
       continue;
     }
-    stop = end_of_run (w, first, end);
+    exact = first < exact_end;
+    stop = exact ? end_of_run (w, first, exact_end, 0)
+      : end_of_run (w, first, end, GAP_BYTES);
     switch (claims_begin_read (&store->claims, &claim, first, &stop, w->join,
                                clock_now_ns ())) {
     case CLAIM_MADE:
@@ -236,6 +294,11 @@ walk_once (struct walk *w, uint64_t first, uint64_t end)
         claims_end_read (&store->claims, &claim, clock_now_ns ());
       else
         claims_end (&store->claims, &claim);
+      if (w->source_err != 0 && !exact && may_do_with_less (w, first, stop)) {
+        exact_end = stop;
+        stop = first;
+        break;
+      }
       if (err != 0 || (w->purpose == WALK_CACHE && w->keep_err != 0))
         return err;
       break;

@@ -164,6 +164,8 @@ def test_joined_reads_try_for_themselves_when_the_fetch_fails ():
         server.release (call, errno.EIO)
         calls = [server.next_call ("read") for _ in range (4)]
         server.release (calls[0], errno.EIO)            # all four at once
+        while h.aio_in_flight () > 3:                   # before it is there after all
+            h.poll (-1)
         for call in calls[1:]:
             server.release (call)
         results = [read.result () for read in pending]

@@ -16,7 +16,7 @@ import pytest
 from harness import (CHECK_WITH, CLONE, PLUGINS, SCAN, file_limit, gate, nbdkit, pattern,
                      refused)
 from test_clone import Read
-from test_clone_files import clone, crashing, map_of
+from test_clone_files import clone, crashing, map_of, reads
 
 K = 1024
 M = 1024 * K
@@ -267,6 +267,74 @@ def test_a_flush_covers_what_a_killed_server_wrote (disk, fail):
         h = server.connect ()
         assert h.pread (BLOCK, 0) == b"w" * BLOCK
         fails (errno.EIO, h.flush)
+
+
+# -- the source has places that can't be read -------------------------------------------
+
+def test_a_bad_block_that_was_overwritten_is_in_nobodys_way (disk):
+    """It is read over as long as nothing is wrong with it."""
+    with clone (disk, plugin=[f"bad={2 * BLOCK}+{BLOCK}"]) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 2 * BLOCK)
+        assert h.pread (3 * BLOCK, BLOCK) == (
+            pattern (BLOCK, BLOCK) + b"w" * BLOCK + pattern (3 * BLOCK, BLOCK))
+        assert reads (server) == [(BLOCK, 3 * BLOCK), (BLOCK, BLOCK), (3 * BLOCK, BLOCK)]
+        h.cache (M, 0)
+        n = len (reads (server))
+        assert h.pread (M, 0) == (pattern (0, 2 * BLOCK) + b"w" * BLOCK
+                                  + pattern (3 * BLOCK, M - 3 * BLOCK))
+        assert len (reads (server)) == n
+
+
+def test_a_prefetch_goes_round_a_bad_block_that_was_overwritten (disk):
+    with clone (disk, plugin=[f"bad={2 * BLOCK}+{BLOCK}"]) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 2 * BLOCK)
+        h.cache (M, 0)
+        assert reads (server) == [(0, M), (0, 2 * BLOCK), (3 * BLOCK, M - 3 * BLOCK)]
+
+
+def test_a_scan_completes_a_clone_whose_bad_block_was_overwritten (disk):
+    with clone (disk) as server:
+        server.connect ().pwrite (b"w" * BLOCK, 2 * BLOCK)
+    with nbdkit ([SCAN, CLONE], gate ("log=read", f"bad={2 * BLOCK}+{BLOCK}"),
+                 [f"clone-file={disk}", "scan-policy=data"], ["-v"]) as server:
+        h = server.connect ()
+        server.wait_line ("scan: finished scanning the plugin")
+        n = len (reads (server))
+        assert h.pread (M, 0) == (pattern (0, 2 * BLOCK) + b"w" * BLOCK
+                                  + pattern (3 * BLOCK, M - 3 * BLOCK))
+        assert len (reads (server)) == n
+        assert not any ("prefetch of" in e for e in server.errors ())
+
+
+def test_what_is_present_is_read_over_in_the_units_of_the_plugin (disk):
+    """It can be asked for no less; what has the bad block is left out all the same."""
+    with clone (disk, plugin=[f"blocks={64 * K}-{M}", f"bad={64 * K}+{64 * K}"]) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * 64 * K, 64 * K)
+        h.pwrite (b"v" * BLOCK, 2 * BLOCK)
+        assert h.pread (192 * K, 0) == (
+            pattern (0, 2 * BLOCK) + b"v" * BLOCK + pattern (3 * BLOCK, 52 * K)
+            + b"w" * 64 * K + pattern (128 * K, 64 * K))
+        assert reads (server) == [(0, 192 * K), (0, 64 * K), (128 * K, 64 * K)]
+
+
+@pytest.mark.parametrize ("err, more", [(errno.EIO, 1), (errno.ESHUTDOWN, 0)])
+def test_a_source_that_is_down_is_asked_once_more_at_most (disk, err, more):
+    """And not for the same again, nor if it says that it can't be reached."""
+    with clone (disk) as server:
+        h = server.connect ()
+        for block in 2, 4, 6:
+            h.pwrite (b"w" * BLOCK, block * BLOCK)
+        server.send (f"fail read {err}")
+        for call in h.pread, h.cache:
+            n = len (reads (server))
+            fails (err, call, 8 * BLOCK, 0)
+            assert reads (server)[n:] == [(0, 8 * BLOCK), (0, 2 * BLOCK)][:1 + more]
+            n = len (reads (server))
+            fails (err, call, BLOCK, BLOCK)
+            assert reads (server)[n:] == [(BLOCK, BLOCK)]
 
 
 # -- they are not what they should be --------------------------------------------------

@@ -95,6 +95,7 @@ static unsigned minimum, maximum;      /* of the count of a request; 0: any */
 static int control = -1;
 static struct range data[MAX_DATA_RANGES];
 static size_t nr_data;
+static struct range bad;               /* count 0: none */
 static const char *exports;
 static const char *default_name = "";
 static bool descriptors;        /* each connection has one */
@@ -167,6 +168,8 @@ request (struct handle *h, enum op op, uint64_t offset, uint64_t count)
   if ((n >= rule->fail_first && n <= rule->fail_last) ||
       (rule->fail_every > 0 && n % rule->fail_every == 0))
     err = rule->fail_errno;
+  if (op == READ && offset < bad.offset + bad.count && bad.offset < offset + count)
+    err = EIO;
 
   if (rule->hold) {
     call.next = held_list;
@@ -364,6 +367,13 @@ gate_config (const char *key, const char *value)
     nr_data++;
     return 0;
   }
+  if (strcmp (key, "bad") == 0) {
+    if (sscanf (value, "%" SCNu64 "+%" SCNu64, &bad.offset, &bad.count) != 2) {
+      nbdkit_error ("bad: expected OFFSET+COUNT in bytes, got '%s'", value);
+      return -1;
+    }
+    return 0;
+  }
   if (strcmp (key, "hold") == 0) {
     if ((op = parse_op (key, value, NULL)) == NR_OPS)
       return -1;
@@ -420,6 +430,7 @@ gate_config (const char *key, const char *value)
   "blocks=MINIMUM-MAXIMUM      Say that requests are to be of these sizes, and\n" \
   "                            abort if one isn't.\n" \
   "data=OFFSET+COUNT           The disk has holes except here; may be repeated.\n" \
+  "bad=OFFSET+COUNT            What can't be read: any read of a part of it fails.\n" \
   "exports=A,B,C               Export names to list; any name can be opened.\n" \
   "default=NAME                What the default export is called.\n" \
   "descriptors=true            Have a file descriptor for each that opens the plugin.\n" \
