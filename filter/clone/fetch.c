@@ -10,8 +10,9 @@
  * had joined it, side by side, and nobody waits twice.
  *
  * A read of the plugin that asked for more than had to be may have failed for that:
- * what it was of is gone over again *exactly*, with no read of what isn't needed.
- * So a failure costs one read more at the most.
+ * what it was of is gone over again *exactly*, with no read of what isn't needed, be
+ * it the rest of a block, which is not kept then.  So a failure costs one read more at
+ * the most.
  */
 
 #include <errno.h>
@@ -58,7 +59,7 @@ struct walk {
   int keep_err;                 /* why something was not kept, or 0 */
 };
 
-/* Give the client what the file has of these blocks. */
+/* Give the client what the file has of these blocks, if it wants any of that. */
 static int
 read_present (const struct walk *w, uint64_t first, uint64_t end)
 {
@@ -67,7 +68,7 @@ read_present (const struct walk *w, uint64_t first, uint64_t end)
   const uint64_t hi = min64 (store_offset (store, end), w->offset + w->count);
   int err;
 
-  if (w->purpose != WALK_READ)
+  if (w->purpose != WALK_READ || lo >= hi)
     return 0;
   err = disk_read (store->fd, w->buf + (lo - w->offset), hi - lo, lo);
   if (err != 0)
@@ -102,27 +103,21 @@ end_of_run (const struct walk *w, uint64_t first, uint64_t end, uint32_t gap_byt
   return stop;
 }
 
-/* Where there is data in the clone already it is that which counts. */
+/* Where there is data in the clone already it is that which counts for the client. */
 static int
-overlay_present (const struct store *store, char *data, uint64_t first,
-                 uint64_t end)
+overlay_present (const struct walk *w, struct range range)
 {
-  const uint64_t base = store_offset (store, first);
-  uint64_t stop, offset;
-  int err;
+  const struct store *const store = w->req->store;
+  const uint64_t end = store_block_after (store, range_end (range));
+  uint64_t first = store_block (store, range.offset), stop;
+  int err = 0;
 
-  for (; (first = map_find (store->map, first, end, true)) < end;
+  for (; err == 0 && (first = map_find (store->map, first, end, true)) < end;
        first = stop) {
     stop = map_find (store->map, first, end, false);
-    offset = store_offset (store, first);
-    err = disk_read (store->fd, data + (offset - base),
-                     store_offset (store, stop) - offset, offset);
-    if (err != 0) {
-      store_report (store, "read", offset, err);
-      return err;
-    }
+    err = read_present (w, first, stop);
   }
-  return 0;
+  return err;
 }
 
 /* Read the plugin, and nothing else: at once, unless one block is more than the
@@ -150,17 +145,23 @@ read_source (const struct walk *w, char *data, uint64_t offset, uint64_t bytes)
   return 0;
 }
 
-/* What is read of the plugin for these blocks: it may want requests in larger units.
+/* What is read of the plugin for these blocks; exactly: of what a client wants of them.
+ * The plugin may want requests in larger units.
  */
 static struct range
-bytes_to_read (const struct walk *w, uint64_t first, uint64_t end)
+bytes_to_read (const struct walk *w, uint64_t first, uint64_t end, bool exact)
 {
   const struct store *const store = w->req->store;
   const uint32_t unit = w->req->source->minimum;
-  const uint64_t lo = store_offset (store, first) / unit * unit;
-  const uint64_t hi = (store_offset (store, end) + unit - 1) / unit * unit;
+  uint64_t lo = store_offset (store, first), hi = store_offset (store, end);
 
-  return (struct range) { lo, min64 (hi, store->size) - lo };
+  if (exact && w->purpose == WALK_READ) {
+    lo = max64 (lo, w->offset);
+    hi = min64 (hi, w->offset + w->count);
+  }
+  lo = lo / unit * unit;
+  hi = min64 ((hi + unit - 1) / unit * unit, store->size);
+  return (struct range) { lo, hi - lo };
 }
 
 /* Can this error be one of the place that was read?  Where the source is out of reach,
@@ -196,47 +197,46 @@ may_do_with_less (const struct walk *w, uint64_t first, uint64_t end)
   const uint64_t stop = end_of_run (w, first, end, 0);
 
   return is_of_a_place (w->source_err) &&
-    (stop == first || bytes_to_read (w, first, stop).count
-     < bytes_to_read (w, first, end).count);
+    (stop == first || bytes_to_read (w, first, stop, true).count
+     < bytes_to_read (w, first, end, false).count);
 }
 
-/* Fetch the blocks of a claim, give the client its part and keep the rest. */
+/* Where the client's buffer has all of this; NULL if it hasn't. */
+static char *
+place_in_buffer (const struct walk *w, struct range range)
+{
+  return w->purpose == WALK_READ && range.offset >= w->offset &&
+    range_end (range) <= w->offset + w->count
+    ? w->buf + (range.offset - w->offset) : NULL;
+}
+
+static void
+copy_to_buffer (const struct walk *w, const char *data, struct range range)
+{
+  const uint64_t from = max64 (range.offset, w->offset);
+  const uint64_t to = min64 (range_end (range), w->offset + w->count);
+
+  memcpy (w->buf + (from - w->offset), data + (from - range.offset), to - from);
+}
+
+/* Fetch the blocks of a claim, give the client its part and keep those that are whole.
+ */
 static int
-fetch_claimed (struct walk *w, const struct claim *claim)
+fetch_claimed (struct walk *w, const struct claim *claim, bool exact)
 {
   struct store *const store = w->req->store;
-  const uint32_t unit = w->req->source->minimum;
-  const uint64_t wanted_end = w->offset + w->count;
-  const struct range range = bytes_to_read (w, claim->first, claim->end);
-  const uint64_t lo = range.offset, hi = range_end (range);
-  const uint64_t first = store_block_after (store, lo);
-  const uint64_t end = hi == store->size ? map_blocks (store->map)
-    : store_block (store, hi);
-  const bool direct = w->purpose == WALK_READ &&
-    lo >= w->offset && hi <= wanted_end;
+  struct range range = bytes_to_read (w, claim->first, claim->end, exact);
   CLEANUP_FREE char *bounce = NULL;
-  uint64_t from, to;
-  char *data;
+  char *data = place_in_buffer (w, range);
   int err;
 
   w->fetched = true;
   w->source_err = 0;
-  if (direct)
-    data = w->buf + (lo - w->offset);
-  else {
-    data = bounce = malloc (hi - lo);
-    if (data == NULL && w->purpose == WALK_READ && unit == 1) {
-      /* Then what the client wants of it goes straight there. */
-      from = max64 (lo, w->offset);
-      to = min64 (hi, wanted_end);
-      err = read_source (w, w->buf + (from - w->offset), to - from, from);
-      for (; err == 0 && from < to; from = min64 (store_offset (
-             store, store_block (store, from) + 1), to))
-        if (map_has (store->map, store_block (store, from),
-                     store_block (store, from) + 1))
-          err = read_present (w, store_block (store, from),
-                              store_block (store, from) + 1);
-      return err;
+  if (data == NULL) {
+    data = bounce = malloc (range.count);
+    if (data == NULL) {
+      range = bytes_to_read (w, claim->first, claim->end, true);
+      data = place_in_buffer (w, range);
     }
     if (data == NULL) {
       nbdkit_error ("clone: malloc: %m");
@@ -244,24 +244,39 @@ fetch_claimed (struct walk *w, const struct claim *claim)
     }
   }
 
-  err = w->source_err = read_source (w, data, lo, hi - lo);
+  err = w->source_err = read_source (w, data, range.offset, range.count);
   if (err != 0)
     return err;
   if (w->purpose == WALK_READ) {
-    err = overlay_present (store, data + (store_offset (store, first) - lo),
-                           first, end);
+    if (bounce != NULL)
+      copy_to_buffer (w, data, range);
+    err = overlay_present (w, range);
     if (err != 0)
       return err;
   }
-  err = store_keep (store, claim, data, lo, hi - lo, w->purpose == WALK_KEEP);
+  err = store_keep (store, claim, data, range.offset, range.count,
+                    w->purpose == WALK_KEEP);
   if (err != 0)
     w->keep_err = err;
-  if (w->purpose == WALK_READ && !direct) {
-    from = max64 (lo, w->offset);
-    to = min64 (hi, wanted_end);
-    memcpy (w->buf + (from - w->offset), data + (from - lo), to - from);
-  }
   return 0;
+}
+
+/* Claim to fetch a run of blocks; *stop is moved to where it ends.  Nobody joins one
+ * that is gone over exactly, as some of it may not be kept.
+ */
+static enum claim_result
+begin_run (const struct walk *w, struct claim *claim, uint64_t first, uint64_t *stop,
+           bool exact)
+{
+  struct claims *const claims = &w->req->store->claims;
+
+  *stop = end_of_run (w, first, *stop, exact ? 0 : GAP_BYTES);
+  if (!exact)
+    return claims_begin_read (claims, claim, first, stop, w->join, clock_now_ns ());
+  if (*stop == first)
+    return CLAIM_PRESENT;
+  claims_begin_ask (claims, claim, first, *stop);
+  return CLAIM_MADE;
 }
 
 /* Once over these blocks.  Returns an errno. */
@@ -284,13 +299,11 @@ walk_once (struct walk *w, uint64_t first, uint64_t end)
       continue;
     }
     exact = first < exact_end;
-    stop = exact ? end_of_run (w, first, exact_end, 0)
-      : end_of_run (w, first, end, GAP_BYTES);
-    switch (claims_begin_read (&store->claims, &claim, first, &stop, w->join,
-                               clock_now_ns ())) {
+    stop = exact ? exact_end : end;
+    switch (begin_run (w, &claim, first, &stop, exact)) {
     case CLAIM_MADE:
-      err = fetch_claimed (w, &claim);
-      if (err == 0)
+      err = fetch_claimed (w, &claim, exact);
+      if (err == 0 && !exact)
         claims_end_read (&store->claims, &claim, clock_now_ns ());
       else
         claims_end (&store->claims, &claim);

@@ -568,11 +568,18 @@ int
 store_keep (struct store *store, const struct claim *read, const void *data,
             uint64_t offset, uint64_t bytes, bool force)
 {
+  const uint64_t first = store_block_after (store, offset);
+  const uint64_t end = offset + bytes == store->size ? map_blocks (store->map)
+    : store_block (store, offset + bytes);
+  const char *whole = data;
+
+  if (first >= end)             /* a part of one block */
+    return 0;
   if (data != NULL && !force && !store_has_room (store, bytes)) {
     count (&store->counters, COUNT_NOT_KEPT, 1);
     return ENOSPC;
   }
-  return store_blocks (store, read, data, store_block_after (store, offset),
-                       offset + bytes == store->size ? map_blocks (store->map)
-                       : store_block (store, offset + bytes));
+  if (data != NULL)
+    whole += store_offset (store, first) - offset;
+  return store_blocks (store, read, whole, first, end);
 }

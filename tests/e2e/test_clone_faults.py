@@ -320,6 +320,139 @@ def test_what_is_present_is_read_over_in_the_units_of_the_plugin (disk):
         assert reads (server) == [(0, 192 * K), (0, 64 * K), (128 * K, 64 * K)]
 
 
+SECTOR = 512
+BAD = f"bad={2 * BLOCK}+{SECTOR}"
+
+
+def test_the_neighbours_of_a_bad_sector_can_be_read (disk):
+    """Though a block can only be kept as a whole."""
+    with clone (disk, plugin=[BAD]) as server:
+        h = server.connect ()
+        for offset in (2 * BLOCK + SECTOR, 2 * BLOCK + 5 * SECTOR):
+            for _ in range (2):
+                n = len (reads (server))
+                assert h.pread (SECTOR, offset) == pattern (offset, SECTOR)
+                assert reads (server)[n:] == [(2 * BLOCK, BLOCK), (offset, SECTOR)]
+        fails (errno.EIO, h.pread, SECTOR, 2 * BLOCK)
+        fails (errno.EIO, h.pread, BLOCK, 2 * BLOCK)
+        fails (errno.EIO, h.pwrite, b"w", 3 * BLOCK - 1)        # takes all of it
+        # With others, of which those that are whole are kept.
+        offset = 2 * BLOCK + SECTOR
+        n = len (reads (server))
+        assert h.pread (2 * BLOCK, offset) == pattern (offset, 2 * BLOCK)
+        assert reads (server)[n:] == [(2 * BLOCK, 3 * BLOCK), (offset, 2 * BLOCK)]
+        n = len (reads (server))
+        assert h.pread (BLOCK, 3 * BLOCK) == pattern (3 * BLOCK, BLOCK)
+        assert len (reads (server)) == n
+
+
+@pytest.mark.parametrize ("where", ["before", "after"])
+def test_an_edge_and_a_gap_that_are_bad_at_once (disk, where):
+    """The read has a place for what it does not need."""
+    offset = 2 * BLOCK + SECTOR if where == "before" else 0
+    with clone (disk, plugin=[f"bad={2 * BLOCK}+{SECTOR}" if where == "before"
+                              else f"bad={8 * BLOCK - SECTOR}+{SECTOR}"]) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 4 * BLOCK)
+        data = bytearray (pattern (0, 8 * BLOCK))
+        data[4 * BLOCK:5 * BLOCK] = b"w" * BLOCK
+        end = 8 * BLOCK - SECTOR
+        assert h.pread (end - offset, offset) == data[offset:end]
+
+
+def test_a_bad_sector_in_a_block_larger_than_what_the_plugin_gives (disk):
+    """Its units are kept to."""
+    with clone (disk, "clone-block-size=64K",
+                plugin=[f"blocks={BLOCK}-{8 * BLOCK}", BAD]) as server:
+        h = server.connect ()
+        assert h.pread (SECTOR, 20000) == pattern (20000, SECTOR)
+        assert reads (server) == [(0, 8 * BLOCK), (16 * K, 2 * BLOCK)]
+        h.pwrite (b"w" * 64 * K, 0)
+        n = len (reads (server))
+        assert h.pread (64 * K, 0) == b"w" * 64 * K
+        assert len (reads (server)) == n
+
+
+def test_a_sector_beside_a_bad_one_is_asked_once_more_at_most (disk):
+    with clone (disk, plugin=["fail=read:all"]) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, 4 * BLOCK)
+        fails (errno.EIO, h.pread, SECTOR, SECTOR)
+        assert reads (server) == [(0, BLOCK), (SECTOR, SECTOR)]
+        fails (errno.EIO, h.pread, 8 * BLOCK - SECTOR, SECTOR)
+        assert reads (server)[2:] == [(0, 8 * BLOCK), (SECTOR, 4 * BLOCK - SECTOR)]
+
+
+@pytest.mark.parametrize ("change", ["whole", "part"])
+def test_a_write_beside_a_read_of_less_than_a_block_is_kept (disk, change):
+    """Nobody waits for that read, and it hides nothing."""
+    with nbdkit ([CLONE], gate ("hold=read"), [f"clone-file={disk}"]) as server:
+        h, other = server.connect (), server.connect ()
+        read = Read (h, 2 * SECTOR, 2 * SECTOR)
+        server.release (server.next_call ("read"), errno.EIO)
+        held = server.next_call ("read")
+        assert (held.offset, held.count) == (2 * SECTOR, 2 * SECTOR)
+        if change == "whole":
+            expected = b"w" * BLOCK
+            other.pwrite (expected, 0)
+        else:
+            expected = (pattern (0, 3 * SECTOR) + b"w" * SECTOR
+                        + pattern (4 * SECTOR, BLOCK - 4 * SECTOR))
+            cookie = other.aio_pwrite (b"w" * SECTOR, 3 * SECTOR)
+            server.release (server.next_call ("read"))
+            while not other.aio_command_completed (cookie):
+                other.poll (-1)
+        server.release (held)
+        assert read.result () == expected[2 * SECTOR:4 * SECTOR]
+        assert h.pread (BLOCK, 0) == expected
+
+
+def test_who_has_joined_a_read_that_meets_a_bad_sector (disk):
+    """Each gets what it asked for, and nobody waits for what the others do then."""
+    with nbdkit ([CLONE], gate ("hold=read"), [f"clone-file={disk}"],
+                 ["-v", "-D", "clone.joins=1"]) as server:
+        h = server.connect ()
+        first = Read (h, SECTOR, SECTOR)
+        block = server.next_call ("read")
+        second = Read (h, SECTOR, 3 * SECTOR)
+        server.wait_line ("clone: blocks 0 to 1: waiting")
+        server.release (block, errno.EIO)
+        calls = [server.next_call ("read") for _ in range (2)]
+        assert {(c.offset, c.count) for c in calls} == {(SECTOR, SECTOR), (0, BLOCK)}
+        exact, block = sorted (calls, key=lambda c: c.count)
+        third = Read (h, SECTOR, 5 * SECTOR)            # joins the block's
+        server.wait_line ("clone: blocks 0 to 1: waiting",
+                          server.wait_line ("clone: blocks 0 to 1: waiting")[1])
+        server.release (block, errno.EIO)
+        calls = [server.next_call ("read") for _ in range (2)]
+        for call in sorted (calls, key=lambda c: c.count):
+            server.release (call, errno.EIO if call.count == BLOCK else 0)
+        last = server.next_call ("read")
+        assert (last.offset, last.count) == (5 * SECTOR, SECTOR)
+        server.release (last)
+        server.release (exact)
+        for read, offset in (first, 1), (second, 3), (third, 5):
+            assert read.result () == pattern (offset * SECTOR, SECTOR)
+
+
+def test_through_a_write_beside_a_read_of_less_than_a_block (disk):
+    """What is kept of that read is not what was there before."""
+    with nbdkit ([CLONE], gate ("hold=read", "write=true"),
+                 [f"clone-file={disk}", "clone-write=through"]) as server:
+        h, other = server.connect (), server.connect ()
+        read = Read (h, 2 * BLOCK, BLOCK - SECTOR)      # has one whole block
+        server.release (server.next_call ("read"), errno.EIO)
+        held = server.next_call ("read")
+        assert (held.offset, held.count) == (BLOCK - SECTOR, 2 * BLOCK)
+        other.pwrite (b"w" * SECTOR, BLOCK + SECTOR)
+        server.release (held)
+        read.result ()
+        again = Read (h, BLOCK, BLOCK)
+        server.release (server.next_call ("read"))
+        assert again.result () == (pattern (BLOCK, SECTOR) + b"w" * SECTOR
+                                   + pattern (BLOCK + 2 * SECTOR, BLOCK - 2 * SECTOR))
+
+
 @pytest.mark.parametrize ("err, more", [(errno.EIO, 1), (errno.ESHUTDOWN, 0)])
 def test_a_source_that_is_down_is_asked_once_more_at_most (disk, err, more):
     """And not for the same again, nor if it says that it can't be reached."""
