@@ -261,8 +261,8 @@ fetch_claimed (struct walk *w, const struct claim *claim, bool exact)
   return 0;
 }
 
-/* Claim to fetch a run of blocks; *stop is moved to where it ends.  Nobody joins one
- * that is gone over exactly, as some of it may not be kept.
+/* Claim to fetch a run of blocks; *stop is moved to where the claim ends.  Nobody joins
+ * one that is gone over exactly, as some of it may not be kept.
  */
 static enum claim_result
 begin_run (const struct walk *w, struct claim *claim, uint64_t first, uint64_t *stop,
@@ -270,13 +270,21 @@ begin_run (const struct walk *w, struct claim *claim, uint64_t first, uint64_t *
 {
   struct claims *const claims = &w->req->store->claims;
 
-  *stop = end_of_run (w, first, *stop, exact ? 0 : GAP_BYTES);
   if (!exact)
     return claims_begin_read (claims, claim, first, stop, w->join, clock_now_ns ());
   if (*stop == first)
     return CLAIM_PRESENT;
   claims_begin_ask (claims, claim, first, *stop);
   return CLAIM_MADE;
+}
+
+/* Why a prefetch is of no use, or 0.  A scan knows ENOSPC: a quota, and a limit for the
+ * size of files, are no different for it.
+ */
+static int
+why_not_kept (const struct walk *w)
+{
+  return w->keep_err == EDQUOT || w->keep_err == EFBIG ? ENOSPC : w->keep_err;
 }
 
 /* Once over these blocks.  Returns an errno. */
@@ -299,7 +307,12 @@ walk_once (struct walk *w, uint64_t first, uint64_t end)
       continue;
     }
     exact = first < exact_end;
-    stop = exact ? exact_end : end;
+    stop = exact ? end_of_run (w, first, exact_end, 0)
+      : end_of_run (w, first, end, GAP_BYTES);
+    /* Who only wants it kept has no use for it otherwise. */
+    if (w->purpose == WALK_CACHE &&
+        !store_has_room (store, bytes_to_read (w, first, stop, exact).count))
+      return ENOSPC;
     switch (begin_run (w, &claim, first, &stop, exact)) {
     case CLAIM_MADE:
       err = fetch_claimed (w, &claim, exact);
@@ -312,7 +325,9 @@ walk_once (struct walk *w, uint64_t first, uint64_t end)
         stop = first;
         break;
       }
-      if (err != 0 || (w->purpose == WALK_CACHE && w->keep_err != 0))
+      if (err == 0 && w->purpose == WALK_CACHE)
+        err = why_not_kept (w);
+      if (err != 0)
         return err;
       break;
     case CLAIM_PRESENT:
@@ -432,9 +447,7 @@ fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
     .req = req, .purpose = WALK_CACHE, .join = { .blocks = UINT64_MAX },
   };
 
-  /* For a part of it is enough: the rest may be present. */
-  if (first == end ||
-      !store_has_room (store, min64 (count_, options.fetch_size)))
+  if (first == end)
     return 0;
   if (req->source->can_extents)
     extents_learn (req, first, end);

@@ -43,7 +43,9 @@ struct request {
 extern int fetch_read (const struct request *req, void *buf, uint32_t count,
                        uint64_t offset, int *err);
 
-/* Bring what is absent of this range here, unless there is no room for it. */
+/* Bring what is absent of this range here.  Fails if it can't be kept, too: with ENOSPC
+ * if there is no room for it.
+ */
 extern int fetch_cache (const struct request *req, uint32_t count,
                         uint64_t offset, int *err);
 

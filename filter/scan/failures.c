@@ -85,10 +85,11 @@ failures_add (struct failures *failures, struct range range, int err,
   if (err == ENOSPC) {
     if (!atomic_exchange (&told_full, true))
       nbdkit_error ("scan: the layer below has no space left for what is "
-                    "prefetched (%s), so scans end; the cow and cache filters "
-                    "keep it in TMPDIR, which has to have room for all that is "
-                    "prefetched and written: set TMPDIR to another place, or "
-                    "scan-limit", strerror (err));
+                    "prefetched (%s), so scans end; the clone filter leaves "
+                    "clone-reserve of its file system free, and the cow and cache "
+                    "filters keep it in TMPDIR, which has to have room for all "
+                    "that is prefetched and written: make room, or set "
+                    "clone-reserve, TMPDIR or scan-limit", strerror (err));
   }
   else if (first && !goes_on)
     nbdkit_debug ("scan: prefetch of %" PRIu64 " bytes at offset %" PRIu64

@@ -92,6 +92,34 @@ def test_what_can_t_be_stored_is_not_present (disk, fail):
         assert len (server.calls ("read")) == 3
 
 
+def test_a_prefetch_fails_if_it_can_t_be_stored (disk, fail):
+    """What a client reads is not lost on it; nobody has asked for a prefetch but to
+    have it here."""
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        with fail ("pwrite", disk.name):
+            fails (errno.EIO, h.cache, 64 * K, 0)
+            assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
+        n = len (reads (server))
+        h.cache (64 * K, 0)
+        assert h.pread (64 * K, 0) == pattern (0, 64 * K)
+        assert len (reads (server)) == n + 1
+
+
+@pytest.mark.parametrize ("err", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_scan_ends_if_what_it_fetches_has_no_room (disk, fail, err):
+    """Whether it is the disk that is full, a quota, or a file as large as it may be."""
+    with clone (disk) as server:
+        server.connect ()
+    with fail ("pwrite", disk.name, err), nbdkit (
+            [SCAN, CLONE], gate ("log=read"),
+            [f"clone-file={disk}", "scan-policy=data"], ["-v"]) as server:
+        h = server.connect ()
+        server.wait_line ("scan: the layer below has no space left")
+        assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
+        assert not any ("prefetch of" in e for e in server.errors ())
+
+
 def test_a_map_that_can_t_be_written_is_tried_again (disk, fail):
     with crashing (disk, LATER) as server:
         h = server.connect ()

@@ -17,7 +17,7 @@ import tempfile
 import nbd
 import pytest
 
-from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, gate, nbdkit, pattern,
+from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, gate, nbdkit, pattern,
                      refused)
 
 K = 1024
@@ -631,6 +631,12 @@ def free (folder):
     return st.f_bavail * st.f_frsize
 
 
+def has_no_room (call, *args):
+    with pytest.raises (nbd.Error) as error:
+        call (*args)
+    assert error.value.errnum == errno.ENOSPC
+
+
 def test_fetches_leave_the_reserve (small):
     with clone (small / "disk", "clone-reserve=512K", plugin=["size=4M"]
                 ) as server:
@@ -639,7 +645,7 @@ def test_fetches_leave_the_reserve (small):
             assert h.pread (64 * K, offset) == pattern (offset, 64 * K)
         assert free (small) >= 512 * K
         n = len (reads (server))
-        h.cache (M, 3 * M)                      # not fetched for nothing
+        has_no_room (h.cache, M, 3 * M)         # not fetched for nothing
         assert len (reads (server)) == n
         h.pwrite (b"w" * 256 * K, 2 * M)        # that's what it is for
         h.flush ()
@@ -659,11 +665,48 @@ def test_a_prefetch_of_more_than_there_is_room_for (small):
     with clone (small / "disk", "clone-reserve=512K", "clone-fetch-size=64K",
                 plugin=["size=4M"]) as server:
         h = server.connect ()
-        h.cache (4 * M, 0)
+        has_no_room (h.cache, 4 * M, 0)
         assert 512 * K <= free (small) < 512 * K + 64 * K
         n = len (reads (server))
-        h.cache (4 * M, 0)                      # not fetched for nothing
+        has_no_room (h.cache, 4 * M, 0)         # not fetched for nothing
+        h.cache (64 * K, 0)                     # is there
         assert len (reads (server)) == n
+        assert (small / "disk").stat ().st_blocks * 512 == n * 64 * K
+
+
+def test_a_prefetch_takes_room_for_what_is_absent (small):
+    """And not for all that it is of."""
+    with clone (small / "disk", "clone-reserve=512K", plugin=["size=4M"]) as server:
+        h = server.connect ()
+        h.cache (128 * K, 0)
+        h.cache (128 * K, 192 * K)
+        assert 64 * K <= free (small) - 512 * K < 320 * K
+        h.cache (320 * K, 0)
+        n = len (reads (server))
+        assert h.pread (320 * K, 0) == pattern (0, 320 * K)
+        assert len (reads (server)) == n
+
+
+@pytest.mark.parametrize ("background", ["true", "false"])
+def test_a_scan_hears_that_there_is_no_room (small, background):
+    """It ends, and does not take for fetched what nobody has kept."""
+    stats = small.with_name ("stats")
+    with nbdkit ([SCAN, CLONE], gate ("size=4M", "log=read"),
+                 [f"clone-file={small / 'disk'}", "clone-reserve=512K",
+                  "scan-policy=data", f"scan-background={background}",
+                  f"scan-stats={stats}"], ["-v"]) as server:
+        h = server.connect ()
+        server.wait_line ("scan: the layer below has no space left")
+        server.poll (lambda: stats.exists () and re.search (
+            r'^nbdkit_scan_state\{.*state="failed".*\} 1$', stats.read_text (), re.M),
+                     "the end of the scan")
+        assert 512 * K <= free (small)
+        covered = re.search (r"^nbdkit_scan_covered_bytes\S* (\d+)$",
+                             stats.read_text (), re.M)
+        assert 0 < int (covered[1]) <= 512 * K
+        assert h.pread (M, 3 * M) == pattern (3 * M, M)
+        (message,) = [e for e in server.errors () if "so scans end" in e]
+        assert "clone-reserve" in message and "TMPDIR" in message
 
 
 def test_no_room_at_all (small):
@@ -671,13 +714,9 @@ def test_no_room_at_all (small):
         h = server.connect ()
         for offset in range (0, 4 * M, 64 * K):
             assert h.pread (64 * K, offset) == pattern (offset, 64 * K)
-        h.cache (M, 3 * M)
-        with pytest.raises (nbd.Error) as error:
-            h.pwrite (b"w" * M, 2 * M)
-        assert error.value.errnum == errno.ENOSPC
-        with pytest.raises (nbd.Error) as error:        # its edge has no room
-            h.pwrite (b"w", 3 * M + 100)
-        assert error.value.errnum == errno.ENOSPC
+        has_no_room (h.cache, M, 3 * M)
+        has_no_room (h.pwrite, b"w" * M, 2 * M)
+        has_no_room (h.pwrite, b"w", 3 * M + 100)       # its edge has no room
         h.flush ()
         assert h.pread (64 * K, M) == pattern (M, 64 * K)
     with clone (small / "disk", plugin=["size=4M"]) as server:
