@@ -110,7 +110,7 @@ struct answer {
   uint64_t end;                 /* how far it goes */
 };
 
-/* Ask from offset to end. */
+/* Ask from offset to end, for the first time. */
 static int
 ask_for_answer (const struct request *req, uint64_t offset, uint64_t end,
                 struct answer *answer, int *err)
@@ -118,8 +118,7 @@ ask_for_answer (const struct request *req, uint64_t offset, uint64_t end,
   struct nbdkit_extent last;
   size_t n;
 
-  nbdkit_extents_free (answer->list);
-  *answer = (struct answer) { .list = nbdkit_extents_new (offset, end) };
+  answer->list = nbdkit_extents_new (offset, end);
   if (answer->list == NULL ||
       ask_source (req, end - offset, offset, answer->list, err) == -1)
     return -1;
@@ -146,7 +145,7 @@ add_absent (const struct request *req, uint64_t offset, uint64_t *to,
 
   if (!req->source->can_extents)
     return nbdkit_add_extent (extents, offset, *to - offset, 0);
-  if (offset >= answer->end &&
+  if (answer->list == NULL &&
       ask_for_answer (req, offset, ahead, answer, err) == -1)
     return -1;
   *to = min64 (*to, answer->end);
@@ -183,6 +182,11 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
       to = min64 (store_offset (store, stop), end);
       r = add_present (store, offset, to, one, extents);
     }
+    /* One question for one: where the layer below answers little at a time, much of
+     * the disk would take long, and a client goes on from what it was told.
+     */
+    else if (answer.list != NULL && offset >= answer.end)
+      break;
     else {
       stop = map_find (store->map, block, end_block, true);
       to = min64 (store_offset (store, stop), end);

@@ -22,8 +22,8 @@
 extern void extents_learn (const struct request *req, uint64_t first,
                            uint64_t end);
 
-/* A client's question; `one`: the first extent is enough.  Returns -1 with *err set
- * on failure, else 0.
+/* A client's question; `one`: the first extent is enough.  The answer may fall short of
+ * the count, but is never empty.  Returns -1 with *err set on failure, else 0.
  */
 extern int extents_tell (const struct request *req, uint32_t count,
                          uint64_t offset, bool one,

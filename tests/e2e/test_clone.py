@@ -10,7 +10,7 @@ import os
 import nbd
 import pytest
 
-from harness import CLONE, gate, nbdkit, pattern
+from harness import CLONE, SCAN, gate, nbdkit, pattern
 
 K = 1024
 M = 1024 * K
@@ -572,6 +572,43 @@ def test_a_question_for_extents_is_one_for_the_plugin (data):
             else:
                 assert len (server.calls ("extents")) == n
         assert reads (server) == []
+
+
+@pytest.mark.parametrize ("block", [512, 4 * K, 256 * K])
+def test_a_layer_that_answers_little_is_asked_once_at_a_time (block):
+    """A client goes on by itself, and may have other things to do."""
+    HOLE = nbd.STATE_HOLE | nbd.STATE_ZERO
+    filters = [CLONE, "blocksize"]
+    with nbdkit (filters, gate ("size=4M", f"data={M + 10 * K}+{M}", "log=extents"),
+                 ["maxlen=64K", f"clone-block-size={block}"]) as server:
+        h = server.connect (prepare=with_extents)
+        h.pwrite (b"w" * 256 * K, 256 * K)
+        found, asked = [], 0
+        at = 0
+        while at < 4 * M:
+            answer = extents (h, 4 * M - at, at)
+            assert len (server.calls ("extents")) <= asked + 1
+            asked = len (server.calls ("extents"))
+            assert sum (length for length, _ in answer) > 0
+            for length, state in answer:
+                if found and found[-1][1] == state:
+                    length += found.pop ()[0]
+                found.append ((length, state))
+            at = sum (length for length, _ in found)
+        assert found == [(256 * K, HOLE), (256 * K, 0), (M - 502 * K, HOLE), (M, 0),
+                         (2 * M - 10 * K, HOLE)]
+
+
+def test_a_scan_walks_over_a_layer_that_answers_little ():
+    with nbdkit ([SCAN, CLONE, "blocksize"],
+                 gate ("size=64M", f"data={60 * M + 10 * K}+{M}", "log=read"),
+                 ["maxlen=64K", "scan-policy=data"], ["-v"]) as server:
+        h = server.connect ()
+        server.wait_line ("scan: finished scanning the plugin")
+        n = len (reads (server))
+        assert M <= sum (count for _, count in reads (server)) <= 2 * M
+        assert h.pread (M, 60 * M + 10 * K) == pattern (60 * M + 10 * K, M)
+        assert len (reads (server)) == n
 
 
 def test_trims_give_space_back (tmp_path):
