@@ -175,7 +175,7 @@ STUB_WRAP := $(addprefix -Wl$(comma)--wrap=, \
 $(B)/tests/unit-budget: $(call unit_objects,scan/budget)
 $(B)/tests/unit-clone-bits: $(call unit_objects,$(filter-out clone/map,$(map_units)))
 $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims $(map_units))
-$(B)/tests/unit-clone-exports: $(call unit_objects,clone/exports common/escape)
+$(B)/tests/unit-clone-exports: $(call unit_objects,clone/exports clone/outage common/escape)
 $(B)/tests/unit-clone-map: $(call unit_objects,$(map_units))
 $(B)/tests/unit-counters-file: $(call unit_objects,common/counters-file)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)

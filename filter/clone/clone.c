@@ -9,6 +9,7 @@
  * requests:
  *
  *   exports.c      which clone belongs to which export; opened on first use
+ *   opening.c      the layer below, also when it was away; outage.c says when to try
  *   store.c        the pair of files of one clone, and its commits
  *   map.c          which blocks are present; map-file.c has that on disk
  *   claims.c       who is fetching, storing and writing which absent blocks
@@ -31,8 +32,8 @@
 #include "extents.h"
 #include "fetch.h"
 #include "file-limit.h"
+#include "opening.h"
 #include "options.h"
-#include "plugin.h"
 #include "stats-file.h"
 #include "write.h"
 
@@ -46,6 +47,9 @@ struct handle {
   struct store *store;          /* NULL before .prepare, if it is to be made */
   bool has_source;              /* the layer below is open */
   struct source source;
+
+  struct opening *opening;      /* NULL: it can't do without the source */
+  enum outage_turn turn;        /* until .prepare; NOT_NOW: none */
 };
 
 /* -- start and end of the server ------------------------------------------- */
@@ -131,9 +135,58 @@ clone_unload (void)
 
 /* -- connections ----------------------------------------------------------- */
 
-/* A complete clone needs no source, so the layer below is not even opened; but
- * one of nothing is not for ever, as the source may not have been there yet.
+/* May a connection do without the source?  A clone of nothing may not, as the source may
+ * not have been there yet.
  */
+static bool
+can_do_without (const struct store *store)
+{
+  return store != NULL && store->size > 0 && !options.through;
+}
+
+/* What has become of the attempt to open the source. */
+static void
+end_turn (struct handle *h, bool is_open)
+{
+  if (h->turn != OUTAGE_NOT_NOW)
+    opening_tried (h->export, h->turn, is_open);
+  h->turn = OUTAGE_NOT_NOW;
+}
+
+/* From now on until it is opened later. */
+static void
+do_without (struct handle *h)
+{
+  end_turn (h, false);
+  h->has_source = false;
+  h->store = exports_store (h->export);
+}
+
+/* Open the layer below, or do without where that can be done. */
+static int
+open_source (nbdkit_next_open *next, nbdkit_context *context, int readonly,
+             const char *exportname, struct handle *h)
+{
+  bool is_to_be_tried = true;
+
+  if (can_do_without (exports_store (h->export)) && opening_is_for_client ()) {
+    h->opening = opening_new (h->export, context, exportname);
+    if (h->opening == NULL)
+      return -1;
+    h->turn = outage_connect (&h->export->outage);
+    is_to_be_tried = h->turn != OUTAGE_NOT_NOW;
+  }
+  h->has_source = is_to_be_tried &&
+    next (context, readonly || !options.through, exportname) != -1;
+  if (h->has_source)
+    return 0;
+  if (h->opening == NULL)
+    return -1;
+  do_without (h);
+  return 0;
+}
+
+/* A complete clone needs no source, so the layer below is not even opened. */
 static void *
 clone_open (nbdkit_next_open *next, nbdkit_context *context,
             int readonly, const char *exportname, int is_tls)
@@ -149,14 +202,10 @@ clone_open (nbdkit_next_open *next, nbdkit_context *context,
   if (h->export == NULL || exports_open_store (h->export) == -1)
     goto error;
   store = exports_store (h->export);
-  if (store != NULL && store->size > 0 && map_complete (store->map) &&
-      !options.through) {
+  if (can_do_without (store) && map_complete (store->map))
     h->store = store;
-    return h;
-  }
-  if (next (context, readonly || !options.through, exportname) == -1)
+  else if (open_source (next, context, readonly, exportname, h) == -1)
     goto error;
-  h->has_source = true;
   return h;
 
  error:
@@ -170,47 +219,11 @@ clone_close (void *handle)
 {
   struct handle *h = handle;
 
+  if (h->turn == OUTAGE_TRY)    /* a layer below could not be prepared */
+    end_turn (h, false);
+  opening_free (h->opening);
   exports_put (h->export);
   free (h);
-}
-
-/* Ask all that is needed later: what the layer below can do has to be asked
- * before it is used.
- */
-static int
-ask_source (nbdkit_next *next, struct source *source, int readonly)
-{
-  uint32_t preferred;
-  int r;
-
-  if (next->block_size (next, &source->minimum, &preferred,
-                        &source->maximum) == -1)
-    return -1;
-  if (source->minimum == 0) {
-    source->minimum = 1;
-    source->maximum = UINT32_MAX;
-  }
-  r = next->can_extents (next);
-  if (r == -1)
-    return -1;
-  source->can_extents = r == 1 && !plugin_extents_crash () &&
-    !(options.through && plugin_extents_are_stale ());
-  if (!options.through || readonly)
-    return 0;
-
-  if (next->can_write (next) == -1 ||
-      (source->can_fua = next->can_fua (next)) == -1 ||
-      (source->can_zero = next->can_zero (next)) == -1)
-    return -1;
-  r = next->can_fast_zero (next);
-  if (r == -1)
-    return -1;
-  source->can_fast_zero = r;
-  r = next->can_flush (next);
-  if (r == -1)
-    return -1;
-  source->can_flush = r;
-  return 0;
 }
 
 static int
@@ -222,8 +235,15 @@ clone_prepare (nbdkit_next *next, void *handle, int readonly)
   if (!h->has_source)
     return 0;
   size = next->get_size (next);
-  if (size == -1 || ask_source (next, &h->source, readonly) == -1 ||
-      exports_make_store (h->export, size) == -1)
+  if (size == -1 || opening_ask (next, &h->source, readonly) == -1) {
+    if (h->opening == NULL)
+      return -1;
+    opening_give_up (h->opening);
+    do_without (h);
+    return 0;
+  }
+  end_turn (h, true);
+  if (exports_make_store (h->export, size) == -1)
     return -1;
   h->store = exports_store (h->export);
   return 0;
@@ -343,18 +363,51 @@ clone_can_cache (nbdkit_next *next, void *handle)
 static struct request
 request_of (nbdkit_next *next, const struct handle *h)
 {
+  static const struct source none = { .minimum = 1, .maximum = UINT32_MAX };
+  const struct below *const below = opening_below (h->opening);
+
   return (struct request) {
-    .store = h->store, .source = &h->source,
-    .next = h->has_source ? next : NULL,
+    .store = h->store,
+    .source = h->has_source ? &h->source : below != NULL ? &below->source : &none,
+    .next = h->has_source ? next : below != NULL ? below->next : NULL,
   };
+}
+
+/* The same for one that needs the source, if `needs_source`; -1 with *err set if that is
+ * away.
+ */
+static int
+make_request (nbdkit_next *next, const struct handle *h, bool needs_source,
+              struct request *req, int *err)
+{
+  *req = request_of (next, h);
+  if (!needs_source || req->next != NULL)
+    return 0;
+  if (opening_get (h->opening) != NULL) {
+    *req = request_of (next, h);
+    return 0;
+  }
+  count (&h->store->counters, COUNT_FETCH_FAILURES, 1);
+  *err = EIO;
+  return -1;
+}
+
+/* Is some of it absent? */
+static bool
+has_absent (const struct handle *h, uint32_t count_, uint64_t offset)
+{
+  return !map_has (h->store->map, store_block (h->store, offset),
+                   store_block_after (h->store, offset + count_));
 }
 
 static int
 clone_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count_,
              uint64_t offset, uint32_t flags, int *err)
 {
-  const struct request req = request_of (next, handle);
+  struct request req;
 
+  if (make_request (next, handle, has_absent (handle, count_, offset), &req, err) == -1)
+    return -1;
   return fetch_read (&req, buf, count_, offset, err);
 }
 
@@ -362,37 +415,45 @@ static int
 clone_cache (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
              uint32_t flags, int *err)
 {
-  const struct request req = request_of (next, handle);
+  struct request req;
 
+  if (make_request (next, handle, has_absent (handle, count_, offset), &req, err) == -1)
+    return -1;
   return fetch_cache (&req, count_, offset, err);
+}
+
+static int
+change (nbdkit_next *next, void *handle, const void *buf, uint32_t count_,
+        uint64_t offset, uint32_t flags, int *err)
+{
+  const struct handle *const h = handle;
+  struct request req;
+
+  if (make_request (next, h, write_needs_source (h->store, count_, offset, flags),
+                    &req, err) == -1)
+    return -1;
+  return write_disk (&req, buf, count_, offset, flags, err);
 }
 
 static int
 clone_pwrite (nbdkit_next *next, void *handle, const void *buf,
               uint32_t count_, uint64_t offset, uint32_t flags, int *err)
 {
-  const struct request req = request_of (next, handle);
-
-  return write_disk (&req, buf, count_, offset, flags, err);
+  return change (next, handle, buf, count_, offset, flags, err);
 }
 
 static int
 clone_zero (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
             uint32_t flags, int *err)
 {
-  const struct request req = request_of (next, handle);
-
-  return write_disk (&req, NULL, count_, offset, flags, err);
+  return change (next, handle, NULL, count_, offset, flags, err);
 }
 
 static int
 clone_trim (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
             uint32_t flags, int *err)
 {
-  const struct request req = request_of (next, handle);
-
-  return write_disk (&req, NULL, count_, offset,
-                     flags | NBDKIT_FLAG_MAY_TRIM, err);
+  return change (next, handle, NULL, count_, offset, flags | NBDKIT_FLAG_MAY_TRIM, err);
 }
 
 static int

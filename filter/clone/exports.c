@@ -113,6 +113,7 @@ static void
 free_export (struct export *export)
 {
   pthread_mutex_destroy (&export->lock);
+  outage_destroy (&export->outage);
   free (export->name);
   free (export->path);
   free (export);
@@ -128,6 +129,7 @@ new_export (const char *name)
     return NULL;
   }
   pthread_mutex_init (&export->lock, NULL);
+  outage_init (&export->outage);
   export->name = strdup (name);
   if (export->name == NULL)
     nbdkit_error ("clone: malloc: %m");
@@ -374,19 +376,8 @@ is_idle_copy (const struct export *export)
 }
 
 int
-exports_make_store (struct export *export, uint64_t size)
+exports_check_size (const struct export *export, uint64_t size)
 {
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
-
-  if (export->store != NULL && export->store->size != size &&
-      is_idle_copy (export)) {
-    store_close (export->store);
-    export->store = NULL;
-  }
-  if (export->store == NULL) {
-    export->store = store_create (export->path, export->name, size);
-    return export->store == NULL ? -1 : 0;
-  }
   if (export->store->size == size)
     return 0;
   if (export->path == NULL)
@@ -401,4 +392,21 @@ exports_make_store (struct export *export, uint64_t size)
                   "another file, or move both files away to begin anew",
                   size, export->store->size, export->path);
   return -1;
+}
+
+int
+exports_make_store (struct export *export, uint64_t size)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
+
+  if (export->store != NULL && export->store->size != size &&
+      is_idle_copy (export)) {
+    store_close (export->store);
+    export->store = NULL;
+  }
+  if (export->store == NULL) {
+    export->store = store_create (export->path, export->name, size);
+    return export->store == NULL ? -1 : 0;
+  }
+  return exports_check_size (export, size);
 }

@@ -11,6 +11,7 @@
 
 #include <pthread.h>
 
+#include "outage.h"
 #include "store.h"
 
 /* Clones that no connection uses stay open, up to this many. */
@@ -27,6 +28,9 @@ struct export {
   /* Held while the store is opened, made or closed. */
   pthread_mutex_t lock;
   struct store *store;          /* NULL: not open; stays while it is used */
+
+  /* Of its source; any thread, by itself. */
+  struct outage outage;
 
   /* Protected by the lock of the list. */
   unsigned users;
@@ -64,6 +68,11 @@ extern int exports_open_store (struct export *export);
  * -1 after nbdkit_error.
  */
 extern int exports_make_store (struct export *export, uint64_t size);
+
+/* Is this the size that its source, of which there is a clone, should have?  Returns -1
+ * after nbdkit_error.
+ */
+extern int exports_check_size (const struct export *export, uint64_t size);
 
 /* Go through the exports: the next after this number, as
  * from exports_get, or NULL.

@@ -19,6 +19,24 @@ struct change {
   uint64_t whole_first, whole_end; /* covered; may be none */
 };
 
+static struct change
+change_of (const struct store *store, const void *data, uint32_t count_, uint64_t offset,
+           uint32_t flags)
+{
+  struct change ch = {
+    .data = data, .offset = offset, .count = count_, .flags = flags,
+    .first = store_block (store, offset),
+    .end = store_block_after (store, offset + count_),
+    .whole_first = store_block_after (store, offset),
+    .whole_end = offset + count_ == store->size ? map_blocks (store->map)
+      : store_block (store, offset + count_),
+  };
+
+  if (ch.whole_end < ch.whole_first) /* within one block */
+    ch.whole_end = ch.whole_first;
+  return ch;
+}
+
 /* Also one that fails may have written some of it, which is read then. */
 static int
 put (struct store *store, const struct change *ch, uint64_t from, uint64_t to)
@@ -42,6 +60,24 @@ put (struct store *store, const struct change *ch, uint64_t from, uint64_t to)
   return err;
 }
 
+/* Is a part of this block, at an edge, to be written, and the block absent? */
+static bool
+is_needed (const struct store *store, const struct change *ch, uint64_t edge)
+{
+  return (edge < ch->whole_first || edge >= ch->whole_end) &&
+    !map_has (store->map, edge, edge + 1);
+}
+
+bool
+write_needs_source (const struct store *store, uint32_t count_, uint64_t offset,
+                    uint32_t flags)
+{
+  const struct change ch = change_of (store, NULL, count_, offset, flags);
+
+  return !(flags & NBDKIT_FLAG_FAST_ZERO) &&
+    (is_needed (store, &ch, ch.first) || is_needed (store, &ch, ch.end - 1));
+}
+
 /* The blocks at the edges, of which only a part is written, have to be present
  * for that.
  */
@@ -53,8 +89,7 @@ fetch_edges (const struct request *req, const struct change *ch, int *err)
   int i;
 
   for (i = 0; i < 2; ++i) {
-    if ((edges[i] >= ch->whole_first && edges[i] < ch->whole_end) ||
-        map_has (store->map, edges[i], edges[i] + 1))
+    if (!is_needed (store, ch, edges[i]))
       continue;
     if (ch->flags & NBDKIT_FLAG_FAST_ZERO) {
       *err = ENOTSUP;
@@ -188,18 +223,9 @@ write_disk (const struct request *req, const void *data, uint32_t count_,
             uint64_t offset, uint32_t flags, int *err)
 {
   struct store *const store = req->store;
-  struct change ch = {
-    .data = data, .offset = offset, .count = count_, .flags = flags,
-    .first = store_block (store, offset),
-    .end = store_block_after (store, offset + count_),
-    .whole_first = store_block_after (store, offset),
-    .whole_end = offset + count_ == store->size ? map_blocks (store->map)
-      : store_block (store, offset + count_),
-  };
+  const struct change ch = change_of (store, data, count_, offset, flags);
   int r;
 
-  if (ch.whole_end < ch.whole_first) /* within one block */
-    ch.whole_end = ch.whole_first;
   map_note_write (store->map);
   count (&store->counters, COUNT_WRITTEN_BYTES, count_);
   r = (options.through ? write_through : write_local) (req, &ch, err);

@@ -12,6 +12,7 @@
 #ifndef CLONE_WRITE_H
 #define CLONE_WRITE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "fetch.h"
@@ -23,6 +24,10 @@
 extern int write_disk (const struct request *req, const void *data,
                        uint32_t count, uint64_t offset, uint32_t flags,
                        int *err);
+
+/* Does a write like that have to read the source first, with clone-write=local? */
+extern bool write_needs_source (const struct store *store, uint32_t count,
+                                uint64_t offset, uint32_t flags);
 
 /* Make durable what has been written. */
 extern int write_flush (const struct request *req, int *err);
