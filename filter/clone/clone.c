@@ -20,12 +20,14 @@
  */
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 #include <sys/stat.h>
 
 #include <nbdkit-filter.h>
 
+#include "cleanup.h"
 #include "committer.h"
 #include "contexts.h"
 #include "exports.h"
@@ -87,6 +89,27 @@ clone_config_complete (nbdkit_next_config_complete *next,
   return next (nxdata);
 }
 
+/* Is there something of the clone, and whose is it?  The map alone counts, too. */
+static bool
+is_begun (uid_t *owner)
+{
+  CLEANUP_FREE char *map = NULL;
+  struct stat st;
+
+  if (options.file == NULL)
+    return false;
+  if (lstat (options.file, &st) == -1) {
+    if (asprintf (&map, "%s" MAP_SUFFIX, options.file) == -1) {
+      map = NULL;
+      return false;
+    }
+    if (lstat (map, &st) == -1)
+      return false;
+  }
+  *owner = st.st_uid;
+  return true;
+}
+
 /* What is wrong with a clone is said here, unless its file belongs to somebody that the
  * server may yet become: a command of --run has been started by .after_fork, and would
  * wait for ever for a server that ends there.
@@ -94,13 +117,11 @@ clone_config_complete (nbdkit_next_config_complete *next,
 static int
 clone_get_ready (int thread_model)
 {
-  struct stat st;
+  uid_t owner;
 
   contexts_init ();
   user = geteuid ();
-  if (options.file == NULL || lstat (options.file, &st) == -1 || st.st_uid != user)
-    return 0;
-  return exports_start ();
+  return is_begun (&owner) && owner == user ? exports_start () : 0;
 }
 
 /* The user of the server has changed by now, so files get the right owner, and it is

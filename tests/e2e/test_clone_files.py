@@ -252,14 +252,28 @@ def test_a_second_server_is_refused (disk):
 
 
 @pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit itself")
-def test_no_command_is_run_for_a_clone_that_is_refused (disk, tmp_path):
+@pytest.mark.parametrize ("what, why", [
+    ("another file", "is there and holds data"),
+    ("a map alone", "which it is the map of, is missing"),
+    ("a fifo for a map", "disk.img.map is not a regular file"),
+    ("a link for a map", "disk.img.map is a symbolic link")])
+def test_no_command_is_run_for_a_clone_that_is_refused (disk, tmp_path, what, why):
     """It would wait for a server that has ended."""
-    disk.write_bytes (b"precious")
+    if what == "another file":
+        disk.write_bytes (b"precious")
+    elif what == "a map alone":
+        with clone (disk) as server:
+            server.connect ()
+        disk.unlink ()
+    elif what == "a fifo for a map":
+        os.mkfifo (map_of (disk))
+    else:
+        map_of (disk).symlink_to (tmp_path / "target")
     run = subprocess.run (["nbdkit", "-U", "-", f"--filter={CLONE}", "null", "1M",
                            f"clone-file={disk}", "--run", f'touch {tmp_path}/ran; '
                            'nbdinfo --size "$uri"'],
                           stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECS)
-    assert run.returncode == 1 and "is there and holds data" in run.stderr
+    assert run.returncode == 1 and run.stderr.count ("error:") == 1 and why in run.stderr
     assert not (tmp_path / "ran").exists ()
 
 
