@@ -107,8 +107,9 @@ lock_file (int fd, const char *path)
 }
 
 /* Is nothing kept in these files, so that they are as good as missing?  A crash
- * may have come between making one and the other.  Returns -1 after
- * nbdkit_error.
+ * may have come between making one and the other; but a disk has no size before there is
+ * a file for its map, so one that has is not ours, be it all holes: it may be the source.
+ * Returns -1 after nbdkit_error.
  */
 static int
 is_unborn (struct store *store)
@@ -131,11 +132,12 @@ is_unborn (struct store *store)
   if (st.st_size > 0 &&
       disk_extent (store->fd, 0, st.st_size, &is_hole) < (uint64_t) st.st_size)
     is_hole = false;
-  if (is_hole)
+  if (is_hole && (st.st_size == 0 || store->map_fd != -1))
     return 1;
-  nbdkit_error ("clone: %s is there and holds data, but %s, which says what "
+  nbdkit_error ("clone: %s is there and %s, but %s, which says what "
                 "of it is a clone, is %s; name another file, or move this "
-                "one away", store->path, store->map_path,
+                "one away", store->path,
+                is_hole ? "is not empty" : "holds data", store->map_path,
                 store->map_fd == -1 ? "missing" : "empty");
   return -1;
 }
@@ -288,19 +290,21 @@ make_files (struct store *store, const struct map_identity *identity)
                   store->path);
     return -1;
   }
+  /* Before there is a disk, so that none is found without a map; and before there is a
+   * map: once there is, nobody asks if the names last.
+   */
+  err = disk_sync_folder (store->path);
+  if (err != 0) {
+    nbdkit_error ("clone: cannot sync the folder of %s: %s", store->path,
+                  strerror (err));
+    return -1;
+  }
   err = disk_make_empty (store->fd, store->size, false);
   if (err == 0)
     err = disk_sync (store->fd);
   if (err != 0) {
     nbdkit_error ("clone: %s cannot be made %" PRIu64 " bytes long: %s",
                   store->path, store->size, strerror (err));
-    return -1;
-  }
-  /* Before there is a map: once there is, nobody asks if the names last. */
-  err = disk_sync_folder (store->path);
-  if (err != 0) {
-    nbdkit_error ("clone: cannot sync the folder of %s: %s", store->path,
-                  strerror (err));
     return -1;
   }
   if (map_create (store->map, store->map_fd, identity, error) == -1) {

@@ -317,16 +317,30 @@ def test_a_file_that_is_no_clone_is_left_alone (disk, data):
     assert disk.read_bytes () == data
 
 
+@pytest.mark.parametrize ("what", ["another", "the source"])
+def test_a_file_that_is_all_holes_and_has_no_map_is_left_alone (disk, tmp_path, what):
+    """It may be the source itself; we make no disk before there is a map."""
+    source = disk if what == "the source" else tmp_path / "source"
+    for path in source, disk:
+        path.touch ()
+        os.truncate (path, 3 * M)
+    assert refused ([CLONE], ["file", str (source)], [f"clone-file={disk}"]) == [
+        f"clone: {disk} is there and is not empty, but {map_of (disk)}, which says what of "
+        "it is a clone, is missing; name another file, or move this one away"]
+    assert not map_of (disk).exists ()
+
+
 def test_an_empty_disk_of_another_size_is_left_alone (disk):
     disk.touch ()
     os.truncate (disk, 3 * M)
+    map_of (disk).touch ()
     with clone (disk) as server:
         with pytest.raises (nbd.Error):
             server.connect ()
         assert server.errors () == [
             f"clone: {disk} is there, is of no clone, and has {3 * M} bytes, and the disk "
             f"{M}; name another file, or move this one away"]
-    assert disk.stat ().st_size == 3 * M and not map_of (disk).exists ()
+    assert disk.stat ().st_size == 3 * M and map_of (disk).stat ().st_size == 0
 
 
 @pytest.mark.parametrize ("disk_is_there", [False, True])
@@ -366,7 +380,7 @@ def test_an_empty_file_is_taken (disk, what):
     """The machine may have stopped while they were made."""
     if what != "map":
         disk.touch ()
-    if what in ("map", "both"):
+    if what != "file":
         map_of (disk).touch ()
     if what == "sparse":
         os.truncate (disk, M)
