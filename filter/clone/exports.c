@@ -162,7 +162,7 @@ count_temporary (void)
   unsigned n = 0;
 
   for (e = exports; e != NULL; e = e->next)
-    n += e->path == NULL;
+    n += e->path == NULL && (e->users > 0 || e->store != NULL);
   return n;
 }
 
@@ -228,11 +228,66 @@ get_surplus (void)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
   for (e = exports; e != NULL; e = e->next)
-    if (e->users == 0 && is_lasting (e) && ++idle > EXPORTS_IDLE_MAX) {
+    if (e->users == 0 && e->store != NULL && is_lasting (e) &&
+        ++idle > EXPORTS_IDLE_MAX) {
       e->users++;
       return e;
     }
   return NULL;
+}
+
+/* Take out of the list the one that has been closed for longest, if there are too many;
+ * or return NULL.
+ */
+static struct export *
+take_forgotten (void)
+{
+  struct export **p, *export;
+  unsigned closed = 0;
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
+
+  for (p = &exports; (export = *p) != NULL; p = &export->next)
+    if (export->users == 0 && export->store == NULL && ++closed > EXPORTS_KNOWN_MAX) {
+      *p = export->next;
+      return export;
+    }
+  return NULL;
+}
+
+static void
+get_totals (const struct store *store, struct export_totals *totals)
+{
+  unsigned i;
+
+  totals->size = store->size;
+  totals->present = store_durable (store);
+  totals->is_broken = atomic_load (&store->broken);
+  for (i = 0; i < NR_COUNTERS; ++i)
+    totals->counters[i] = atomic_load_explicit (&store->counters.values[i],
+                                                memory_order_relaxed);
+}
+
+/* With the export's lock held, and nobody else who uses it. */
+static void
+close_store (struct export *export)
+{
+  if (export->store == NULL)
+    return;
+  get_totals (export->store, &export->past);
+  export->has_past = true;
+  store_close (export->store);
+  export->store = NULL;
+}
+
+/* With the export's lock held.  Its counters go on where they were. */
+static void
+set_store (struct export *export, struct store *store)
+{
+  unsigned i;
+
+  for (i = 0; store != NULL && i < NR_COUNTERS; ++i)
+    store->counters.values[i] = export->past.counters[i];
+  export->store = store;
 }
 
 /* It stays in the list until its store is closed, as nobody could open the
@@ -251,10 +306,8 @@ let_go (struct export *export)
       /* Somebody has come for it, and may have left again. */
       stays = export->users > 1 || !is_lasting (export);
     }
-    if (!stays) {
-      store_close (export->store);
-      export->store = NULL;
-    }
+    if (!stays)
+      close_store (export);
   }
   exports_put (export);
 }
@@ -285,7 +338,8 @@ exports_put (struct export *export)
        */
       if (err != 0 || export->users > 1 || export->store == NULL ||
           !store_dirty (export->store)) {
-        is_nothing = --export->users == 0 && export->store == NULL;
+        is_nothing = --export->users == 0 && export->store == NULL &&
+          !export->has_past;
         if (is_nothing)
           take_named (export->name);
         break;
@@ -297,6 +351,20 @@ exports_put (struct export *export)
     free_export (export);
   while ((surplus = get_surplus ()) != NULL)
     let_go (surplus);
+  while ((surplus = take_forgotten ()) != NULL)
+    free_export (surplus);
+}
+
+bool
+exports_get_totals (struct export *export, struct export_totals *totals)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
+
+  if (export->store != NULL)
+    get_totals (export->store, totals);
+  else
+    *totals = export->past;
+  return export->store != NULL || export->has_past;
 }
 
 struct export *
@@ -359,7 +427,7 @@ exports_open_store (struct export *export)
 
   if (export->store != NULL || export->path == NULL)
     return 0;
-  export->store = store_open (export->path, export->name, &missing);
+  set_store (export, store_open (export->path, export->name, &missing));
   return export->store == NULL && !missing ? -1 : 0;
 }
 
@@ -400,12 +468,10 @@ exports_make_store (struct export *export, uint64_t size)
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
 
   if (export->store != NULL && export->store->size != size &&
-      is_idle_copy (export)) {
-    store_close (export->store);
-    export->store = NULL;
-  }
+      is_idle_copy (export))
+    close_store (export);
   if (export->store == NULL) {
-    export->store = store_create (export->path, export->name, size);
+    set_store (export, store_create (export->path, export->name, size));
     return export->store == NULL ? -1 : 0;
   }
   return exports_check_size (export, size);

@@ -17,17 +17,29 @@
 /* Clones that no connection uses stay open, up to this many. */
 #define EXPORTS_IDLE_MAX 8
 
+/* What is told of one that is not open any more is kept of the last so many. */
+#define EXPORTS_KNOWN_MAX 256
+
 /* Most exports whose changes are in temporary files, and so can't be let go. */
 #define EXPORTS_TEMPORARY_MAX 256
+
+/* What is known of an export's clone at one moment. */
+struct export_totals {
+  uint64_t size, present;       /* bytes */
+  bool is_broken;
+  uint64_t counters[NR_COUNTERS]; /* since the server was started */
+};
 
 struct export {
   /* Immutable. */
   char *name;
   char *path;                   /* of its file; NULL: temporary */
 
-  /* Held while the store is opened, made or closed. */
+  /* Held while the store is opened, made or closed; guards these. */
   pthread_mutex_t lock;
   struct store *store;          /* NULL: not open; stays while it is used */
+  bool has_past;                /* it was open before */
+  struct export_totals past;    /* when it was closed */
 
   /* Of its source; any thread, by itself. */
   struct outage outage;
@@ -73,6 +85,9 @@ extern int exports_make_store (struct export *export, uint64_t size);
  * after nbdkit_error.
  */
 extern int exports_check_size (const struct export *export, uint64_t size);
+
+/* What is known of its clone, be it open or not.  False if it never was. */
+extern bool exports_get_totals (struct export *export, struct export_totals *totals);
 
 /* Go through the exports: the next after this number, as
  * from exports_get, or NULL.

@@ -19,7 +19,7 @@
 #include "options.h"
 #include "stats-file.h"
 
-/* Of the store, not of its counters. */
+/* Of the clone, not of its counters. */
 enum { VALUE_SIZE = NR_COUNTERS, VALUE_PRESENT, VALUE_BROKEN };
 
 static const struct metric {
@@ -60,18 +60,17 @@ static const struct metric {
 };
 
 static uint64_t
-value_of (struct store *store, unsigned which)
+value_of (const struct export_totals *totals, unsigned which)
 {
   switch (which) {
   case VALUE_SIZE:
-    return store->size;
+    return totals->size;
   case VALUE_PRESENT:
-    return store_durable (store);
+    return totals->present;
   case VALUE_BROKEN:
-    return atomic_load (&store->broken);
+    return totals->is_broken;
   default:
-    return atomic_load_explicit (&store->counters.values[which],
-                                 memory_order_relaxed);
+    return totals->counters[which];
   }
 }
 
@@ -79,19 +78,17 @@ static void
 write_metric (FILE *fp, const struct metric *metric)
 {
   struct export *export;
-  struct store *store;
+  struct export_totals totals;
   uint64_t number = 0;
 
   fprintf (fp, "# HELP %s %s\n# TYPE %s %s\n", metric->name, metric->help,
            metric->name, metric->type);
   while ((export = exports_after (number)) != NULL) {
     number = export->number;
-    store = exports_store (export);
-    if (store != NULL) {
+    if (exports_get_totals (export, &totals)) {
       fprintf (fp, "%s{export=\"", metric->name);
       escape_to_file (ESCAPE_LABEL, export->name, fp);
-      fprintf (fp, "\"} %" PRIu64 "\n",
-               value_of (store, metric->which));
+      fprintf (fp, "\"} %" PRIu64 "\n", value_of (&totals, metric->which));
     }
     exports_put (export);
   }

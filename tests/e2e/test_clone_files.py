@@ -772,3 +772,26 @@ def test_counters (disk, tmp_path):
             "size_bytes": M, "present_bytes": 2 * BLOCK, "hits_total": 1,
             "misses_total": 1, "fetches_total": 1, "fetched_bytes_total": BLOCK,
             "written_bytes_total": BLOCK, "broken": 0}
+
+
+@pytest.mark.parametrize ("where", ["clone-dir", "a temporary file"])
+def test_counters_of_an_export_that_was_let_go (tmp_path, where):
+    """They go on, and are told all the time."""
+    stats = tmp_path / "stats"
+    names = [f"e{n}" for n in range (20)]
+    with nbdkit ([CLONE], gate (), [f"clone-stats={stats}", "clone-commit=0.1"] + (
+            [f"clone-dir={tmp_path}"] if where == "clone-dir" else [])) as server:
+        for name in [*names, *names]:
+            h = server.connect (name)
+            h.pread (BLOCK, 0)
+            server.disconnect (h)
+    text = stats.read_text ()
+
+    def values (what):
+        return {name: int (n) for name, n in re.findall (
+            rf'^nbdkit_clone_{what}\{{export="(\w+)"\}} (\d+)$', text, re.M)}
+
+    hits, misses = values ("hits_total"), values ("misses_total")
+    assert [hits[n] + misses[n] for n in names] == [2] * len (names)
+    assert values ("size_bytes") == dict.fromkeys (names, M)
+    assert values ("present_bytes") == dict.fromkeys (names, BLOCK)

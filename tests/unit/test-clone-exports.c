@@ -67,6 +67,12 @@ store_dirty (const struct store *store)
   return store->data_dirty;
 }
 
+uint64_t
+store_durable (const struct store *store)
+{
+  return 0;
+}
+
 bool
 map_written (const struct map *map)
 {
@@ -167,11 +173,53 @@ test_a_write_while_the_last_user_leaves (void)
   exports_free ();
 }
 
+static unsigned
+count_exports (void)
+{
+  struct export *export;
+  uint64_t number = 0;
+  unsigned n = 0;
+
+  for (; (export = exports_after (number)) != NULL; ++n) {
+    number = export->number;
+    exports_put (export);
+  }
+  return n;
+}
+
+/* What an export has counted is kept while it is not open, and not for ever. */
+static void
+test_what_is_kept_of_those_that_are_closed (void)
+{
+  struct export *export = use (0);
+  struct export_totals totals;
+  unsigned n;
+
+  count (&export->store->counters, COUNT_HITS, 7);
+  exports_put (export);
+  for (n = 1; n < EXPORTS_KNOWN_MAX; ++n)
+    exports_put (use (n));
+  check (exports_get_totals (export, &totals) && totals.counters[COUNT_HITS] == 7,
+         "it is told while it is closed");
+  export = use (0);
+  count (&export->store->counters, COUNT_HITS, 1);
+  check (exports_get_totals (export, &totals) && totals.counters[COUNT_HITS] == 8,
+         "and goes on when it is opened again");
+  exports_put (export);
+
+  for (; n < 2 * EXPORTS_KNOWN_MAX; ++n)
+    exports_put (use (n));
+  check (count_exports () == EXPORTS_IDLE_MAX + EXPORTS_KNOWN_MAX,
+         "the last that are closed are known");
+  exports_free ();
+}
+
 int
 main (void)
 {
   options.dir = (char *) "/nowhere";
   test_one_that_is_used_meanwhile ();
   test_a_write_while_the_last_user_leaves ();
+  test_what_is_kept_of_those_that_are_closed ();
   return done ();
 }
