@@ -4,6 +4,7 @@
 
 /* See exports.h. */
 
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -443,6 +444,54 @@ is_idle_copy (const struct export *export)
     !map_written (export->store->map);
 }
 
+/* How many clones are in clone-dir, by their maps, whoever has made them.  Returns -1
+ * after nbdkit_error.
+ */
+static int64_t
+count_clones (void)
+{
+  static const char suffix[] = CLONE_SUFFIX MAP_SUFFIX;
+  const size_t length = sizeof suffix - 1;
+  DIR *dir = opendir (options.dir);
+  struct dirent *entry;
+  int64_t n = 0;
+  size_t end;
+
+  if (dir == NULL) {
+    nbdkit_error ("clone: %s: %m", options.dir);
+    return -1;
+  }
+  while ((entry = readdir (dir)) != NULL) {
+    end = strlen (entry->d_name);
+    n += end > length && strcmp (entry->d_name + end - length, suffix) == 0;
+  }
+  closedir (dir);
+  return n;
+}
+
+/* May another clone be begun?  Who connects may invent names, and some plugins take any.
+ * Of those that come at the same time all may, if one may.
+ */
+static int
+check_room (const struct export *export)
+{
+  char name[ESCAPE_NAME_MAX];
+  int64_t n;
+
+  if (options.dir == NULL)
+    return 0;
+  n = count_clones ();
+  if (n == -1)
+    return -1;
+  if (n < options.max_exports)
+    return 0;
+  nbdkit_error ("clone: %s has %" PRIi64 " clones, as many as clone-max-exports=%u "
+                "allows, so none is begun of the export %s", options.dir, n,
+                options.max_exports,
+                escape (ESCAPE_NAME, export->name, name, sizeof name));
+  return -1;
+}
+
 int
 exports_check_size (const struct export *export, uint64_t size)
 {
@@ -471,6 +520,8 @@ exports_make_store (struct export *export, uint64_t size)
       is_idle_copy (export))
     close_store (export);
   if (export->store == NULL) {
+    if (check_room (export) == -1)
+      return -1;
     set_store (export, store_create (export->path, export->name, size));
     return export->store == NULL ? -1 : 0;
   }

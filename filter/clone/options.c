@@ -25,6 +25,8 @@
 #define FETCH_SIZE_MAX (UINT64_C (32) << 20) /* most that clients may ask for */
 #define COMMIT_SECS_MIN 0.1
 #define COMMIT_SECS_MAX 3600
+#define EXPORTS_MAX 1000000
+#define EXPORTS_DIGITS 7
 
 struct options options = {
   .block_size = 4096,
@@ -42,6 +44,19 @@ parse_power (const char *key, const char *value, uint64_t min, uint64_t max,
   if (!value_to_size (value, &n) || n < min || n > max || (n & (n - 1)) != 0)
     return value_is_bad (key, value, allowed);
   *result = n;
+  return 1;
+}
+
+static int
+set_max_exports (const char *key, const char *value)
+{
+  const size_t n = strspn (value, "0123456789");
+
+  options.max_exports = 0;
+  if (n > 0 && n <= EXPORTS_DIGITS && value[n] == '\0')
+    options.max_exports = strtoul (value, NULL, 10);
+  if (options.max_exports < 1 || options.max_exports > EXPORTS_MAX)
+    return value_is_bad (key, value, "a number from 1 to 1000000");
   return 1;
 }
 
@@ -64,6 +79,8 @@ options_set (const char *key, const char *value)
     return set_path (key, value, &options.file);
   if (strcmp (key, "clone-dir") == 0)
     return set_path (key, value, &options.dir);
+  if (strcmp (key, "clone-max-exports") == 0)
+    return set_max_exports (key, value);
   if (strcmp (key, "clone-stats") == 0)
     return set_path (key, value, &options.stats_file);
   if (strcmp (key, "clone-block-size") == 0) {
@@ -101,8 +118,8 @@ options_set (const char *key, const char *value)
    */
   if (strncmp (key, "clone-", 6) == 0) {
     nbdkit_error ("%s: the clone filter has no such parameter; it has: clone-file, "
-                  "clone-dir, clone-block-size, clone-fetch-size, clone-commit, "
-                  "clone-write, clone-reserve, clone-id, clone-stats", key);
+                  "clone-dir, clone-max-exports, clone-block-size, clone-fetch-size, "
+                  "clone-commit, clone-write, clone-reserve, clone-id, clone-stats", key);
     return -1;
   }
   return 0;
@@ -226,6 +243,12 @@ options_complete (void)
                   "clone-dir");
     return -1;
   }
+  if (options.max_exports > 0 && options.dir == NULL) {
+    nbdkit_error ("clone-max-exports is only for clone-dir");
+    return -1;
+  }
+  if (options.max_exports == 0)
+    options.max_exports = MAX_EXPORTS_DEFAULT;
   if (options.fetch_size < options.block_size) {
     nbdkit_error ("clone-fetch-size=%" PRIu32 " is less than clone-block-size="
                   "%" PRIu32 "; it should be at least as large",

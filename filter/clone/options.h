@@ -15,6 +15,11 @@
 #define RESERVE_PERCENT 5
 #define RESERVE_MOST (UINT64_C (1) << 30) /* bytes */
 
+/* clone-max-exports, if it isn't given: as many as there may be in temporary files.  Maps
+ * have all their room from the beginning, 64 MB for a terabyte, so that is 16 GB then.
+ */
+#define MAX_EXPORTS_DEFAULT 256
+
 /* How names end: of the clones in clone-dir, and of the map beside each clone. */
 #define CLONE_SUFFIX ".img"
 #define MAP_SUFFIX ".map"
@@ -28,6 +33,7 @@ struct options {
   bool through;                 /* clone-write */
   uint64_t reserve;             /* bytes, or RESERVE_DEFAULT */
   const char *id;               /* or NULL */
+  unsigned max_exports;         /* 0: not given */
   char *stats_file;             /* absolute, or NULL */
 };
 
@@ -50,6 +56,7 @@ extern void options_free (void);
 #define OPTIONS_HELP                                                       \
   "clone-file=FILE          Where to keep the clone (default temporary).\n" \
   "clone-dir=DIR            Where to keep the clones of several exports.\n" \
+  "clone-max-exports=N      Most clones that are begun there (default 256).\n" \
   "clone-block-size=SIZE    What is fetched at least (default 4096).\n"    \
   "clone-fetch-size=SIZE    Most that one read of the plugin asks for\n"   \
   "                         (default 2M).\n"                               \

@@ -753,6 +753,32 @@ def test_no_room_at_all (small):
             assert h.pread (64 * K, offset) == pattern (offset, 64 * K)
 
 
+# -- clone-max-exports -----------------------------------------------------------------
+
+def test_so_many_exports_are_cloned_and_no_more (tmp_path):
+    """A plugin with one disk takes any name for it, and each is a pair of files."""
+    args = [f"clone-dir={tmp_path}", "clone-max-exports=3"]
+    for _ in range (2):         # those that are there count, and are opened
+        with nbdkit ([CLONE], ["null", "1T"], args) as server:
+            for name in "", "a", "b", "a":
+                server.disconnect (server.connect (name))
+            for name in "c", "d":
+                with pytest.raises (nbd.Error):
+                    server.connect (name)
+            assert server.errors () == [
+                f"clone: {tmp_path} has 3 clones, as many as clone-max-exports=3 allows, so "
+                f"none is begun of the export '{name}'" for name in ("c", "d")]
+            assert len (list (tmp_path.iterdir ())) == 6
+    with nbdkit ([CLONE], ["null", "1T"], [args[0]]) as server:
+        server.connect ("c")
+    for wrong in "0", "x", "-1", "1000001", "4294967297":
+        assert refused ([CLONE], ["null"], [args[0], f"clone-max-exports={wrong}"]) == [
+            f"clone-max-exports: '{wrong}' is not valid; it should be a number from 1 to "
+            "1000000"]
+    assert refused ([CLONE], ["null"], ["clone-max-exports=3"]) == [
+        "clone-max-exports is only for clone-dir"]
+
+
 # -- counters --------------------------------------------------------------------------
 
 def test_counters (disk, tmp_path):
