@@ -195,11 +195,24 @@ disk_forget_cached (int fd)
   posix_fadvise (fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
+static int
+set_size (int fd, uint64_t size)
+{
+  while (ftruncate (fd, size) == -1)
+    if (errno != EINTR)
+      return errno;
+  return 0;
+}
+
 int
 disk_make_empty (int fd, uint64_t size, bool allocate)
 {
-  if (ftruncate (fd, 0) == -1 || ftruncate (fd, size) == -1)
-    return errno;
+  int err = set_size (fd, 0);
+
+  if (err == 0)
+    err = set_size (fd, size);
+  if (err != 0)
+    return err;
   while (allocate && fallocate (fd, 0, 0, size) == -1) {
     if (errno == EINTR)
       continue;

@@ -415,6 +415,10 @@ map_file_is_unborn (int fd)
     return st.st_size == 0;
   err = disk_read (fd, pages, sizeof pages, IDENTITY * PAGE);
   if (err != 0) {
+    /* One that has become a map says so twice. */
+    if (disk_read (fd, &pages[0], PAGE, (IDENTITY + 1) * PAGE) == 0 &&
+        is_sealed (&pages[0], KIND_IDENTITY, 0))
+      return 0;
     errno = err;
     return -1;
   }
@@ -502,6 +506,7 @@ load_identity (int fd, struct map_identity *identity, char *error)
   union page page;
   struct stat st;
   uint64_t bytes, expected;
+  bool is_unread = false;
   unsigned copy;
 
   if (fstat (fd, &st) == -1) {
@@ -516,10 +521,12 @@ load_identity (int fd, struct map_identity *identity, char *error)
   }
   for (copy = 0; copy < 2; ++copy) {
     if (!read_page (fd, &page, IDENTITY + copy, error))
-      return -1;
-    if (is_sealed (&page, KIND_IDENTITY, 0))
+      is_unread = true;
+    else if (is_sealed (&page, KIND_IDENTITY, 0))
       break;
   }
+  if (copy == 2 && is_unread)
+    return -1;
   if (copy == 2) {
     if (memcmp (page.head.magic, magics[KIND_IDENTITY],
                 sizeof page.head.magic) != 0)

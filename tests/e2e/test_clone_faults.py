@@ -16,7 +16,7 @@ import pytest
 from harness import (CHECK_WITH, CLONE, PLUGINS, SCAN, file_limit, gate, nbdkit, pattern,
                      refused)
 from test_clone import Read
-from test_clone_files import clone, crashing, map_of, reads
+from test_clone_files import clone, crashing, damage, map_of, reads
 
 K = 1024
 M = 1024 * K
@@ -79,6 +79,25 @@ def test_why_a_map_can_t_be_read (disk, fail):
     with fail ("pread", map_of (disk).name):
         errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
     assert errors == [f"clone: {map_of (disk)}: Input/output error"]
+
+
+def test_a_map_whose_first_page_can_t_be_read (disk, fail):
+    """What is in it is in the second, too."""
+    with clone (disk) as server:
+        server.connect ().pread (BLOCK, 0)
+    with fail ("pread-first", map_of (disk).name), clone (disk) as server:
+        assert server.connect ().pread (BLOCK, 0) == pattern (0, BLOCK)
+        assert server.calls ("read") == []
+    damage (map_of (disk), PAGE, b"x")
+    with fail ("pread-first", map_of (disk).name):
+        assert refused ([CLONE], gate (), [f"clone-file={disk}"]) == [
+            f"clone: {map_of (disk)}: Input/output error"]
+
+
+@pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])
+def test_a_signal_while_a_clone_is_made (disk, fail, what):
+    with fail ("ftruncate", what, errno.EINTR, once=True), clone (disk) as server:
+        assert server.connect ().pread (BLOCK, 0) == pattern (0, BLOCK)
 
 
 def test_what_can_t_be_stored_is_not_present (disk, fail):

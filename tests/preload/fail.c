@@ -9,7 +9,8 @@
  *                   there is a file DIR/CALL.NAME; what is in it is the errno,
  *                   and "once" if the file goes away by that
  *
- * CALL is pread, pwrite, fallocate, sync (fdatasync and fsync) or posix_fadvise.
+ * CALL is pread, pread-first (of what is first in the file), pwrite, ftruncate, fallocate,
+ * sync (fdatasync and fsync) or posix_fadvise.
  */
 
 #include <dlfcn.h>
@@ -65,7 +66,7 @@ must_fail (const char *call, int fd)
 ssize_t
 pread (int fd, void *buf, size_t count, off_t offset)
 {
-  return must_fail ("pread", fd) ? -1
+  return must_fail ("pread", fd) || (offset == 0 && must_fail ("pread-first", fd)) ? -1
     : REAL (pread) (fd, buf, count, offset);
 }
 
@@ -86,6 +87,18 @@ ssize_t
 pwrite64 (int fd, const void *buf, size_t count, off64_t offset)
 {
   return pwrite (fd, buf, count, offset);
+}
+
+int
+ftruncate (int fd, off_t size)
+{
+  return must_fail ("ftruncate", fd) ? -1 : REAL (ftruncate) (fd, size);
+}
+
+int
+ftruncate64 (int fd, off64_t size)
+{
+  return ftruncate (fd, size);
 }
 
 int
