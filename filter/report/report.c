@@ -14,6 +14,7 @@
 #include "clock.h"
 #include "counters-file.h"
 #include "exports.h"
+#include "file-limit.h"
 #include "line.h"
 #include "metrics.h"
 #include "progress.h"
@@ -119,10 +120,15 @@ int
 report_init (const struct report_config *c)
 {
   char why[COUNTERS_FILE_WHY_MAX];
+  struct sigaction before;
+  int r;
 
   config = *c;
   clock_cond_init (&cond);
-  if (write_file (why) == 0)
+  file_limit_survive_for_now (&before);
+  r = write_file (why);
+  file_limit_as_before (&before);
+  if (r == 0)
     return 0;
   nbdkit_error ("scan-stats=%s: can't be written: %s", config.stats_file, why);
   return -1;

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import termios
@@ -16,7 +17,7 @@ import termios
 import nbd
 import pytest
 
-from harness import CHECK_WITH, CLONE, SCAN, TOP, gate, nbdkit, refused
+from harness import CHECK_WITH, CLONE, SCAN, TOP, file_limit, gate, nbdkit, refused
 
 BLOCK = 4096
 FINISHED = "scan: finished scanning the plugin"
@@ -291,6 +292,20 @@ def test_a_fifo_in_the_way_holds_up_nobody (tmp_path):
         server.connect ().pread (512, 0)
         server.connect ()
     assert len ([e for e in server.errors () if "can't be written" in e]) == 1
+
+
+@pytest.mark.skipif (CHECK_WITH != "", reason="reports are larger")
+def test_a_limit_for_files_that_the_counters_exceed (tmp_path):
+    """Its signal would end the server without a word; the command of --run gets it."""
+    stats = tmp_path / "scan.prom"
+    with file_limit (512):
+        assert refused ([SCAN], gate (), [f"scan-stats={stats}"]) == [
+            f"scan-stats={stats}: can't be written: File too large"]
+    run = subprocess.run (["nbdkit", "-U", "-", f"--filter={SCAN}", "null",
+                           f"scan-stats={stats}", "--run", "cat /proc/self/status"],
+                          check=True, text=True, stdout=subprocess.PIPE)
+    ignored = int (re.search (r"^SigIgn:\s*(\w+)", run.stdout, re.M)[1], 16)
+    assert not ignored & 1 << (signal.SIGXFSZ - 1)
 
 
 @pytest.mark.skipif (os.geteuid () != 0 or CHECK_WITH != "",
