@@ -11,8 +11,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#include <nbdkit-filter.h>
-
 #include "counters-file.h"
 #include "escape.h"
 #include "exports.h"
@@ -107,15 +105,7 @@ write_counters (FILE *fp)
 void
 stats_file_write (void)
 {
-  static bool warned;
-  char why[COUNTERS_FILE_WHY_MAX];
-
-  if (options.stats_file == NULL ||
-      counters_file_write (options.stats_file, STATS_FILE_BEGIN, write_counters,
-                           why) == 0)
-    return;
-  if (!warned)
-    nbdkit_error ("clone: warning: clone-stats=%s cannot be written: %s",
-                  options.stats_file, why);
-  warned = true;
+  if (options.stats_file != NULL)
+    counters_file_update ("clone-stats", options.stats_file, STATS_FILE_BEGIN,
+                          write_counters);
 }

@@ -14,6 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <nbdkit-filter.h>
+
 #include "cleanup.h"
 #include "counters-file.h"
 
@@ -128,4 +130,19 @@ counters_file_write (const char *path, const char *begins,
     return 0;
   snprintf (why, COUNTERS_FILE_WHY_MAX, "%s", strerror (errno));
   return -1;
+}
+
+void
+counters_file_update (const char *parameter, const char *path, const char *begins,
+                      int (*write) (FILE *fp))
+{
+  static bool warned;           /* of the one thread at a time */
+  char why[COUNTERS_FILE_WHY_MAX];
+
+  if (counters_file_write (path, begins, write, why) == 0)
+    return;
+  if (!warned)
+    nbdkit_error ("%.*s: warning: %s=%s cannot be written: %s",
+                  (int) strcspn (parameter, "-"), parameter, parameter, path, why);
+  warned = true;
 }

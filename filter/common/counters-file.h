@@ -35,4 +35,11 @@ extern int counters_file_write (const char *path, const char *begins,
                                 int (*write) (FILE *fp),
                                 char why[COUNTERS_FILE_WHY_MAX]);
 
+/* The same for a file that is written now and then, the one of this filter.  Warns once if
+ * that fails: a file system is full, or the server has become a user who may not.
+ * parameter is that which names the file, as scan-stats of the scan filter.
+ */
+extern void counters_file_update (const char *parameter, const char *path,
+                                  const char *begins, int (*write) (FILE *fp));
+
 #endif /* COUNTERS_FILE_H */

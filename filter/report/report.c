@@ -53,30 +53,12 @@ write_counters (FILE *fp)
   return 0;
 }
 
-/* Write scan-stats, if it is wanted.  Returns -1 with the reason in why. */
-static int
-write_file (char why[COUNTERS_FILE_WHY_MAX])
-{
-  return config.stats_file == NULL ? 0
-    : counters_file_write (config.stats_file, METRICS_BEGIN, write_counters,
-                           why);
-}
-
-/* Warns once when that fails: a file system is full, or the server has become a
- * user who may not.
- */
 static void
 update_file (void)
 {
-  static bool warned;
-  char why[COUNTERS_FILE_WHY_MAX];
-
-  if (write_file (why) == 0)
-    return;
-  if (!warned)
-    nbdkit_error ("scan: warning: scan-stats=%s can't be written any more: %s",
-                  config.stats_file, why);
-  warned = true;
+  if (config.stats_file != NULL)
+    counters_file_update ("scan-stats", config.stats_file, METRICS_BEGIN,
+                          write_counters);
 }
 
 /* Wait until it is time to look again.  Returns false if the thread should end. */
@@ -125,8 +107,10 @@ report_init (const struct report_config *c)
 
   config = *c;
   clock_cond_init (&cond);
+  if (config.stats_file == NULL)
+    return 0;
   file_limit_survive_for_now (&before);
-  r = write_file (why);
+  r = counters_file_write (config.stats_file, METRICS_BEGIN, write_counters, why);
   file_limit_as_before (&before);
   if (r == 0)
     return 0;

@@ -286,12 +286,12 @@ def test_a_fifo_in_the_way_holds_up_nobody (tmp_path):
         def is_noticed ():
             # What is being written may still be put in its place.
             put_fifo (stats)
-            return any (re.search ("warning: scan-stats=.* can't be written any more: ", e)
+            return any (re.search ("warning: scan-stats=.* cannot be written: ", e)
                         for e in server.errors ())
         server.poll (is_noticed, "a warning of the fifo")
         server.connect ().pread (512, 0)
         server.connect ()
-    assert len ([e for e in server.errors () if "can't be written" in e]) == 1
+    assert len ([e for e in server.errors () if "cannot be written" in e]) == 1
 
 
 @pytest.mark.skipif (CHECK_WITH != "", reason="reports are larger")
@@ -329,7 +329,7 @@ def test_another_user (tmp_path, may):
         assert stats.owner () == "nobody"
     else:
         assert len (warnings) == 1
-        assert warnings[0].endswith (f"scan-stats={stats} can't be written any more: "
+        assert warnings[0].endswith (f"scan-stats={stats} cannot be written: "
                                      "Permission denied")
 
 
