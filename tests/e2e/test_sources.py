@@ -396,8 +396,10 @@ def test_a_signature_that_has_run_out (tmp_path, image):
             assert server.connect ().pread (BLOCK, 0) == DISK[:BLOCK]
         with stack (log, "clone", ["curl", source.url ("/bucket/disk.img?X-Amz-Old")],
                     args) as server:
+            h = server.connect ()
+            assert h.pread (BLOCK, 0) == DISK[:BLOCK]
             with pytest.raises (nbd.Error):
-                server.connect ()
+                h.pread (len (DISK), 0)
             assert source.has_answered (200, 206, 403)
         before = count (log, "Read")
         with stack (log, "clone", ["curl", source.url ("/bucket/" + SIGNED)],
