@@ -129,15 +129,11 @@ opening_tried (struct export *export, enum outage_turn turn, bool is_open)
 
 /* Open it.  Returns NULL if that fails. */
 static struct below *
-open_below (struct opening *opening)
+open_below (struct opening *opening, bool is_for_client)
 {
-  const bool is_for_client = opening_is_for_client ();
   struct below *below;
   int64_t size;
 
-  /* A plugin can't ask for the name in another thread. */
-  if (!is_for_client && contexts_why_not (opening->name) != NULL)
-    return NULL;
   below = calloc (1, sizeof *below);
   if (below == NULL)
     return NULL;
@@ -166,17 +162,25 @@ open_below (struct opening *opening)
 const struct below *
 opening_get (struct opening *opening)
 {
-  struct outage *const outage = &opening->export->outage;
-  struct below *below;
+  struct below *below = atomic_load (&opening->below);
+  bool is_for_client;
 
+  if (below != NULL)
+    return below;
+  /* In a scan's thread a plugin can't ask for the name.  No turn is taken for that, as a
+   * scan comes so often that a client would hardly have one.
+   */
+  is_for_client = opening_is_for_client ();
+  if (!is_for_client && contexts_why_not (opening->name) != NULL)
+    return NULL;
   while ((below = atomic_load (&opening->below)) == NULL &&
          !atomic_load (&opening->is_another))
-    switch (outage_request (outage)) {
+    switch (outage_request (&opening->export->outage)) {
     case OUTAGE_TRY:
       /* Another thread may have been here since that was looked at. */
       below = atomic_load (&opening->below);
       if (below == NULL)
-        below = open_below (opening);
+        below = open_below (opening, is_for_client);
       atomic_store (&opening->below, below);
       opening_tried (opening->export, OUTAGE_TRY, below != NULL);
       return below;
