@@ -116,4 +116,19 @@ describe ("scan.rest", function ()
     generator:ended (0, 1000)
     assert.equal (1, pause ())
   end)
+
+  it ("never waits for less than nothing, however the clock moves", function ()
+    local disk, now = new { data = { 0, SIZE }, present = 0 }, 0
+    local generator = require "scan.rest".new (disk, {})
+    for step = 0.1, 3, 0.1 do
+      disk.now = function ()
+        now = now + step
+        return now
+      end
+      generator:failed (0, 1000)
+      local offset, seconds = generator:next (SIZE)
+      assert.is_true (offset ~= nil or seconds > 0, ("%s after %s"):format (seconds, step))
+      generator:ended (0, 1000)
+    end
+  end)
 end)

@@ -46,14 +46,17 @@ function Rest:next (most)
     self.position, self.due = position, 0
     self.ranges = { { at = position, stop = disk.size }, { at = 0, stop = position } }
   end
-  while self.due <= disk:now () do
+  local now = disk:now ()
+  while self.due <= now do
     local offset, count = generators.take_first (disk, self.ranges, most, disk.block)
     if offset or count then return offset, count end
     if not self.again then return nil end
     self.ranges, self.again = { self.again }, nil
-    self.due, self.seconds = disk:now () + self.seconds, 2 * self.seconds
+    now = disk:now ()
+    self.due, self.seconds = now + self.seconds, 2 * self.seconds
   end
-  return nil, self.due - disk:now ()
+  -- Not asked again: it may have gone past what is due since the loop looked.
+  return nil, self.due - now
 end
 
 return M
