@@ -27,6 +27,7 @@ local M = {}
 M.READS_MAX = 256
 
 --- Most failed prefetches that are kept for a policy that does not look at them.
+-- When there are more, the newest entry covers them, too.
 M.FAILURES_MAX = 256
 
 --- Most results of prefetches that are kept, the newest.
@@ -130,6 +131,18 @@ function Runner:close ()
   self.woken = true
 end
 
+-- Rather too much is looked at again than one forgotten.
+local function add_failure (failures, offset, count, errno)
+  if #failures < M.FAILURES_MAX then
+    failures[#failures + 1] = { offset, count, errno }
+    return
+  end
+  local last = failures[#failures]
+  local stop = math.max (last[1] + last[2], offset + count)
+  last[1] = math.min (last[1], offset)
+  last[2] = stop - last[1]
+end
+
 --- A prefetch is over.
 -- @tparam integer offset as it was handed out
 -- @tparam integer count
@@ -141,9 +154,7 @@ function Runner:done (offset, count, seconds, errno)
   if #self.results == M.RESULTS_MAX then table.remove (self.results, 1) end
   table.insert (self.results, { offset, count, seconds, errno })
   if not errno then return end
-  if #self.failures < M.FAILURES_MAX then
-    self.failures[#self.failures + 1] = { offset, count, errno }
-  end
+  add_failure (self.failures, offset, count, errno)
   self.woken = true
 end
 
