@@ -136,6 +136,7 @@ describe ("scan-policy", function ()
       ["return function (d) d:prefecth (0) end"] = { "hint: did you mean 'prefetch'" },
       ["return function (d) d:find_data (0) end"] = { "hint: a disk has: block, b" },
       ["return require 'scan.extends'"] = { "hint: did you mean 'scan.extents'" },
+      ["return require 'scan.partition'"] = { "hint: did you mean 'scan.partitions'" },
       ["return scan.policy 'adaptative'"] =
         { "p.lua: there is no built%-in", "hint: did you mean 'adaptive'" },
       ["return function (d) d:prefetch ('0') end"] =

@@ -39,6 +39,18 @@ describe ("scan.world", function ()
     assert.equal ("return 1", (world.find (own)))
   end)
 
+  it ("names the modules that a policy can require, and no others", function ()
+    local names = world.modules ()
+    assert.is_true (#names > 0)
+    for _, name in ipairs (names) do
+      world.load { policy = write ("requires.lua", ("require '%s' return print")
+                                     :format (name)) }
+    end
+    local handle = assert (io.popen ("ls lua/library/scan | wc -l"))
+    assert.equal (#names, handle:read ("n"))
+    handle:close ()
+  end)
+
   it ("looks for what nobody named among the built-ins first", function ()
     local here = assert (io.popen ("pwd")):read ("l")
     local lua_path = world.LUA_PATH:gsub ("%f[%w]lua/", here .. "/lua/")

@@ -107,8 +107,6 @@ local FIELDS = names_of (DISK, { open = true, policy = true, warn = true, words 
                          require "scan.args", require "scan.combinators",
                          require "scan.extents", require "scan.sizes",
                          require "scan.trace", string, table, math)
-local MODULES = { "scan.args", "scan.combinators", "scan.extents", "scan.generators",
-                  "scan.holes", "scan.sequential", "scan.sizes", "scan.trace" }
 
 local function built_in_names ()
   local names = {}
@@ -161,7 +159,7 @@ local function misspelt (message)
     near = nearest (word, FIELDS)
   else
     word = message:match ("module '([%w_.]+)' not found")
-    near = word and nearest (word, MODULES)
+    near = word and nearest (word, world.modules ())
     word = message:match ("no built%-in policy '([%w_-]+)'")
     near = near or word and nearest (word, built_in_names ())
   end

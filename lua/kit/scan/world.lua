@@ -66,6 +66,25 @@ local function code_of (text)
   return text and (text:gsub ("^\xef\xbb\xbf", ""):gsub ("^#[^\n]*", ""))
 end
 
+-- The names of the files of Lua in a directory, without `.lua`, in order.
+local function names_in (dir)
+  local names = {}
+  local files = shell.output ("ls " .. shell.quote (dir) .. " 2>/dev/null") or ""
+  for file in files:gmatch ("[^\n]+") do
+    names[#names + 1] = file:match ("^([%w_-]+)%.lua$")
+  end
+  table.sort (names)
+  return names
+end
+
+--- The modules of ours that policies may require.
+-- @treturn table sorted list of names, as for `require`
+function M.modules ()
+  local names = names_in (lua_dir .. "/library/scan")
+  for i, name in ipairs (names) do names[i] = "scan." .. name end
+  return names
+end
+
 local POLICY_DIR = lua_dir:sub (1, -#"lua" - 1) .. "policies"
 
 --- The built-in policies.
@@ -73,20 +92,15 @@ local POLICY_DIR = lua_dir:sub (1, -#"lua" - 1) .. "policies"
 -- the first sentence of the file's opening comment
 function M.list ()
   local list = {}
-  local files = shell.output ("ls " .. shell.quote (POLICY_DIR) .. " 2>/dev/null") or ""
-  for file in files:gmatch ("[^\n]+") do
-    local name = file:match ("^([%w_-]+)%.lua$")
-    if name then
-      local path = POLICY_DIR .. "/" .. file
-      local text = (read_file (path) or ""):gsub ("^%-%- SPDX.-\n\n", "")
-      local opening = text:match ("^%-%-+%s*(.-)\n[^-]") or ""
-      opening = opening:gsub ("\n%-%-", " "):gsub ("%s+", " ")
-      local about = (opening .. " "):match ("^[%w_-]+:%s*(.-%.)%s")
-        or opening:match ("^[%w_-]+:%s*(.*)$") or opening
-      list[#list + 1] = { name = name, path = path, about = about }
-    end
+  for i, name in ipairs (names_in (POLICY_DIR)) do
+    local path = ("%s/%s.lua"):format (POLICY_DIR, name)
+    local text = (read_file (path) or ""):gsub ("^%-%- SPDX.-\n\n", "")
+    local opening = text:match ("^%-%-+%s*(.-)\n[^-]") or ""
+    opening = opening:gsub ("\n%-%-", " "):gsub ("%s+", " ")
+    local about = (opening .. " "):match ("^[%w_-]+:%s*(.-%.)%s")
+      or opening:match ("^[%w_-]+:%s*(.*)$") or opening
+    list[i] = { name = name, path = path, about = about }
   end
-  table.sort (list, function (a, b) return a.name < b.name end)
   return list
 end
 
