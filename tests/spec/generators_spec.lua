@@ -127,7 +127,7 @@ describe ("scan.rest", function ()
       end
       generator:failed (0, 1000)
       local offset, seconds = generator:next (SIZE)
-      assert.is_true (offset ~= nil or seconds > 0, ("%s after %s"):format (seconds, step))
+      assert (offset or seconds > 0, ("%s at steps of %s"):format (seconds, step))
       generator:ended (0, 1000)
     end
   end)
