@@ -4,6 +4,7 @@
 -- What the pages say holds.
 
 local runner = require "scan.runner"
+local testing = require "scan.testing"
 local world = require "scan.world"
 
 local function read (path)
@@ -73,6 +74,80 @@ local function each_path (text)
   return ipairs (paths)
 end
 
+-- What a block of a manual page holds, by how its first line begins.
+local function block_of (page, first)
+  local text = "\n" .. read (page)
+  local from = assert (text:find ("\n " .. first, 1, true), first)
+  local lines = {}
+  for line in text:sub (from + 1):gmatch ("([^\n]*)\n") do
+    if line:find ("^%S") then break end
+    lines[#lines + 1] = line:sub (2)
+  end
+  return table.concat (lines, "\n")
+end
+
+describe ("nbdkit-scan-policy(3)", function ()
+  it ("has a test that its example passes", function ()
+    local page = "docs/nbdkit-scan-policy.pod"
+    local here = output_of ("pwd"):match ("[^\n]+")
+    local directory = output_of ("mktemp -d"):match ("[^\n]+")
+    local function write (name, text)
+      local handle = assert (io.open (directory .. "/" .. name, "w"))
+      handle:write (text)
+      handle:close ()
+    end
+    local policy = block_of (page, "-- backwards.lua: ")
+    write ("backwards.lua", assert (policy:match ("^(.-\n)nbdkit ")))
+    write ("backwards_spec.lua", block_of (page, "local testing = "))
+    local printed = output_of (("sh -c 'cd %s && LUA_PATH=\"%s;;\" busted "
+      .. "--lua=/usr/bin/lua5.4 backwards_spec.lua'")
+      :format (directory, (world.LUA_PATH:gsub ("%f[%w/]lua/", here .. "/lua/"))))
+    os.execute ("rm -r " .. directory)
+    assert.matches ("1 success / 0 failures / 0 errors", printed)
+  end)
+end)
+
+describe ("nbdkit-scan-library(3)", function ()
+  -- Examples of policies among the comments, with what they may open.
+  local files = { boot = "5M 4K\n0 1M\n2M 1M\n", regions = "1M 1M\n" }
+  local expected = {
+    extents = { prefetches = { { 0, 2^20 }, { 2^21, 2^20 } },
+                warning = "of 3 ranges, 1 lie" },
+    combinators = { prefetches = { { 2^20, 2^20 }, { 3 * 2^20, 2^20 },
+                                   { 2^21, 2^20 }, { 0, 2^20 } } },
+  }
+
+  for path in output_of ("ls lua/library/scan"):gmatch ("%S+") do
+    local comment = read ("lua/library/scan/" .. path):match ("\n(%-%-%- .-)\n[^-]")
+    local code = {}
+    for line in comment:gmatch ("[^\n]+") do
+      local shown = line:match ("^%-%-     (.*)")
+      if not shown and #code > 0 then break end
+      code[#code + 1] = shown
+    end
+    local text = table.concat (code, "\n")
+    local name = path:gsub ("%.lua$", "")
+
+    it ("has a policy that runs, of " .. name, function ()
+      if not text:find ("%f[%w]return ") then
+        assert.is_nil (expected[name])
+        return
+      end
+      local policy, warning = os.tmpname (), ""
+      finally (function () os.remove (policy) end)
+      local handle = assert (io.open (policy, "w"))
+      handle:write (text)
+      handle:close ()
+      local result = testing.run { policy = policy, size = 4 << 20, block = 1 << 20,
+                                   files = files,
+                                   warn = function (message) warning = message end }
+      assert.is_nil (result.error)
+      assert.same (expected[name].prefetches, result.prefetches)
+      assert.truthy (warning:find (expected[name].warning or "", 1, true), warning)
+    end)
+  end
+end)
+
 for _, page in ipairs { "docs/design.md", "CONTRIBUTING.md" } do
   describe (page, function ()
     it ("names what there is", function ()
@@ -122,7 +197,8 @@ describe ("docs/design.md", function ()
 end)
 
 describe ("the manual pages", function ()
-  for _, page in ipairs { "nbdkit-scan-filter", "nbdkit-scan-policy", "scan-policy" } do
+  for _, page in ipairs { "nbdkit-clone-filter", "nbdkit-scan-filter",
+                          "nbdkit-scan-policy", "scan-policy" } do
     it (page .. " has no mark-up where it would be shown as it is", function ()
       for line in read ("docs/" .. page .. ".pod"):gmatch ("[^\n]+") do
         if line:match ("^%s") then assert.is_nil (line:match ("%f[%a][A-Z]<+[^<>]*>")) end

@@ -6,7 +6,7 @@
 --     local extents = require "scan.extents"
 --     local list = extents.read (scan.open ("boot"), "scan-file-boot")
 --     return function (disk)
---       local message = extents.stale (extents.each (list), disk.size)
+--       local message = extents.stale (extents.each (list), disk)
 --       if message then scan.warn ("scan-file-boot: " .. message) end
 --       for offset, count in extents.each (list, disk.size) do
 --         disk:prefetch (offset, count)
