@@ -39,6 +39,17 @@ describe ("the README", function ()
   end)
 end)
 
+describe ("the demo", function ()
+  it ("says nothing that is wider than a page", function ()
+    for line in io.lines ("tests/demo/demo") do assert (#line <= 90, line) end
+  end)
+
+  it ("says what its strip is made of, where it is first shown", function ()
+    local story = read ("tests/demo/demo"):match ("%-%- the story .*")
+    assert.equal ("show legend", story:match ("\n(show[^\n]*)"))
+  end)
+end)
+
 describe ("docs/fleet.md", function ()
   it ("simulates what it deploys", function ()
     local text = read ("docs/fleet.md")
