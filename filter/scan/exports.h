@@ -12,8 +12,9 @@
  * client that opens any number of names doesn't grow memory.
  *
  * Any thread may call these functions, but for exports_init and exports_free.
- * Under their lock, which is taken before a map's and no other, no counter is
- * read and nothing is written.
+ * Under their lock, which is taken before a map's and no other, nothing is written,
+ * and of the counters only the policy states' are read: those of a state that goes
+ * are added to its export's there, so that each is counted once.
  */
 
 #ifndef SCAN_EXPORTS_H

@@ -83,7 +83,9 @@ extern void scanner_set_name (struct scanner *scanner, const char *name);
 /* Does a scan in the background scan what is the default export under this name? */
 extern bool scanner_is_of (struct scanner *scanner, const char *name);
 
-/* True if there is no thread any more for which scanner_join would wait. */
+/* True if no worker is left: scanner_join then waits for the looker's thread at most,
+ * which is told to end there and waits for nothing that takes long.
+ */
 extern bool scanner_has_ended (struct scanner *scanner);
 
 /* Join and free.  NULL is allowed. */

@@ -86,7 +86,7 @@ read_within_limit (struct scanner *s, struct worker *w, struct range range)
 
   if (count == range.count)
     return fetch_read (s, w, range, s->pread_buf);
-  /* Stopped, or the limit is used up: the policy won't hear of it. */
+  /* Stopped, or the limit is used up: if the policy hears of it, then in its last turn. */
   ticket_cancel (w);
   return ENOSPC;
 }
