@@ -359,6 +359,7 @@ run-stage: filter $(man_pages)
 	$(Q)install -m 755 lua/bin/scan-policy '$(STAGE)$(BINDIR)/'
 	$(Q)for file in $$(find lua/*/scan policies -name '*.lua'); do \
 	  install -D -m 644 $$file '$(STAGE)$(DATADIR)'/$$file || exit; done
+	$(Q)echo '$(VERSION)' > '$(STAGE)$(DATADIR)/version'
 	$(Q)for file in $(wildcard lua/*/scan/*.lua lua/*/scan/*/*.lua); do \
 	  link='$(STAGE)$(LUADIR)'/$${file#lua/*/}; mkdir -p "$${link%/*}" && \
 	  ln -sr '$(STAGE)$(DATADIR)'/$$file "$$link" || exit; done

@@ -150,7 +150,7 @@ def test_scan_policy (tmp_path):
     (tmp_path / "mine.lua").write_text ("return function () end\n")
     commands = {"check", "run", "simulate", "plot", "translate", "new", "watch", "map",
                 "list"}
-    assert set (complete (tmp_path, "scan-policy ")) == commands | {"--help"}
+    assert set (complete (tmp_path, "scan-policy ")) == commands | {"--help", "--version"}
     assert complete (tmp_path, "scan-policy si") == ["simulate"]
     assert set (complete (tmp_path, "scan-policy check ")) == \
         policies () | {"mine.lua", "share"}

@@ -57,6 +57,13 @@ def test_what_is_put_there_is_whole_and_goes_away (tmp_path):
             assert (doc / name).exists (), f"{page} names {name}"
     assert links > 20
 
+    def version (program):
+        return subprocess.run ([program, "--version"], check=True, text=True,
+                               stdout=subprocess.PIPE).stdout
+
+    assert version (tmp_path / "root/usr/local/bin/scan-policy") \
+        == version (os.path.join (TOP, "lua/bin/scan-policy"))
+
     # As a person does it who has forgotten where.
     make ("uninstall", where[0])
     assert files_in (tmp_path / "root") == []

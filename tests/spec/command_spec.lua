@@ -97,6 +97,11 @@ describe ("scan-policy", function ()
     end
   end)
 
+  it ("says which version it is", function ()
+    local version = read ("debian/changelog"):match ("%((.-)%)")
+    assert.equal ("scan-policy " .. version .. "\n", succeed ("--version"))
+  end)
+
   it ("says which module it lacks", function ()
     local _, _, status = os.execute (
       ("LUA_PATH='/none/?.lua' %s lua/bin/scan-policy list 2>%s/err")

@@ -9,6 +9,8 @@
 --
 -- @module scan.command
 
+local world = require "scan.world"
+
 -- Not all who install by hand have it.
 local has_argparse, argparse = pcall (require, "argparse")
 
@@ -36,6 +38,10 @@ Begin here:
 
 A trace is made with nbdkit --filter=log PLUGIN ... logfile=boot.log
 'scan-policy COMMAND --help' has more examples.]]
+  parser:flag ("--version", "Show the version and exit."):action (function ()
+    print ("scan-policy " .. world.version ())
+    os.exit (0)
+  end)
   parser:command_target ("command")
   parser:require_command (true)
   for _, name in ipairs (NAMES) do

@@ -85,6 +85,17 @@ function M.modules ()
   return names
 end
 
+--- Which version this is of.
+-- @treturn string from the changelog, as in build.mk, which puts it into a file where
+-- this is installed; "unknown" if neither is there
+function M.version ()
+  local top = lua_dir:sub (1, -#"lua" - 1)
+  local installed = read_file (top .. "version")
+  local changelog = read_file (top .. "debian/changelog") or ""
+  return installed and installed:match ("%S+") or changelog:match ("^[^\n]-%((.-)%)")
+    or "unknown"
+end
+
 local POLICY_DIR = lua_dir:sub (1, -#"lua" - 1) .. "policies"
 
 --- The built-in policies.
