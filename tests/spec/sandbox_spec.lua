@@ -165,14 +165,26 @@ describe ("scan.sandbox", function ()
     assert.is_nil ((run ("return load (binary)")))
     assert.matches ("string expected, got function",
                     failure ("load (function () return ' ' end)"))
-    assert.matches ("at most 1048576 bytes",
-                    select (2, run ("return load ((' '):rep (1048577))")))
+    assert.matches ("at most 65536 bytes",
+                    select (2, run ("return load ((' '):rep (65537))")))
+    assert.is_function (run ("return load ((' '):rep (65536))"))
   end)
 
   it ("refuses finalizers", function ()
     assert.matches ("can't have finalizers", failure
                       ("setmetatable ({}, { __gc = function () end })"))
     assert.equal (3, run ("return setmetatable ({}, { __index = { x = 3 } }).x"))
+  end)
+
+  it ("refuses what makes the collector follow weak keys", function ()
+    for _, mode in ipairs { "k", "weak", "k\0v" } do
+      assert.matches ("can't have weak keys", failure
+                        (("setmetatable ({}, { __mode = %q })"):format (mode)))
+    end
+    for _, mode in ipairs { "v", "kv", "vk", "" } do
+      run (("setmetatable ({}, { __mode = %q })"):format (mode))
+    end
+    run ("setmetatable ({}, { __mode = 1 })")
   end)
 
   it ("counts memory but does not collect it", function ()

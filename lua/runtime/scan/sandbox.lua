@@ -12,7 +12,8 @@
 -- (reach outside); `string.find` with patterns, `match`, `gmatch` and `gsub`
 -- (a pattern can run for minutes inside one C call, where nothing can stop
 -- it; use plain `string.find` and `scan.words`); `collectgarbage` but for
--- "count"; `__gc` (finalizers run where no limit applies); binary chunks (they
+-- "count"; `__gc` (finalizers run where no limit applies); tables with weak keys and
+-- strong values (see `has_weak_keys`); binary chunks (they
 -- can crash the interpreter); and what this file is made of (`require
 -- "scan.sandbox"` would give a policy the means to build another world).
 --
@@ -57,8 +58,10 @@ M.LIBRARIES = {
   utf8 = { "char", "charpattern", "codepoint", "codes", "len", "offset" },
 }
 
--- The most that `load` compiles: the compiler can't be stopped.
-local LOAD_MAX_BYTES = 1024 * 1024
+-- The most that `load` compiles: the compiler can't be stopped, and for a long chain of
+-- `and`, `or` or `elseif` what it does grows with the square of the length.  For so much
+-- it is some tenths of a second.
+local LOAD_MAX_BYTES = 64 * 1024
 
 -- Where the table library does a step for each element inside C, nothing can
 -- stop it, and how many there are is for the policy to make up (with `__len`, or
@@ -244,9 +247,26 @@ local function guarded_xpcall (body, handler, ...)
   return false, handler (results[2])
 end
 
+-- Where each value of such a table is the key of another one, the collector goes through
+-- all of it again and again, in one step that nothing can stop: minutes for what fits
+-- into the memory of a policy.  With weak values, too, it doesn't look at them.
+local function has_weak_keys (meta)
+  local mode = rawget (meta, "__mode")
+  return type (mode) == "string" and string.find (mode, "k", 1, true) ~= nil
+    and mode ~= "kv" and mode ~= "vk"
+end
+
+-- `__gc` is looked at here by Lua, too, and never again.  `__mode` is looked at whenever
+-- there is garbage to collect, so one that is set later escapes this; that takes a policy
+-- which means to, and a guard for each assignment would cost all others.
 local function guarded_setmetatable (t, meta)
-  if type (meta) == "table" and rawget (meta, "__gc") ~= nil then
-    error ("a policy can't have finalizers (__gc)", 2)
+  if type (meta) == "table" then
+    if rawget (meta, "__gc") ~= nil then
+      error ("a policy can't have finalizers (__gc)", 2)
+    elseif has_weak_keys (meta) then
+      error ("a policy can't have weak keys with values that are not (__mode); use 'v' "
+             .. "or 'kv'", 2)
+    end
   end
   return setmetatable (t, meta)
 end
