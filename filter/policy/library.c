@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <poll.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -28,8 +29,14 @@
 #define LIBRARY_MODULES "lua/library/"
 #define RUNTIME_MODULES "lua/runtime/"
 
-/* In errno, from open_file. */
+/* In errno, from read_all. */
 #define NOT_REGULAR ENODEV
+#define NOBODY_WRITES EPIPE
+
+/* For so long it is waited for somebody who writes to a fifo: who starts both at once
+ * need not care which is first.
+ */
+#define WRITER_PATIENCE_MS 2000
 
 /* A file that has been read.  Entries are only ever added. */
 struct file {
@@ -59,41 +66,79 @@ library_builtin (const char *path)
 }
 
 /* Open a file for reading.  What is read while the server serves must be a
- * regular file: a pipe could hold up a scan for ever.
+ * regular file: a pipe could hold up a scan for ever.  What is read before may be one,
+ * and reads of that don't block.
  */
-static FILE *
+static int
 open_file (const char *path, bool only_regular)
 {
-  const int fd = open (path, O_RDONLY | O_CLOEXEC |
-                       (only_regular ? O_NONBLOCK : 0));
+  const int fd = open (path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   struct stat st;
-  FILE *fp;
 
   if (fd == -1)
-    return NULL;
-  if (only_regular &&
-      (fstat (fd, &st) == -1 ||
-       (!S_ISREG (st.st_mode) && !S_ISDIR (st.st_mode)))) {
+    return -1;
+  if (fstat (fd, &st) == -1 ||
+      (only_regular && !S_ISREG (st.st_mode) && !S_ISDIR (st.st_mode))) {
     close (fd);
     errno = NOT_REGULAR;
-    return NULL;
+    return -1;
   }
-  fp = fdopen (fd, "r");
-  if (fp == NULL)
-    close (fd);
-  return fp;
+  if (!S_ISFIFO (st.st_mode))
+    fcntl (fd, F_SETFL, 0);
+  return fd;
+}
+
+/* Wait until there is something to read, or the last who could write has gone.  Where
+ * nobody could so far, that is for timeout_ms.
+ */
+static void
+wait_to_read (int fd, int timeout_ms)
+{
+  struct pollfd pollfd = { .fd = fd, .events = POLLIN };
+
+  poll (&pollfd, 1, timeout_ms);
+}
+
+/* As read, for a pipe, too, of which so many bytes have been read.  For one that nobody
+ * writes to, that fails.
+ */
+static ssize_t
+read_some (int fd, char *buf, size_t count, size_t length)
+{
+  bool has_waited = false;
+  struct stat st;
+  ssize_t r;
+
+  for (;;) {
+    r = read (fd, buf, count);
+    if (r == -1 && errno == EINTR)
+      continue;
+    if (r == -1 && errno == EAGAIN) {
+      wait_to_read (fd, -1);
+      continue;
+    }
+    if (r != 0 || length > 0 || fstat (fd, &st) == -1 || !S_ISFIFO (st.st_mode))
+      return r;
+    if (has_waited) {
+      errno = NOBODY_WRITES;
+      return -1;
+    }
+    wait_to_read (fd, WRITER_PATIENCE_MS);
+    has_waited = true;
+  }
 }
 
 /* Read all of a file.  Directories give EISDIR.  The caller frees *data. */
 static int
 read_all (const char *path, bool only_regular, char **data, size_t *length)
 {
-  FILE *fp = open_file (path, only_regular);
-  size_t size = 0, r;
+  const int fd = open_file (path, only_regular);
+  size_t size = 0;
+  ssize_t r;
   char *p, *new_p;
   int err;
 
-  if (fp == NULL)
+  if (fd == -1)
     return -1;
   *length = 0;
   p = NULL;
@@ -107,25 +152,34 @@ read_all (const char *path, bool only_regular, char **data, size_t *length)
       }
       p = new_p;
     }
-    r = fread (p + *length, 1, size - *length, fp);
+    r = read_some (fd, p + *length, size - *length, *length);
+    if (r == -1)
+      goto err;
     *length += r;
   } while (r > 0);
-  if (ferror (fp))
-    goto err;
   if (*length > TEXT_MAX_BYTES) {
     errno = EFBIG;
     goto err;
   }
-  fclose (fp);
+  close (fd);
   *data = p;
   return 0;
 
  err:
   err = errno;
   free (p);
-  fclose (fp);
+  close (fd);
   errno = err;
   return -1;
+}
+
+/* What errno says of a file. */
+static const char *
+fault (int err)
+{
+  return err == NOT_REGULAR ? "not a regular file"
+    : err == NOBODY_WRITES ? "a fifo that nobody writes to"
+    : strerror (err);
 }
 
 /* Look among the files that have been read.  The lock must be held. */
@@ -159,8 +213,7 @@ add_file (const char *kind, const char *name, const char *path,
   }
   if (read_all (path, strncmp (kind, "by-", 3) == 0, &data,
                 &file->text.length) == -1) {
-    snprintf (error, LIBRARY_ERROR_MAX, "%s: %s", path,
-              errno == NOT_REGULAR ? "not a regular file" : strerror (errno));
+    snprintf (error, LIBRARY_ERROR_MAX, "%s: %s", path, fault (errno));
     free (file->key);
     free (file);
     return NULL;

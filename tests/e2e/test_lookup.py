@@ -5,10 +5,12 @@
 what somebody named is found once, at start-up."""
 
 import os
+import subprocess
+import threading
 
 import pytest
 
-from harness import SCAN, gate, nbdkit, refused
+from harness import (CHECK_WITH, PATIENCE_SECS, SCAN, command, gate, nbdkit, refused)
 
 FINISHED = "scan: finished scanning"
 SIZE = 16384
@@ -46,6 +48,43 @@ def test_no_scan_waits_for_a_pipe (tmp_path):
                   f"scan-arg-then={tmp_path}/fifo"]) as server:
         server.connect ()
         server.wait_line ("not a regular file")
+
+
+@pytest.mark.skipif (CHECK_WITH != "", reason="it is started by a shell")
+@pytest.mark.parametrize ("parameters", ["scan-policy=<({})",
+                                         "scan-policy=regions scan-file-regions=<({})"])
+def test_what_a_command_prints_is_a_file (parameters):
+    text = " ".join (command ([SCAN], ["null"],
+                              [parameters.format ("echo 'error (\"no list\")'")]))
+    run = subprocess.run (["bash", "-c", f"{text} -U - --run true"],
+                          stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECS)
+    assert run.returncode == 1
+    assert "no list" in run.stderr
+
+
+def test_a_fifo_is_read_to_its_end (tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo (fifo)
+
+    def write ():
+        with open (fifo, "w") as f:     # comes back when the server reads
+            f.write ("-- " + "x" * 100000 + "\n")
+            f.flush ()
+            f.write ("error ('to its end')")
+
+    writer = threading.Thread (target=write)
+    writer.start ()
+    errors = refused ([SCAN], ["null"], [f"scan-policy={fifo}"])
+    writer.join ()
+    assert len (errors) == 1 and f"{fifo}:2: to its end" in errors[0]
+
+
+@pytest.mark.parametrize ("parameter", ["scan-policy", "scan-file-regions"])
+def test_no_start_waits_for_a_fifo_that_nobody_writes_to (parameter, tmp_path):
+    os.mkfifo (tmp_path / "fifo")
+    errors = refused ([SCAN], ["null"], [f"{parameter}={tmp_path}/fifo"])
+    assert len (errors) == 1
+    assert f"{tmp_path}/fifo: a fifo that nobody writes to" in errors[0]
 
 
 def test_a_name_is_a_built_in_first_and_a_path_is_a_file (tmp_path, monkeypatch):
