@@ -149,6 +149,13 @@ describe ("scan.sandbox", function ()
                     failure ("scan.warn ()"))
   end)
 
+  it ("warns of no more than anybody reads", function ()
+    run ("for i = 1, 1000 do scan.warn ('no ' .. i) end")
+    assert.equal (21, #printed)
+    assert.equal ("warning: no 20", printed[20])
+    assert.equal ("warning: the policy's further warnings are not shown", printed[21])
+  end)
+
   it ("splits words", function ()
     assert.same ({ "a", "bc", "d" }, sandbox.words (" a\tbc \n d"))
     assert.same ({}, sandbox.words (" \n"))

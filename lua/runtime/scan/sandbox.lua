@@ -58,6 +58,9 @@ M.LIBRARIES = {
   utf8 = { "char", "charpattern", "codepoint", "codes", "len", "offset" },
 }
 
+-- Most different warnings of a policy: nobody reads more.
+local WARNINGS_MAX = 20
+
 -- The most that `load` compiles: the compiler can't be stopped, and for a long chain of
 -- `and`, `or` or `elseif` what it does grows with the square of the length.  For so much
 -- it is some tenths of a second.
@@ -403,14 +406,16 @@ function M.new (native)
     return file.new (read_at, read_rows)
   end
 
-  local told = {}
+  local told, left = {}, WARNINGS_MAX
 
   --- Something that the operator should know, said once.
   function env.scan.warn (message)
     if type (message) ~= "string" then
       error ("scan.warn: a message should be a string, got " .. type (message), 2)
     end
-    if told[message] then return end
+    if told[message] or left < 0 then return end
+    left = left - 1
+    if left < 0 then message = "the policy's further warnings are not shown" end
     told[message] = true
     native.warn (message)
   end
