@@ -33,10 +33,10 @@
 #define NOT_REGULAR ENODEV
 #define NOBODY_WRITES EPIPE
 
-/* For so long it is waited for somebody who writes to a fifo: who starts both at once
- * need not care which is first.
+/* For so long it is waited for somebody who writes to a fifo, each time that it is asked
+ * for: who starts both at once need not care which is first.
  */
-#define WRITER_PATIENCE_MS 2000
+#define WRITER_PATIENCE_MS 1000
 
 /* A file that has been read.  Entries are only ever added. */
 struct file {
