@@ -196,6 +196,18 @@ $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/looker scan/worke
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
 
+# What the simulator's pace in Lua makes of transfers, for the one in C to be compared
+# with.  Only read by the test, so nothing is linked anew for it.
+pace_events := $(B)/tests/pace.events
+$(B)/tests/unit/test-pace-events.o: CPPFLAGS += -DPACE_EVENTS='"$(pace_events)"'
+$(B)/tests/unit-pace-events: | $(pace_events)
+
+$(pace_events): tests/unit/pace-events.lua $(addprefix lua/kit/scan/,pace.lua events.lua)
+	$(call SAY,LUA,$@)
+	@mkdir -p $(@D)
+	$(Q)$(LUA) $< > $@.tmp
+	$(Q)mv $@.tmp $@
+
 # What is done while a lock is held.
 $(B)/tests/unit-map: STUB_WRAP += $(addprefix -Wl$(comma)--wrap=, \
 	pthread_mutex_lock pthread_mutex_unlock)

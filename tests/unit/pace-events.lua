@@ -1,12 +1,16 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
--- Writes tests/unit/pace.events: what lua/kit/scan/pace.lua does on some lines.
+-- Writes down what lua/kit/scan/pace.lua is put through, what it says, and what
+-- filter/scan/pace.c should say in tests/unit/test-pace-events.c.  Run by make.
 --
---     lua5.4 tests/unit/pace-events.lua > tests/unit/pace.events
+--     init LARGEST
+--     take BEGUN ENDED READS HITS NOW COUNT
+--     begin ID BEGUN ENDED READS NOW
+--     end ID COUNT NOW PIECE LEVEL
 --
--- filter/scan/pace.c has to do the same in tests/unit/test-pace-events.c.  Times are
--- whole nanoseconds, so that both see the same ones.
+-- in bytes and nanoseconds, which are whole, so that both see the same ones; each hit is
+-- of 4096 bytes.
 
 package.path = "lua/kit/?.lua;" .. package.path
 local events = require "scan.events"
@@ -17,16 +21,6 @@ local MS = 1000000
 local RETRY = 4 * MS
 local LARGEST = 2 << 20
 local HIT_BYTES = 4096 -- of each hit
-
-print [[
-# SPDX-License-Identifier: BSD-3-Clause
-# Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
-#
-# Made by tests/unit/pace-events.lua: what lua/kit/scan/pace.lua is put through, what
-# it says, and what filter/scan/pace.c should say.
-#   init LARGEST; take BEGUN ENDED READS HITS NOW COUNT; begin ID BEGUN ENDED READS NOW;
-#   end ID COUNT NOW PIECE LEVEL
-# in bytes and nanoseconds; each hit is of 4096 bytes.]]
 
 -- Threads that prefetch, and a client that now reads and now pauses, on a line that
 -- takes so many requests at once.  Every 50th transfer is held up, every 70th fails.  If

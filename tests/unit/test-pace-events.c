@@ -465,7 +465,9 @@ test_there_already (void)
   check (pace_take (&pace, &t, client, now_ns + MS) > 0, "a millisecond later");
 }
 
-/* The simulator's pace in Lua goes through the same events. */
+/* What the simulator's pace in Lua has made of the same events: pace-events.lua wrote it
+ * down, and says how, when this was built.
+ */
 static void
 test_events (void)
 {
@@ -478,9 +480,9 @@ test_events (void)
   double level;
   char line[160];
   bool same = true;
-  FILE *fp = fopen ("tests/unit/pace.events", "r");
+  FILE *fp = fopen (PACE_EVENTS, "r");
 
-  check (fp != NULL, "tests/unit/pace.events can be read");
+  check (fp != NULL, "%s can be read", PACE_EVENTS);
   if (fp == NULL)
     return;
   while (same && fgets (line, sizeof line, fp) != NULL) {
