@@ -374,7 +374,7 @@ describe ("scan.simulator", function ()
   end)
 
   it ("has clients that wait for their answers, as they were recorded", function ()
-    local closed_loop = require "scan.closed_loop"
+    local closed_loop = dofile ("tests/bench/closed_loop.lua")
     local list = closed_loop.link {
       { offset = 0, count = 100, began = 0, ended = 1 },
       { offset = 100, count = 100, began = 0.5, ended = 2 },
@@ -385,6 +385,25 @@ describe ("scan.simulator", function ()
     local result = simulator.run { traces = { list }, size = 1000, closed_loop = true,
       source = { latency_seconds = 1, bandwidth = 1e9, slots = 4 } }
     near (2.25 + 2 * 1e-7, result.seconds)
+  end)
+
+  it ("has them wait no longer where a month ends", function ()
+    local closed_loop = dofile ("tests/bench/closed_loop.lua")
+    local path = os.tmpname ()
+    finally (function () os.remove (path) end)
+    local handle = assert (io.open (path, "w"))
+    handle:write [[
+2026-10-31 23:59:59.500000 connection=1 Read id=1 offset=0x0 count=0x200 ...
+2026-10-31 23:59:59.750000 connection=1 ...Read id=1 return=0
+2026-11-01 00:00:00.250000 connection=1 Read id=2 offset=0x200 count=0x200 ...
+2026-11-01 00:00:00.500000 connection=1 ...Read id=2 return=0
+]]
+    handle:close ()
+    local file = assert (io.open (path))
+    local reads = closed_loop.read (file)
+    file:close ()
+    assert.same ({ 0, 0.5 }, { reads[1].think, reads[2].think })
+    assert.same ({ 0.25, 1 }, { reads[1].ended, reads[2].ended })
   end)
 
   it ("reports a policy's error, and the client goes on", function ()

@@ -302,7 +302,7 @@ end
 -- - `layer`: "clone" if the clone filter is the cache; else it is an ideal one
 -- - `keep_reads`: true if the ideal one keeps what is read, too (cache-on-read)
 -- - `closed_loop`: true if the reads of the traces say which other one they wait for:
---   `after`, its index or 0, and `think`, seconds (see scan.closed_loop)
+--   `after`, its index or 0, and `think`, seconds after that one's end
 -- - `depth`: reads that each client has in flight (1)
 -- - `think_seconds`: the same before every read, instead of the trace's
 -- - `background`: true for one scan shared by all clients

@@ -44,8 +44,12 @@ local function day_number (year, month, day)
     + (153 * (month - 3) + 2) // 5 + day
 end
 
--- Microseconds, in an integer: a float of seconds would lose them.
-local function parse_time (line)
+--- When a line of a log was written.
+-- @tparam string line
+-- @treturn integer|nil microseconds, of which only differences mean anything; nil if
+-- the line does not begin with a time
+function M.time (line)
+  -- In an integer, as a float of seconds would lose them.
   local year, month, day, hour, minute, second, fraction =
     match (line, "^(%d%d%d%d)%-(%d%d)%-(%d%d) (%d%d):(%d%d):(%d%d)%.(%d%d%d%d%d%d) ")
   if not year then return nil end
@@ -57,7 +61,7 @@ end
 -- A line of a log begins with its time, or with "!" where the filter had none: from
 -- nbdkit 1.48 on that is so before the first client comes.
 local function is_log_line (line)
-  return sub (line, 1, 2) == "! " or parse_time (line) ~= nil
+  return sub (line, 1, 2) == "! " or M.time (line) ~= nil
 end
 
 -- A number field of a log line; the log writes them in hexadecimal.
@@ -82,14 +86,14 @@ local function log_line (state, number, line)
   if find (line, " ...Read ", 1, true) then
     state.reading[key] = nil
     if next (state.reading) == nil then
-      state.idle_since = parse_time (line) or state.last
+      state.idle_since = M.time (line) or state.last
     end
     return nil
   end
   if not find (line, " Read ", 1, true) then return nil end
   local offset, count = field (line, "offset"), field (line, "count")
   check_range (number, line, offset, count)
-  local now = parse_time (line) or state.last or 0
+  local now = M.time (line) or state.last or 0
   state.first, state.last = state.first or now, now
   local idle = 0
   if next (state.reading) == nil and state.idle_since then

@@ -1,23 +1,19 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 -- Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
 
---- A recorded client as one that waits for its answers.
+-- A recorded client as one that waits for its answers.
 --
 -- A log of nbdkit's log filter tells when each read began and ended.  A program
 -- that has many reads under way does not wait for all of them before it goes on; so
 -- a read is taken to depend on the last one that had ended when it began, and the
 -- time between the two to be the client's own.  Replayed so, a slower source makes
--- the client later and no less busy.
---
--- @module scan.closed_loop
+-- the client later and no less busy.  Who uses it has Lua find the modules of ours.
+
+local trace = require "scan.trace"
 
 local M = {}
 
-local function seconds_of (line)
-  local day, hour, minute, second =
-    line:match ("^%d+%-%d+%-(%d+) (%d+):(%d+):(%d+%.%d+) ")
-  return day and ((day * 24 + hour) * 60 + minute) * 60 + second
-end
+local MICROSECONDS = 1000000
 
 local function key_of (line)
   return line:match ("connection=(%d+) ") .. " " .. line:match (" id=(%d+)")
@@ -32,16 +28,16 @@ end
 function M.read (file)
   local list, open, first = {}, {}, nil
   for line in file:lines () do
-    local now = seconds_of (line)
+    local now = trace.time (line)
     if now and line:find (" ...Read ", 1, true) then
       local key = key_of (line)
-      if open[key] then open[key].ended = now - first end
+      if open[key] then open[key].ended = (now - first) / MICROSECONDS end
       open[key] = nil
     elseif now and line:find (" Read ", 1, true) then
       first = first or now
       local read = { offset = tonumber (line:match (" offset=(0x%x+)")),
                      count = tonumber (line:match (" count=(0x%x+)")),
-                     began = now - first }
+                     began = (now - first) / MICROSECONDS }
       list[#list + 1], open[key_of (line)] = read, read
     end
   end
