@@ -19,10 +19,6 @@ def escape (text):
     return text.replace ("&", "&amp;").replace ("<", "&lt;")
 
 
-def unique (values):
-    return list (dict.fromkeys (values))
-
-
 def baseline (stack):
     return NONE_NATIVE if stack.endswith ("native") or ", native" in stack else NONE
 

@@ -96,13 +96,6 @@ local function drop_below (map, level, index)
   end
 end
 
---- Is a unit in the set?
--- @tparam integer unit
--- @treturn boolean
-function Map:has (unit)
-  return find (self, unit) ~= nil
-end
-
 --- Put the units of a range into the set.
 -- @tparam integer first
 -- @tparam[opt] integer stop one past the last; `first` alone if left out
