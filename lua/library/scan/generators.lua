@@ -40,7 +40,8 @@ end
 
 --- Take from a range what is missing and in no hole.
 -- @tparam table disk
--- @tparam table range whose `at` moves behind what is taken; with `holes` set, they count
+-- @tparam table range whose `at` moves behind what is taken, and which keeps what it learns
+-- of a hole; with `holes` set, they count
 -- @tparam integer most bytes
 -- @tparam[opt] integer unit in bytes: not beyond the next multiple of it
 -- @treturn integer|nil offset in bytes, nil if there is nothing left
@@ -49,8 +50,16 @@ function M.take (disk, range, most, unit)
   while range.at < range.stop do
     local offset, count = disk:missing (range.at, range.stop)
     if not offset then return nil end
-    local data, is_more = offset, false
-    if not range.holes then data, is_more = disk:next_data (offset, true) end
+    local data, is_more, hole = offset, false, range.hole
+    if range.holes then
+      range.hole = nil
+    elseif hole and offset >= hole.at and offset < hole.stop then
+      data = hole.stop
+    else
+      data, is_more = disk:next_data (offset, true)
+      -- Who goes on in it need not ask again.
+      if data ~= offset then range.hole = { at = offset, stop = data or disk.size } end
+    end
     range.at = math.min (data or range.stop, range.stop)
     -- A vast hole: the client may have read meanwhile.
     if is_more then return nil, 0 end
