@@ -352,6 +352,7 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
   const double theirs = m.in_flight - p->piece;
   const double trip_ns = m.trip_ns;
   const bool is_known = p->least_ns > 0;
+  bool is_thin, is_doubtful;
 
   if (p->piece > smallest) {
     if (!measure_twice (p, trip_ns, count, theirs > 0))
@@ -383,11 +384,12 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
     return;
   }
   p->least_ns = is_known ? least (p->least_ns, m.trip_ns) : m.trip_ns;
-  /* The client's bytes may be in that, or a wait for them; and that bytes are all it takes
-   * may be said of a smaller one that was there already.
+  /* Beside a client its bytes may be in that, or a wait for them.  With nobody there, that
+   * bytes are all it takes may be said of a smaller one that was there already.
    */
-  if ((!is_known || p->serial_ns > p->least_ns ||
-       (theirs > 0 && trip_ns > CLEARLY * p->least_ns)) &&
+  is_thin = p->serial_ns > p->least_ns;
+  is_doubtful = theirs > 0 ? !is_thin && trip_ns > CLEARLY * p->least_ns : is_thin;
+  if ((!is_known || is_doubtful) &&
       count > PACE_LEAST && p->largest >= 2 * smallest) {
     p->before.trip_ns = trip_ns;
     p->before.count = count;

@@ -28,9 +28,9 @@
  * - PACE_FIRST: one of PACE_LEAST, and the smallest piece: what bytes add to the time.
  *   If that is more than all else, the line is thin, and the window one piece.  What
  *   begins beside a client's read and takes longer than it did may have waited for that:
- *   the least of three counts.  Or the client's bytes came with it; or the first was
- *   answered by a layer that had it already, or all of that size were: then one of twice
- *   the size shows what bytes add.  And if the smallest took less than the first, that
+ *   the least of three counts.  Or the client's bytes came with it; or, with nobody there,
+ *   the first was answered by a layer that had it already, or all of that size were: then
+ *   one of twice the size shows what bytes add.  And if the smallest took less, that
  *   is tried again.  From then on pieces are as large as take an eighth of the latency
  *   by their bytes: eight fill a line that bytes limit, and a source that requests limit
  *   needs fewer.  They are no more than eight times the largest that was measured, nor

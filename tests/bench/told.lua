@@ -16,7 +16,7 @@ local FULL, GAIN, PIECE_TIMES, CREDIT_TRIPS = 0.8, 1.1, 2, 5
 
 -- Nothing that has ended so far.
 local function no_sum ()
-  return { in_flight = 0, trip = 0, least = math.huge, nr = 0 }
+  return { in_flight = 0, ours = 0, trip = 0, least = math.huge, nr = 0 }
 end
 
 -- The window and the pieces that a search should end with.

@@ -611,6 +611,25 @@ test_there_already (void)
   }
 }
 
+/* A client with several reads at once fills a thin line: what two sizes of ours have waited
+ * for them says nothing of bytes.
+ */
+static void
+test_thin_beside_many (void)
+{
+  unsigned depth;
+
+  for (depth = 2; depth <= 4; ++depth) {
+    init (&sim, 100, 0.25 * MB, 64, 8);
+    add_client (&sim, depth, 64 * 1024, 1);
+    run (&sim, 0.001);
+    run (&sim, 120);
+    check (sim.theirs >= 0.95 * 120 * 0.25 * MB,
+           "%u reads at once on a thin line: %.3f of 0.250 MB/s", depth,
+           sim.theirs / 120 / MB);
+  }
+}
+
 /* What bytes take was guessed too low, so that pieces begin many times too large. */
 static void
 test_wrong_guess (void)
@@ -888,6 +907,7 @@ main (void)
   test_thin_start ();
   test_first_pieces ();
   test_there_already ();
+  test_thin_beside_many ();
   test_wrong_guess ();
   test_search_ends ();
   test_two_threads ();
