@@ -15,10 +15,10 @@
 #include "clock.h"
 #include "scanner-internal.h"
 
-/* How often the thread looks.  The queue is for a client of ten thousand reads a
+/* How often the thread looks.  The queue is for clients of fifty thousand reads a
  * second, and nobody has to wake anybody.
  */
-#define LOOK_NS (NS_PER_SECOND / 50)
+#define LOOK_NS (NS_PER_SECOND / 200)
 
 static uint64_t
 end_of (const struct met_read *read)

@@ -97,10 +97,11 @@ def image (tmp_path):
 
 def stack (log, layer, plugin, args=(), below=()):
     """A server that scans over a layer that keeps, with a log of what the source is
-    asked for; other filters can be below that."""
+    asked for if that is said; other filters can be below that."""
     name, params = LAYERS[layer]
-    return nbdkit ([SCAN, name, "log", *below], plugin,
-                   [f"logfile={log}", f"scan-size={BLOCK}", *params, *args], VERBOSE)
+    return nbdkit ([SCAN, name, *(["log"] if log else []), *below], plugin,
+                   [*([f"logfile={log}"] if log else []), f"scan-size={BLOCK}",
+                    *params, *args], VERBOSE)
 
 
 def count (log, word):
@@ -394,19 +395,20 @@ def test_a_signature_that_has_run_out (tmp_path, image):
         with stack (log, "clone", ["curl", source.url ("/bucket/" + SIGNED)],
                     args) as server:
             assert server.connect ().pread (BLOCK, 0) == DISK[:BLOCK]
-        with stack (log, "clone", ["curl", source.url ("/bucket/disk.img?X-Amz-Old")],
+        # The log filter asks for the size as it is prepared, and so can't do without.
+        with stack (None, "clone", ["curl", source.url ("/bucket/disk.img?X-Amz-Old")],
                     args) as server:
             h = server.connect ()
             assert h.pread (BLOCK, 0) == DISK[:BLOCK]
             with pytest.raises (nbd.Error):
                 h.pread (len (DISK), 0)
             assert source.has_answered (200, 206, 403)
-        before = count (log, "Read")
+        os.unlink (log)
         with stack (log, "clone", ["curl", source.url ("/bucket/" + SIGNED)],
                     args) as server:
             h = server.connect ()
             assert h.pread (BLOCK, 0) == DISK[:BLOCK]
-            assert count (log, "Read") == before
+            assert count (log, "Read") == 0
             assert h.pread (len (DISK), 0) == DISK
 
 
