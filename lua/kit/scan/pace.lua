@@ -253,12 +253,13 @@ function DECIDE.first (p, m, count)
     return set_level (p, "first", 0)
   end
   p.least = is_known and math.min (p.least, m.trip) or m.trip
-  -- Beside a client its bytes may be in that, or a wait for them.  With nobody there, that
-  -- bytes are all it takes may be said of a smaller one that was there already.
+  -- Beside a client its bytes may be in that, or a wait for them.  With nobody there,
+  -- that bytes are all it takes may be said of a smaller one that was there already.
   local is_thin = p.serial > p.least
   local is_doubtful = theirs == 0 and is_thin
     or theirs > 0 and not is_thin and trip > CLEARLY * p.least
-  if (not is_known or is_doubtful) and count > M.LEAST and p.largest >= 2 * smallest then
+  if (not is_known or is_doubtful)
+     and count > M.LEAST and p.largest >= 2 * smallest then
     p.before = { trip = trip, count = count, is_beside = theirs > 0 }
     p.piece = 2 * smallest
     return set_level (p, "first", 0)

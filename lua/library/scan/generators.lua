@@ -40,8 +40,8 @@ end
 
 --- Take from a range what is missing and in no hole.
 -- @tparam table disk
--- @tparam table range whose `at` moves behind what is taken, and which keeps what it learns
--- of a hole; with `holes` set, they count
+-- @tparam table range whose `at` moves behind what is taken, and which keeps what it
+-- learns of a hole; with `holes` set, they count
 -- @tparam integer most bytes
 -- @tparam[opt] integer unit in bytes: not beyond the next multiple of it
 -- @treturn integer|nil offset in bytes, nil if there is nothing left
