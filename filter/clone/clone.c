@@ -394,16 +394,12 @@ request_of (nbdkit_next *next, const struct handle *h)
   };
 }
 
-/* The same for one that needs the source, if `needs_source`; -1 with *err set if that is
- * away.
+/* The source was away when the client came, and this request needs it.  Returns -1 with
+ * *err set if it still is.
  */
 static int
-make_request (nbdkit_next *next, const struct handle *h, bool needs_source,
-              struct request *req, int *err)
+open_late (nbdkit_next *next, const struct handle *h, struct request *req, int *err)
 {
-  *req = request_of (next, h);
-  if (!needs_source || req->next != NULL)
-    return 0;
   if (opening_get (h->opening) != NULL) {
     *req = request_of (next, h);
     return 0;
@@ -425,9 +421,10 @@ static int
 clone_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count_,
              uint64_t offset, uint32_t flags, int *err)
 {
-  struct request req;
+  struct request req = request_of (next, handle);
 
-  if (make_request (next, handle, has_absent (handle, count_, offset), &req, err) == -1)
+  if (req.next == NULL && has_absent (handle, count_, offset) &&
+      open_late (next, handle, &req, err) == -1)
     return -1;
   return fetch_read (&req, buf, count_, offset, err);
 }
@@ -436,9 +433,10 @@ static int
 clone_cache (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
              uint32_t flags, int *err)
 {
-  struct request req;
+  struct request req = request_of (next, handle);
 
-  if (make_request (next, handle, has_absent (handle, count_, offset), &req, err) == -1)
+  if (req.next == NULL && has_absent (handle, count_, offset) &&
+      open_late (next, handle, &req, err) == -1)
     return -1;
   return fetch_cache (&req, count_, offset, err);
 }
@@ -448,10 +446,10 @@ change (nbdkit_next *next, void *handle, const void *buf, uint32_t count_,
         uint64_t offset, uint32_t flags, int *err)
 {
   const struct handle *const h = handle;
-  struct request req;
+  struct request req = request_of (next, h);
 
-  if (make_request (next, h, write_needs_source (h->store, count_, offset, flags),
-                    &req, err) == -1)
+  if (req.next == NULL && write_needs_source (h->store, count_, offset, flags) &&
+      open_late (next, h, &req, err) == -1)
     return -1;
   return write_disk (&req, buf, count_, offset, flags, err);
 }
