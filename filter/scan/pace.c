@@ -404,7 +404,7 @@ decide_first (struct pace *p, struct pace_means m, uint32_t count)
 static void
 decide_more (struct pace *p, struct pace_means m)
 {
-  double level, all;
+  double times;
 
   if (!has_grown (p->low, m)) {
     end_more (p, m, true);
@@ -414,20 +414,10 @@ decide_more (struct pace *p, struct pace_means m)
   if (!p->low_is_burst)
     p->least_ns = most (p->least_ns, p->low.trip_ns - bytes_ns (p, p->piece));
   /* Nor now, and so few are far from full. */
-  level = p->level * (p->piece <= PACE_SMALLEST &&
-                      m.trip_ns <= CLEARLY * p->low.trip_ns ? 4 : 2);
+  times = p->piece <= PACE_SMALLEST &&
+    m.trip_ns <= CLEARLY * p->low.trip_ns ? 4 : 2;
   p->low = m;
-  /* Bytes do not allow as much, and the client's credit can't pay for the proof; but if
-   * more is carried than they allow, it is not known what they do.
-   */
-  all = GAIN * smallest_piece (p) * (p->least_ns + p->serial_ns) / p->serial_ns;
-  if (all <= level && p->credit_ns < m.trip_ns &&
-      bytes_ns (p, rate_of (m)) <= CLEARLY) {
-    p->bandwidth = rate_of (m);
-    hold (p, all);
-    return;
-  }
-  set_level (p, PACE_MORE, level);
+  set_level (p, PACE_MORE, times * p->level);
 }
 
 /* Have larger pieces brought more, and we most of what we should by what bytes take?

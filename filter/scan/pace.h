@@ -39,16 +39,15 @@
  *   level doubles for as long as more brings more, or, of small pieces, is four times as
  *   much where nothing has waited at all.  What waited for the burst that a level begins
  *   with counts, too, if it brings enough even so; of large pieces only where nothing of
- *   the client's is in flight.  A level that bytes do not allow, and that the client's
- *   credit (below) can't pay for, is not tried: the window is what they allow.
+ *   the client's is in flight.
  * - PACE_LARGER: if it was not reached, or bytes alone would take less than 0.8 of
  *   the time, requests may be what limits (connections, our own threads): the
  *   pieces double, or grow fourfold where that would not fill the line either, and
  *   their number stays, for as long as that brings 0.15 more, and us 0.6 of what it
- *   should by what bytes take, and bytes take less than 0.8 of the time.  No piece takes
- *   longer than twice what the smallest takes.  If the first step brings nothing, it seems
- *   to be bytes that limit: what they take is a guess.  If two went side by side, the
- *   window has room for two, if need be smaller ones.
+ *   should by what bytes take, and bytes do not take all of the time, or 0.8 of it where
+ *   a client is.  No piece takes longer than twice what the smallest takes.  If the first
+ *   step brings nothing, it seems to be bytes that limit: what they take is a guess.  If
+ *   two went side by side, the window has room for two, if need be smaller ones.
  * - PACE_HOLD: at the window for a while.  If transfers take clearly longer there, in the
  *   mean, than by themselves, and not all of them do, they may be in a queue of ours: some
  *   were lucky in the search, as at a bucket that is not first come, first served, or short,
@@ -58,6 +57,10 @@
  *   less goes through then, it was something else that took long: back, and not again in
  *   this search.  If not, bytes are what limits, and take so long at least, also for the
  *   next search, until a probe shows that they do not.
+ *   A window of less than two pieces is judged by three transfers.  If they take longer
+ *   than a wait for one read of the client's explains, what was there already was taken
+ *   for the line, and all begins anew; or, of large pieces, bytes cost nothing in a burst,
+ *   which the next search is told.
  * - PACE_PROBE: a quarter more, or a piece, compared to PACE_HOLD: back there
  *   with the new product, in smaller pieces if it has no room for two, or to
  *   PACE_MORE.  Not below two pieces, where the one more would double what a

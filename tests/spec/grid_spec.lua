@@ -62,8 +62,8 @@ describe ("the grid", function ()
     assert.is_true (result.seconds <= 8, ("%.1f s"):format (result.seconds))
   end)
 
-  -- Its search would cost more than a client's credit, and what a policy asked for before
-  -- it had seen a read would go out first.
+  -- What a policy asked for before it had seen a read would go out first, for all of the
+  -- client's credit.
   it ("is of use on lines where all is in a client's way", function ()
     for _, case in ipairs {
       { "32 streams", 0.1, 10, 64, 32, 0.55 },

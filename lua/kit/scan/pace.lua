@@ -275,16 +275,8 @@ function DECIDE.more (p, m)
   end
   -- Nor now, and so few are far from full.
   local times = p.piece <= M.SMALLEST and m.trip <= CLEARLY * p.low.trip and 4 or 2
-  local level = times * p.level
   p.low = m
-  -- Bytes do not allow as much, and the client's credit can't pay for the proof; but if
-  -- more is carried than they allow, it is not known what they do.
-  local all = GAIN * smallest_piece (p) * (p.least + p.serial) / p.serial
-  if all <= level and p.credit < m.trip and bytes_seconds (p, rate_of (m)) <= CLEARLY then
-    p.bandwidth = rate_of (m)
-    return hold (p, all)
-  end
-  set_level (p, "more", level)
+  set_level (p, "more", times * p.level)
 end
 
 function DECIDE.larger (p, m)
