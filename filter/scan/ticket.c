@@ -50,6 +50,7 @@ ticket_take (struct scanner *s)
 {
   struct ticket *t = &s->ticket;
   uint64_t left;
+  uint32_t most;
 
   if (t->is_held)
     return true;
@@ -59,16 +60,14 @@ ticket_take (struct scanner *s)
   left = budget_left (s->config.budget);
   if (left == 0)
     return false;
-  t->most = s->config.block;
+  most = s->config.block;
   if (s->config.line != NULL)
-    t->most = line_take (s->config.line, &t->transfer, &s->phase,
-                         s->pending.count == 0 ? s->reads : NULL);
-  if (t->most == 0)
+    most = line_take (s->config.line, &t->transfer, &s->phase,
+                      s->pending.count == 0 ? s->reads : NULL);
+  if (most == 0)
     return true;
   t->is_held = true;
-  if (t->most > left)
-    t->most = left;
-  t->room = t->most;
+  t->most = most < left ? most : left;
   pay (s, t->last < t->most ? t->last : t->most);
   return true;
 }
@@ -76,7 +75,7 @@ ticket_take (struct scanner *s)
 uint32_t
 ticket_room (const struct scanner *s)
 {
-  return s->ticket.room > 0 ? s->ticket.room : s->config.block;
+  return s->ticket.most > 0 ? s->ticket.most : s->config.block;
 }
 
 uint32_t
@@ -95,7 +94,7 @@ ticket_use (struct scanner *s, struct worker *w, uint32_t count)
   }
   pay (s, count);
   w->transfer = t->transfer;
-  *t = (struct ticket) { .last = count, .room = t->room };
+  *t = (struct ticket) { .last = count, .most = t->most };
   return count;
 }
 

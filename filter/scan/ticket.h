@@ -30,8 +30,8 @@ struct worker;
 
 struct ticket {
   bool is_held;
-  uint32_t most;                /* bytes that one read may have */
-  uint32_t room;                /* what most was last; 0 if never */
+  uint32_t most;                /* bytes that one read may have, or last could;
+                                 * 0 before the first */
   uint32_t paid;                /* bytes, of the rate */
   uint32_t last;                /* bytes that the last read had; 0 if none */
   struct pace_transfer transfer;
