@@ -37,4 +37,17 @@ range_cover (struct range a, struct range b)
   return (struct range) { offset, end - offset };
 }
 
+/* The whole blocks, a power of two, that a range within so many bytes is in; the last
+ * one may be cut short by the end.
+ */
+static inline struct range
+range_widen (struct range r, uint32_t block, uint64_t size)
+{
+  const uint64_t mask = block - 1;
+  const uint64_t offset = r.offset & ~mask;
+  const uint64_t end = (range_end (r) + mask) & ~mask;
+
+  return (struct range) { offset, (end < size ? end : size) - offset };
+}
+
 #endif /* RANGE_H */

@@ -113,7 +113,7 @@ struct scanner {
   struct vm_failure failure_batch[FAILURES_MAX];
   struct vm_result result_batch[RESULTS_MAX];
   struct source_extents extents; /* for disk:next_data */
-  void *pread_buf;              /* VM_PREAD_MAX_BYTES, or NULL */
+  char *pread_buf;              /* VM_PREAD_MAX_BYTES in whole blocks, or NULL */
 };
 
 static inline enum scan_phase

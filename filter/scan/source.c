@@ -36,11 +36,16 @@ int
 source_ask (nbdkit_next *next, struct source_info *info)
 {
   const int64_t size = next->get_size (next);
+  uint32_t preferred, maximum;
   int r;
 
   if (size == -1)
     return -1;
   info->size = size;
+  if (next->block_size (next, &info->minimum, &preferred, &maximum) == -1)
+    return -1;
+  if (info->minimum == 0)
+    info->minimum = 1;
   r = next->can_cache (next);
   if (r == -1)
     return -1;

@@ -35,6 +35,8 @@ enum source_method {
  */
 struct source_info {
   uint64_t size;                /* bytes */
+  uint32_t minimum;             /* bytes, a power of two up to 64K: what all calls are
+                                   multiples of */
   bool can_cache;               /* .cache is native and comes back */
   bool can_extents;
 };

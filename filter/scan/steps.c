@@ -79,11 +79,15 @@ step_next_data (struct scanner *s, struct worker *w,
   }
 }
 
+/* Returns 0 or an errno. */
 static int
 read_within_limit (struct scanner *s, struct worker *w, struct range range)
 {
-  const uint32_t count = ticket_use (s, w, range.count);
+  uint32_t count = 0;
 
+  /* The policy may have been asked without room, for its reads. */
+  if (ticket_take (s, true))
+    count = ticket_use (s, w, range.count);
   if (count == range.count)
     return fetch_read (s, w, range, s->pread_buf);
   /* Stopped, or the limit is used up: if the policy hears of it, then in its last turn. */
@@ -95,16 +99,19 @@ static void
 step_pread (struct scanner *s, struct worker *w,
             const struct vm_request *request, struct vm_answer *answer)
 {
+  const uint32_t minimum = s->config.info.minimum;
+  const struct range range = range_widen (request->range, minimum, s->driver.size);
+
   if (s->pread_buf == NULL)
-    s->pread_buf = malloc (VM_PREAD_MAX_BYTES);
+    s->pread_buf = malloc (VM_PREAD_MAX_BYTES + 2 * (minimum - 1));
   answer->err = s->pread_buf == NULL
-    ? ENOMEM : read_within_limit (s, w, request->range);
+    ? ENOMEM : read_within_limit (s, w, range);
   if (answer->err != 0) {
     answer->type = VM_ERRNO;
     return;
   }
   answer->type = VM_BYTES;
-  answer->bytes = s->pread_buf;
+  answer->bytes = s->pread_buf + (request->range.offset - range.offset);
   answer->length = request->range.count;
 }
 
@@ -183,7 +190,7 @@ steps_take_room (struct scanner *s)
     scan_end (s, STATS_FAILED);
     return false;
   }
-  if (ticket_take (s))
+  if (ticket_take (s, s->pending.count > 0))
     return true;
   nbdkit_debug ("scan: scan-limit has been reached");
   scan_end (s, STATS_FINISHED);

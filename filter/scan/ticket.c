@@ -46,7 +46,7 @@ pay (struct scanner *s, uint32_t count)
 }
 
 bool
-ticket_take (struct scanner *s)
+ticket_take (struct scanner *s, bool is_known)
 {
   struct ticket *t = &s->ticket;
   uint64_t left;
@@ -63,7 +63,7 @@ ticket_take (struct scanner *s)
   most = s->config.block;
   if (s->config.line != NULL)
     most = line_take (s->config.line, &t->transfer, &s->phase,
-                      s->pending.count == 0 ? s->reads : NULL);
+                      is_known ? NULL : s->reads);
   if (most == 0)
     return true;
   t->is_held = true;

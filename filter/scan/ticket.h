@@ -38,10 +38,11 @@ struct ticket {
 };
 
 /* See that there is room for some bytes; waits for it until the scan stops,
- * which needs none, or has reads for a policy that nothing is pending of: it is
- * asked then, before some are lost.  Returns false if there never will be.
+ * which needs none, or, if it is not known yet what is to be read, has many reads
+ * for its policy, which is asked then, before some are lost.  Returns false if
+ * there never will be.
  */
-extern bool ticket_take (struct scanner *s);
+extern bool ticket_take (struct scanner *s, bool is_known);
 
 /* Bytes that the next read may have in one piece, 1 to a block: what there is room for,
  * or if it is not known, what there was room for last.

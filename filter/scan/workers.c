@@ -90,6 +90,15 @@ give_up_worker (struct scanner *s, const char *why, bool is_last)
 
 /* -- what a worker needs --------------------------------------------------- */
 
+/* The most that one prefetch gets: as much as it may, in whole blocks of the layer
+ * below, and one of these at least.
+ */
+static uint32_t
+largest_piece (uint32_t most, uint32_t minimum)
+{
+  return most > minimum ? most & ~(minimum - 1) : minimum;
+}
+
 /* Give a worker that has its source what else it needs.  Returns NULL, or why it can't
  * work.
  */
@@ -103,7 +112,8 @@ equip (struct scanner *s, struct worker *w)
     return "the layer below was opened again for a scan thread and is a disk "
       "of another size";
   if (s->config.method == SOURCE_READ) {
-    w->scratch = malloc (s->config.block);
+    w->scratch = malloc (largest_piece (s->config.block,
+                                        source_get_info (w->source)->minimum));
     if (w->scratch == NULL)
       return "out of memory for a scan thread";
   }
@@ -202,8 +212,12 @@ leave_role (struct scanner *s, bool in_hand)
  * where theirs are likely to.
  */
 static struct range
-first_piece (struct range range, uint32_t block, uint32_t most)
+first_piece (struct scanner *s)
 {
+  const uint32_t minimum = s->config.info.minimum;
+  const uint32_t block = largest_piece (s->config.block, minimum);
+  const uint32_t most = largest_piece (s->ticket.most, minimum);
+  struct range range = range_widen (s->pending, minimum, s->driver.size);
   uint64_t end;
 
   if (range.count > block)
@@ -213,6 +227,16 @@ first_piece (struct range range, uint32_t block, uint32_t most)
     range.count = end > range.offset ? end - range.offset : most;
   }
   return range;
+}
+
+/* This much of what is pending has been prefetched. */
+static void
+take_off (struct scanner *s, struct range range)
+{
+  const uint64_t end = range_end (s->pending);
+
+  s->pending.offset = range_end (range);
+  s->pending.count = end > s->pending.offset ? end - s->pending.offset : 0;
 }
 
 /* Under a pace the pieces of a range may be long in coming; the client may have
@@ -236,6 +260,8 @@ leave_out_what_is_there (struct scanner *s)
 static bool
 decide (struct scanner *s, struct worker *w, struct range *range)
 {
+  uint32_t count;
+
   /* Again if it has been stopped, or the limit was reached, just now. */
   do {
     if (!steps_take_room (s))
@@ -248,12 +274,18 @@ decide (struct scanner *s, struct worker *w, struct range *range)
       ticket_give (s);
       return false;
     }
-    *range = first_piece (s->pending, s->config.block, s->ticket.most);
-    range->count = ticket_use (s, w, range->count);
-  } while (range->count == 0);
+    *range = first_piece (s);
+    count = ticket_use (s, w, range->count);
+    /* The limit has cut it short. */
+    if (count < range->count) {
+      count &= ~(s->config.info.minimum - 1);
+      if (count == 0)
+        ticket_cancel (w);
+    }
+    range->count = count;
+  } while (count == 0);
 
-  s->pending.offset += range->count;
-  s->pending.count -= range->count;
+  take_off (s, *range);
   return true;
 }
 

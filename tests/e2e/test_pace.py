@@ -138,6 +138,30 @@ def test_a_client_with_much_in_flight_leaves_no_room (whole):
         server.release_all ()
 
 
+def test_what_a_policy_reads_waits_for_room_too (tmp_path):
+    """It is asked without, so that it loses no reads of the client's."""
+    policy = tmp_path / "reads.lua"
+    policy.write_text ("""return function (disk)
+        disk:prefetch (0, 4096)
+        while not disk:reads () () do disk:wait () end
+        disk:pread (12345, 6)
+    end""")
+    with nbdkit ([SCAN], gate (f"size={256 * SMALLEST}", "hold=cache", "log=read"),
+                 [f"scan-policy={policy}", "scan-threads=2"],
+                 VERBOSE + ["-D", "scan.decisions=1"]) as server:
+        h = server.connect ()
+        first = server.next_call ("cache")
+        at = server.wait_line ("policy: prefetch")[1]
+        for i in range (255, 0, -1):    # those that go on from another are one
+            h.pread (512, i * SMALLEST)
+        server.wait_line ("policy: pread", at)
+        h.pread (512, 0)
+        server.release (first)
+        server.wait_line ("scan: finished scanning the plugin")
+        log = "\n".join (server.log)
+        assert log.index (f"gate: end {first.id} ") < log.index (" 12345 6 ")
+
+
 @pytest.mark.parametrize ("threads", [1, 8])
 def test_a_disconnect_does_not_wait_for_room (whole, threads):
     with nbdkit ([SCAN], gate ("size=4M", "hold=cache"),

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from harness import SCAN, nbdkit
+from harness import SCAN, gate, nbdkit, pattern
 from test_reports import FINISHED, counters
 
 BLOCK = 2 * 1024 * 1024
@@ -195,3 +195,47 @@ def test_reads_hit_parts_of_granules (disk, tmp_path):
         assert seen["reads_by_result_total", f'export="",result="{result}"'] == 200
     assert seen["covered_bytes", 'export=""'] == 200 * 4096
     assert seen["partly_covered_bytes", 'export=""'] == 200 * (8 << 20)
+
+
+@pytest.mark.parametrize ("minimum", [4096, 65536])
+@pytest.mark.parametrize ("method", ["cache", "read"])
+@pytest.mark.parametrize ("settings", [
+    ["scan-size=32K"], ["scan-size=1M", "scan-threads=4"],
+    ["scan-size=1M", "scan-pace=false"], ["scan-size=1M", "scan-limit=100000"]])
+def test_a_layer_that_takes_only_whole_blocks (tmp_path, minimum, method, settings):
+    """It is asked for these, whatever the policy asks for and the pace has room for,
+    and the policy gets the bytes that it wants."""
+    size, asked = 4 << 20, (1 << 20, (1 << 20) + 300000)
+    policy = tmp_path / "odd.lua"
+    policy.write_text (f"""return function (disk)
+        disk:prefetch ({asked[0] + 12345}, {asked[1] - asked[0] - 12345})
+        disk:settle ()
+        print (("%d %d %d %d %d"):format (disk:pread (1080, 5):byte (1, -1)))
+    end""")
+    with nbdkit ([SCAN, "blocksize-policy"], gate (f"size={size}", "log=read"),
+                 [f"scan-policy={policy}", f"scan-method={method}",
+                  f"blocksize-minimum={minimum}", "blocksize-preferred=64K",
+                  "blocksize-error-policy=error",
+                  *settings], ["-v"]) as server:
+        h = server.connect ()
+        limited = "scan-limit=100000" in settings
+        server.wait_line ("scan: scan-limit has been reached" if limited else FINISHED)
+        server.disconnect (h)
+        server.wait_line ("gate: close 1")
+        assert not any ("failed" in line for line in server.log)
+        calls = [call for call in server.calls (method) if call.offset > 0]
+        assert all (call.offset % minimum == call.count % minimum == 0
+                    for call in calls)
+        if limited:
+            assert sum (call.count for call in calls) == 100000 // minimum * minimum
+            return
+        expected = " ".join (str (byte) for byte in pattern (1080, 5))
+        assert any (f"policy: {expected}" in line for line in server.log)
+        covered = bytearray (size // minimum)
+        for call in calls:
+            for block in range (call.offset // minimum,
+                                (call.offset + call.count) // minimum):
+                covered[block] += 1
+        first, last = asked[0] + 12345, asked[1] - 1
+        for block in range (first // minimum, last // minimum + 1):
+            assert covered[block] == 1

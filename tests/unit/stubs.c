@@ -280,6 +280,14 @@ next_get_size (nbdkit_next *next)
 }
 
 static int
+next_block_size (nbdkit_next *next, uint32_t *minimum, uint32_t *preferred,
+                 uint32_t *maximum)
+{
+  *minimum = *preferred = *maximum = 0;
+  return 0;
+}
+
+static int
 next_can_cache (nbdkit_next *next)
 {
   return NBDKIT_CACHE_NATIVE;
@@ -319,6 +327,7 @@ static nbdkit_next next_ops = {
   .prepare = next_prepare,
   .finalize = next_finalize,
   .get_size = next_get_size,
+  .block_size = next_block_size,
   .can_cache = next_can_cache,
   .can_extents = next_can_extents,
   .pread = next_pread,

@@ -54,7 +54,7 @@ set_up (unsigned threads, bool own_contexts)
     .method = SOURCE_CACHE, .budget = t.budget, .stats = t.stats,
     .map = t.map,
     .next = own_contexts ? NULL : stub_next (),
-    .info = { BLOCK * BLOCKS, true, false },
+    .info = { .size = BLOCK * BLOCKS, .minimum = 1, .can_cache = true },
   };
   return t;
 }
