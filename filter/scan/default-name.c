@@ -10,42 +10,47 @@
 
 #include "default-name.h"
 
-static pthread_key_t key;       /* the name; NULL if the client has not asked */
-static bool key_made;
+/* The name, by whether it was said over TLS; NULL if the client has not asked. */
+static pthread_key_t keys[2];
+static int nr_keys;             /* made */
 
 int
 default_name_load (void)
 {
-  const int err = pthread_key_create (&key, NULL);
+  int err = 0;
 
-  key_made = err == 0;
+  while (nr_keys < 2 && err == 0) {
+    err = pthread_key_create (&keys[nr_keys], NULL);
+    if (err == 0)
+      nr_keys++;
+  }
   return err;
 }
 
 void
 default_name_unload (void)
 {
-  if (key_made)
-    pthread_key_delete (key);
-  key_made = false;
+  while (nr_keys > 0)
+    pthread_key_delete (keys[--nr_keys]);
 }
 
 void
 default_name_forget (void)
 {
-  pthread_setspecific (key, NULL);
+  pthread_setspecific (keys[false], NULL);
+  pthread_setspecific (keys[true], NULL);
 }
 
 void
-default_name_note (const char *name)
+default_name_note (const char *name, bool is_tls)
 {
-  pthread_setspecific (key, name);
+  pthread_setspecific (keys[is_tls], name);
 }
 
 bool
-default_name_is (const char *name)
+default_name_is (const char *name, bool is_tls)
 {
-  const char *of_default = pthread_getspecific (key);
+  const char *of_default = pthread_getspecific (keys[is_tls]);
 
   return *name == '\0' ||
     (of_default != NULL && strcmp (name, of_default) == 0);

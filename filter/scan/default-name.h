@@ -26,13 +26,14 @@ extern void default_name_unload (void);
 extern void default_name_forget (void);
 
 /* In .default_export: what the layer below has said, or NULL.  Not copied: the server
- * keeps it for as long as the connection.
+ * keeps it for as long as the connection, but for what was said before it went over to
+ * TLS.  That is gone by then, and counts no more.
  */
-extern void default_name_note (const char *name);
+extern void default_name_note (const char *name, bool is_tls);
 
 /* In .open: is this what the client was told to be the default export's name, or the
  * empty one?  On a thread that is no connection's it is the empty one only.
  */
-extern bool default_name_is (const char *name);
+extern bool default_name_is (const char *name, bool is_tls);
 
 #endif /* SCAN_DEFAULT_NAME_H */

@@ -301,7 +301,7 @@ scan_default_export (nbdkit_next_default_export *next, nbdkit_backend *nxdata,
 {
   const char *name = next (nxdata, readonly);
 
-  default_name_note (name);
+  default_name_note (name, is_tls);
   if (name != NULL && background != NULL && contexts_why_not (name) == NULL)
     scanner_set_name (scans_get_scanner (background), name);
   return name;
@@ -328,7 +328,7 @@ scan_open (nbdkit_next_open *next, nbdkit_context *context,
     free (h);
     return NULL;
   }
-  h->is_default = default_name_is (exportname);
+  h->is_default = default_name_is (exportname, is_tls);
   return h;
 }
 

@@ -3,11 +3,16 @@
 
 """scan-exports: each export name has a policy state of its own, within bounds."""
 
+import os
 import re
+import socket
+import ssl
+import struct
 
 import pytest
 
 from harness import CHECK_WITH, SCAN, gate, nbdkit
+from test_sources import make_certificate, needs
 
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
            "-D", "nbdkit.backend.datapath=0"]
@@ -87,6 +92,47 @@ def test_the_order_of_clients_makes_no_difference (counter, order):
         assert len (scans) == order.count ("")
         assert ["scan-exports='disk'" in e for e in server.errors ()
                 if "scan: " in e] == [True]
+
+
+def receive (connection, count):
+    found = b""
+    while len (found) < count:
+        more = connection.recv (count - len (found))
+        assert more
+        found += more
+    return found
+
+
+def ask (connection, option, data=b""):
+    """Send an option of the handshake; returns the type of the last reply."""
+    connection.sendall (b"IHAVEOPT" + struct.pack (">II", option, len (data)) + data)
+    while True:
+        reply, length = struct.unpack (">12xII", receive (connection, 20))
+        receive (connection, length)
+        if reply == 1 or reply & 1 << 31:
+            return reply
+
+
+@needs ("certtool")
+def test_what_was_said_before_tls_counts_no_more (counter, tmp_path):
+    """nbdkit forgets it, and frees the name that the client was told."""
+    make_certificate (tmp_path)
+    for name, of in (("server-key", "key"), ("server-cert", "cert"),
+                     ("ca-cert", "cert")):
+        os.link (tmp_path / f"{of}.pem", tmp_path / f"{name}.pem")
+    trust = ssl.create_default_context (cafile=tmp_path / "cert.pem")
+    info, starttls, go, ack = 6, 5, 7, 1
+    with nbdkit ([SCAN], gate ("size=64K", "default=disk"), [f"scan-policy={counter}"],
+                 [*VERBOSE, "--tls=on", f"--tls-certificates={tmp_path}"]) as server:
+        plain = socket.socket (socket.AF_UNIX)
+        plain.connect (server.socket)
+        receive (plain, 18)
+        plain.sendall (struct.pack (">I", 3))
+        assert ask (plain, info, struct.pack (">IH", 0, 0)) == ack
+        assert ask (plain, starttls) == ack
+        with trust.wrap_socket (plain, server_hostname="localhost") as secret:
+            assert ask (secret, go, struct.pack (">I4sH", 4, b"disk", 0)) == ack
+            server.wait_line ("scan: warning: not the default export")
 
 
 def test_the_default_export_is_never_forgotten (counter):
