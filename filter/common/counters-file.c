@@ -21,6 +21,9 @@
 
 #define BEGINS_MAX 64           /* bytes */
 
+/* The file that this process has put in place last.  For one thread at a time. */
+static struct stat own;
+
 /* Does it begin with this text, or is it empty? */
 static bool
 begins_with (int fd, const char *begins)
@@ -33,6 +36,15 @@ begins_with (int fd, const char *begins)
     n = pread (fd, buf, len, 0);
   while (n == -1 && errno == EINTR);
   return n == 0 || (n == (ssize_t) len && memcmp (buf, begins, len) == 0);
+}
+
+/* Has nobody put another in its place, or written to it? */
+static bool
+is_own (const struct stat *st)
+{
+  return st->st_dev == own.st_dev && st->st_ino == own.st_ino &&
+    st->st_ctim.tv_sec == own.st_ctim.tv_sec &&
+    st->st_ctim.tv_nsec == own.st_ctim.tv_nsec;
 }
 
 int
@@ -50,12 +62,16 @@ counters_file_check (const char *path, const char *begins,
               "it is there and is not a regular file");
     return -1;
   }
-  /* It may be a FIFO by now.  Who may not read it may have to write it all the same:
-   * what root has begun with a strict umask.
-   */
+  /* It may be a FIFO by now. */
   fd = open (path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-  if (fd == -1)
-    return 0;
+  if (fd == -1) {
+    /* We were root, with a strict umask. */
+    if (errno == ENOENT || is_own (&st))
+      return 0;
+    snprintf (why, COUNTERS_FILE_WHY_MAX, "it is there and can't be read: %s",
+              strerror (errno));
+    return -1;
+  }
   is_ours = begins_with (fd, begins);
   close (fd);
   if (is_ours)
@@ -94,6 +110,21 @@ open_aside (const char *path, char **aside)
   return NULL;
 }
 
+/* Who could read the old file can read the new one, and nobody else. */
+static int
+keep_mode (FILE *fp, const char *path)
+{
+  struct stat st;
+
+  if (lstat (path, &st) == -1)
+    return 0;
+  st.st_mode &= 0777;
+  if (fchown (fileno (fp), st.st_uid, st.st_gid) == -1 &&
+      fchown (fileno (fp), -1, st.st_gid) == -1)
+    st.st_mode &= ~070;         /* it was another group */
+  return fchmod (fileno (fp), st.st_mode);
+}
+
 static int
 replace_file (const char *path, int (*write) (FILE *fp))
 {
@@ -104,7 +135,7 @@ replace_file (const char *path, int (*write) (FILE *fp))
   fp = open_aside (path, &aside);
   if (fp == NULL)
     return -1;
-  r = write (fp) == 0 && !ferror (fp) ? 0 : -1;
+  r = keep_mode (fp, path) == 0 && write (fp) == 0 && !ferror (fp) ? 0 : -1;
   err = errno;
   if (fclose (fp) != 0 && r == 0) {
     r = -1;
@@ -114,6 +145,8 @@ replace_file (const char *path, int (*write) (FILE *fp))
     r = rename (aside, path);
     err = errno;
   }
+  if (r == 0 && lstat (path, &own) == -1)
+    own.st_ino = 0;
   if (r == -1)
     unlink (aside);
   errno = err;

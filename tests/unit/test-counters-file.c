@@ -165,10 +165,45 @@ test_replaces (const char *text, bool does)
 static void
 test_mode (void)
 {
+  char why[COUNTERS_FILE_WHY_MAX];
   struct stat st;
 
   check (stat (path, &st) == 0 && (st.st_mode & 0777) == 0644,
          "as many may read it as the umask says");
+  if (chmod (path, 0600) == -1)
+    abort ();
+  check (counters_file_write (path, BEGINS, print_text, why) == 0 &&
+         stat (path, &st) == 0 && (st.st_mode & 0777) == 0600,
+         "and as before, if it is there");
+}
+
+/* Where nobody may read it but root, who we are no more. */
+static void
+test_unreadable (void)
+{
+  char why[COUNTERS_FILE_WHY_MAX];
+  FILE *fp;
+
+  if (geteuid () != 0)
+    return;
+  if (chmod (dir, 0777) == -1 ||
+      counters_file_write (path, BEGINS, print_text, why) == -1 ||
+      seteuid (65534) == -1)
+    abort ();
+  check (counters_file_check (path, BEGINS, why) == 0, "what we have written");
+  if (seteuid (0) == -1)
+    abort ();
+  unlink (path);
+  fp = fopen (path, "we");
+  if (fp == NULL || fputs ("a disk", fp) == EOF || fclose (fp) == EOF ||
+      chmod (path, 0600) == -1 || seteuid (65534) == -1)
+    abort ();
+  check (counters_file_write (path, BEGINS, print_text, why) == -1 &&
+         strcmp (why, "it is there and can't be read: Permission denied") == 0,
+         "what we have not: %s", why);
+  if (seteuid (0) == -1)
+    abort ();
+  check (strcmp (get_text (), "a disk") == 0, "which is as it was");
 }
 
 int
@@ -180,6 +215,7 @@ main (void)
   test_two_writers ();
   test_failures ();
   test_mode ();
+  test_unreadable ();
   test_replaces ("", true);
   test_replaces (BEGINS "of another time, and longer", true);
   test_replaces (BEGINS, true);
