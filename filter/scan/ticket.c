@@ -88,11 +88,12 @@ ticket_use (struct scanner *s, struct worker *w, uint32_t count)
     count = budget_draw (s->config.budget, count);
   else
     count = 0;
+  /* Paid for also where there is no room to give back. */
+  pay (s, count);
   if (count == 0) {
     ticket_give (s);
     return 0;
   }
-  pay (s, count);
   w->transfer = t->transfer;
   *t = (struct ticket) { .last = count, .most = t->most };
   return count;

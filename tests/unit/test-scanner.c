@@ -14,6 +14,7 @@
 #include "check.h"
 #include "clock.h"
 #include "library.h"
+#include "line.h"
 #include "scanner.h"
 #include "stubs.h"
 
@@ -304,6 +305,53 @@ test_failures (void)
   tear_down (&t);
 }
 
+/* What a scan has paid for and does not fetch is given back, also if it was asked
+ * without room, for the client's reads, and stopped before there was any.
+ */
+static void
+test_refund (void)
+{
+  static const char text[] =
+    "return function (disk)"
+    "  disk:prefetch (0) disk:wait () print ('again') disk:prefetch (4096) "
+    "end";
+  static const struct text policy = { "refund.lua", text, sizeof text - 1, false };
+  static struct line_clients clients;
+  const struct text *before = vm_config.policy;
+  const atomic_int never = 0;
+  struct pace_transfer mine;
+  struct scanner *s;
+  struct setting t;
+  unsigned i;
+
+  vm_config.policy = &policy;
+  t = set_up (1, false);
+  budget_free (t.budget);
+  t.config.budget = t.budget = budget_new (10 * BLOCK, BUDGET_NONE);
+  t.config.line = line_new (BLOCK, &clients);
+  if (t.budget == NULL || t.config.line == NULL ||
+      !map_set_size (t.map, BLOCK * BLOCKS))
+    abort ();
+  s = scanner_start (&t.config);
+  while (stub_cache_calls () == 0)
+    sched_yield ();
+  check (line_take (t.config.line, &mine, &never, NULL) > 0,
+         "refund: another has all of the line");
+  for (i = 0; i < READS_MAX; ++i) {
+    reads_begin (scanner_get_reads (s), t.map, (i & 1) * 2 * BLOCK, 512);
+    reads_end (scanner_get_reads (s));
+  }
+  stub_wait_for_debug ("policy: again");
+  scanner_stop (s);
+  check (budget_pay (t.budget, BLOCK, clock_now_ns ()) <= clock_now_ns (),
+         "refund: nothing is owed");
+  check (stub_cache_calls () == 1, "refund: nor fetched");
+  scanner_free (s);
+  line_free (t.config.line);
+  tear_down (&t);
+  vm_config.policy = before;
+}
+
 int
 main (void)
 {
@@ -325,6 +373,7 @@ main (void)
   test_outage ();
   test_stop_in_an_outage ();
   test_failures ();
+  test_refund ();
   scanner_free (NULL);
   library_free ();
   return done ();
