@@ -79,10 +79,13 @@ size_t
 journal_add (struct journal *j, struct range range)
 {
   uint64_t block = range.offset / JOURNAL_BLOCK;
-  const uint64_t last = (range_end (range) - 1) / JOURNAL_BLOCK;
+  uint64_t last = (range_end (range) - 1) / JOURNAL_BLOCK;
   struct entry *entry;
   size_t added = 0;
 
+  /* A whole one after this would end beyond what an offset can say. */
+  if (last > INT64_MAX / JOURNAL_BLOCK - 1)
+    last = INT64_MAX / JOURNAL_BLOCK - 1;
   for (; block <= last && !journal_is_full (j); ++block) {
     entry = get_entry (j, block);
     if (entry != NULL && entry->turn == 0) {
@@ -436,7 +439,7 @@ journal_write (struct journal *j)
   if (lines == NULL)
     return -1;
   n = make_lines (j, lines);
-  if (asprintf (&name, "%s.tmp", j->path) == -1) {
+  if (asprintf (&name, "%s.nbdkit-tmp", j->path) == -1) {
     name = NULL;
     return -1;
   }

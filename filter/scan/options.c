@@ -273,6 +273,8 @@ set_stats (const char *key, const char *value)
 static int
 set_record (const char *key, const char *value)
 {
+  char *real;
+
   if (options.record_file != NULL) {
     nbdkit_error ("%s: there is one file to record to, and %s=%s was given; "
                   "scan-trace records as well", key, options.record_key,
@@ -281,7 +283,15 @@ set_record (const char *key, const char *value)
   }
   options.record_key = key;
   options.record_file = value_parse_path (key, value);
-  return options.record_file == NULL ? -1 : 0;
+  if (options.record_file == NULL)
+    return -1;
+  /* It is put in place anew each time, and a link to it stays one. */
+  real = realpath (options.record_file, NULL);
+  if (real != NULL) {
+    free (options.record_file);
+    options.record_file = real;
+  }
+  return 0;
 }
 
 /* Where there is no trace yet, the policy has no file of that name.  What can't be

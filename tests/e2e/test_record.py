@@ -60,6 +60,18 @@ def test_second_start_replays_the_first (tmp_path):
                                 (7, 1, "01"), (3, 1, "01")]
 
 
+def test_a_link_stays_one (tmp_path):
+    """The file that it leads to is put in place anew."""
+    (tmp_path / "real").mkdir ()
+    real, link = tmp_path / "real" / "trace", tmp_path / "link"
+    real.touch ()
+    link.symlink_to ("real/trace")
+    with recorded (link, f"scan-record={link}") as server:
+        server.connect ().pread (BLOCK, 0)
+    assert contents (real) == [(0, 1, "1")]
+    assert os.readlink (link) == "real/trace"
+
+
 def test_any_policy_and_its_client (tmp_path):
     """While the scan waits for its first prefetch, after it is over, and from the
     first connection and the second."""

@@ -112,6 +112,11 @@ test_one_run (void)
   journal_write (j);
   check (file_is (HEADER "1 run\n999424 12288 # 1\n0 8192 # 1\n1048576 4096 # 1\n"),
          "and again, in the same run");
+  add (j, INT64_MAX - 10 * JOURNAL_BLOCK, 10 * JOURNAL_BLOCK);
+  check (journal_write (j) == 0, "the end of the largest disk");
+  journal_free (j);
+  j = open_journal (error);
+  check (j != NULL, "can be read again, without what ends after it: %s", error);
   journal_free (j);
   unlink (path);
 }
@@ -459,7 +464,7 @@ test_two (void)
   unlink (path);
 
   /* What a server has left that was killed goes; what another is writing does not. */
-  snprintf (aside, sizeof aside, "%s.tmp", path);
+  snprintf (aside, sizeof aside, "%s.nbdkit-tmp", path);
   a = new_recorder ();
   b = recorder_new ("scan-record", path);
   fd = open (aside, O_WRONLY | O_CREAT, 0600);
