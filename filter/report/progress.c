@@ -32,7 +32,7 @@
  */
 #define NEAR_NS (NS_PER_SECOND / 1000)
 
-/* Of all exports. */
+/* Of all exports that are remembered; the counters are also of those that were. */
 struct sum {
   bool running;
   uint64_t size, done, holes, unread;
@@ -96,15 +96,10 @@ sum_up (void)
     sum.done += t->map.covered + t->map.holes;
     sum.holes += t->map.holes;
     sum.unread += t->map.unread;
-    sum.stats.prefetches += t->stats.prefetches;
-    sum.stats.prefetched_bytes += t->stats.prefetched_bytes;
-    sum.stats.prefetch_ns += t->stats.prefetch_ns;
-    sum.stats.failures += t->stats.failures;
-    sum.stats.reads += t->stats.reads;
-    sum.stats.read_bytes += t->stats.read_bytes;
-    sum.stats.hits += t->stats.hits;
-    sum.stats.late += t->stats.late;
+    stats_add (&sum.stats, &t->stats);
   }
+  /* After the others, which can't be forgotten meanwhile. */
+  exports_add_forgotten (&sum.stats);
   if (totals != NULL)
     exports_forget_totals (totals, nr);
   return sum;

@@ -127,3 +127,18 @@ stats_get (struct stats *stats, struct stats_totals *totals)
   if (totals->state == STATS_RUNNING && now_ns > moved_ns)
     totals->quiet_ns = now_ns - moved_ns;
 }
+
+void
+stats_add (struct stats_totals *sum, const struct stats_totals *more)
+{
+  sum->prefetches += more->prefetches;
+  sum->prefetched_bytes += more->prefetched_bytes;
+  sum->prefetch_ns += more->prefetch_ns;
+  sum->failures += more->failures;
+  sum->skipped += more->skipped;
+  sum->reads += more->reads;
+  sum->read_bytes += more->read_bytes;
+  sum->hits += more->hits;
+  sum->late += more->late;
+  sum->misses += more->misses;
+}

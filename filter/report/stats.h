@@ -63,4 +63,7 @@ extern void stats_read (struct stats *stats, uint32_t bytes, enum met met);
 
 extern void stats_get (struct stats *stats, struct stats_totals *totals);
 
+/* Add what was done and read, of what only grows. */
+extern void stats_add (struct stats_totals *sum, const struct stats_totals *more);
+
 #endif /* SCAN_STATS_H */

@@ -24,6 +24,7 @@ static struct vm_config vm_config;
  */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct export *exports;  /* most recently used first */
+static struct stats_totals forgotten; /* what those counted that were let go */
 
 /* -- making and freeing ---------------------------------------------------- */
 
@@ -201,6 +202,7 @@ take_unused (struct export *export)
 static struct export *
 take_surplus (void)
 {
+  struct stats_totals totals;
   struct export **p, *surplus;
   unsigned idle = 0;
 
@@ -208,6 +210,8 @@ take_surplus (void)
     if ((*p)->users == 0 && ++idle > EXPORTS_IDLE_MAX) {
       surplus = *p;
       *p = surplus->next;
+      stats_get (surplus->stats, &totals);
+      stats_add (&forgotten, &totals);
       return surplus;
     }
   return NULL;
@@ -359,4 +363,12 @@ exports_forget_totals (struct export_totals *totals, size_t nr)
   for (i = 0; i < nr; ++i)
     exports_put (totals[i].generation);
   free (totals);
+}
+
+void
+exports_add_forgotten (struct stats_totals *sum)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
+
+  stats_add (sum, &forgotten);
 }

@@ -88,4 +88,7 @@ struct export_totals {
 extern struct export_totals *exports_get_totals (size_t *nr);
 extern void exports_forget_totals (struct export_totals *totals, size_t nr);
 
+/* Add what was counted of exports that are not remembered any more. */
+extern void exports_add_forgotten (struct stats_totals *sum);
+
 #endif /* SCAN_EXPORTS_H */

@@ -230,14 +230,16 @@ set_pace (const char *key, const char *value)
 static int
 set_rate (const char *key, const char *value)
 {
-  return parse_size (key, value, 1, "bytes per second, like 500K or 10M",
+  return parse_size (key, value, 1, "bytes per second, like 500K or 10M; without "
+                     "it there is no limit",
                      &options.rate);
 }
 
 static int
 set_limit (const char *key, const char *value)
 {
-  return parse_size (key, value, 1, "a size in bytes, like 500M or 10G",
+  return parse_size (key, value, 1, "a size in bytes, like 500M or 10G; without it "
+                     "there is no limit",
                      &options.limit);
 }
 

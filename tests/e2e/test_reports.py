@@ -371,6 +371,21 @@ def test_progress_tells_of_hits (tmp_path):
                          "came late; 64K fetched, 48K of it never read")
 
 
+def test_the_sum_at_the_end_is_of_all_exports (tmp_path):
+    """Also of those that were let go."""
+    with nbdkit ([SCAN], gate ("size=64K"),
+                 ["scan-exports=*", "scan-progress=true", "scan-policy=replay",
+                  f"scan-file-trace={os.devnull}"], ["-v"]) as server:
+        for number in range (40):
+            start = len (server.log)
+            h = server.connect (f"export{number}")
+            server.wait_line (FINISHED, start)
+            h.pread (4096, 0)
+            server.disconnect (h)
+            server.wait_line ("scan: close", start)
+    assert progress (server)[-1].startswith ("scan: of 40 reads 0 found")
+
+
 @pytest.mark.parametrize ("policy, read, advice", [
     # A .cache that does nothing.
     ("default", range (0, 200), "the source answers within a millisecond"),
