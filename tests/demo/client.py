@@ -20,6 +20,7 @@ import nbd
 BLOCK = 4096
 READ_BLOCKS = 16            # at most, for one request
 PATIENCE_SECS = 60
+THINK_SECS = 0.02           # after each file: a machine that starts is busy, too
 
 
 def lines (path):
@@ -101,6 +102,7 @@ def main ():
         first = first or time.monotonic () - begin
         if n < len (notes):
             client.write (n, notes[n])
+        time.sleep (THINK_SECS)
     for n in range (len (files), len (notes)):
         client.write (n, notes[n])
     mib = sum (map (len, files)) * BLOCK / 2**20
