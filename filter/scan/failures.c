@@ -76,21 +76,28 @@ keep (struct failures *failures, struct vm_failure failure)
 }
 
 void
+failures_tell_full (void)
+{
+  static atomic_bool told;
+
+  if (!atomic_exchange (&told, true))
+    nbdkit_error ("scan: the layer below has no space left for what is "
+                  "prefetched (%s), so scans end, and one in the background waits "
+                  "for room; the clone filter leaves clone-reserve of its file "
+                  "system free, and the cow and cache filters keep it in TMPDIR, "
+                  "which has to have room for all that is prefetched and written: "
+                  "make room, or set clone-reserve, TMPDIR or scan-limit",
+                  strerror (ENOSPC));
+}
+
+void
 failures_add (struct failures *failures, struct range range, int err,
               bool goes_on)
 {
-  static atomic_bool told_full;
   const bool first = keep (failures, (struct vm_failure) { range, err });
 
-  if (err == ENOSPC) {
-    if (!atomic_exchange (&told_full, true))
-      nbdkit_error ("scan: the layer below has no space left for what is "
-                    "prefetched (%s), so scans end; the clone filter leaves "
-                    "clone-reserve of its file system free, and the cow and cache "
-                    "filters keep it in TMPDIR, which has to have room for all "
-                    "that is prefetched and written: make room, or set "
-                    "clone-reserve, TMPDIR or scan-limit", strerror (err));
-  }
+  if (err == ENOSPC)
+    failures_tell_full ();
   else if (first && !goes_on)
     nbdkit_debug ("scan: prefetch of %" PRIu64 " bytes at offset %" PRIu64
                   " failed at the end of the scan: %s", range.count,

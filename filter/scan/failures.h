@@ -67,8 +67,11 @@ extern void failures_end_row (struct failures *failures);
 extern uint64_t failures_pause_ns (struct failures *failures);
 
 /* Has the layer that keeps what is fetched run full (ENOSPC)?  Then there is no
- * use in going on; it has been said, once in the server's life.
+ * use in going on; it has been said.
  */
 extern bool failures_is_full (struct failures *failures);
+
+/* Say that it has, once in the server's life.  Any thread. */
+extern void failures_tell_full (void);
 
 #endif /* SCAN_FAILURES_H */

@@ -50,13 +50,14 @@ void
 fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
 {
   struct vm_result result;
-  bool again;
+  bool again = false;
 
   ticket_begin (w);
   result = prefetch_once (s, w, range);
-  again = opening_again (w, result.err);
-  if (again)
+  while (opening_again (w, result.err)) {
+    again = true;
     result = prefetch_once (s, w, range);
+  }
   map_prefetch_ends (s->config.map, range, result.err == 0);
   ticket_end (w, result.err == 0 && !again ? range.count : 0);
   note_result (s, result);
@@ -80,14 +81,15 @@ read_once (struct worker *w, struct range range, void *buf)
 int
 fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
 {
-  bool again;
+  bool again = false;
   int err;
 
   ticket_begin (w);
   err = read_once (w, range, buf);
-  again = opening_again (w, err);
-  if (again)
+  while (opening_again (w, err)) {
+    again = true;
     err = read_once (w, range, buf);
+  }
   ticket_end (w, err == 0 && !again ? range.count : 0);
   if (err == 0)
     failures_end_row (&s->failures);

@@ -277,13 +277,26 @@ opening_get (struct worker *w)
   return source;
 }
 
-/* Is this what an outage looks like?  VM_SKIPPED: a write was in the way; ENOSPC: the
- * layer that keeps what is fetched has no room.
+/* The layer that keeps what is fetched has no room for it: wait, as for a source.  Returns
+ * false if the scan stops.
  */
+static bool
+wait_for_room (struct worker *w)
+{
+  unsigned calls;
+
+  failures_tell_full ();
+  calls = begin_waiting (w);
+  wait_for_turn (w, &calls);
+  end_waiting (w);
+  return scan_phase (w->scanner) == SCAN_GOES_ON;
+}
+
+/* Is this what an outage looks like?  VM_SKIPPED: a write was in the way. */
 static bool
 is_outage (int err)
 {
-  return err != VM_SKIPPED && err != ENOSPC && err != ENOMEM;
+  return err != VM_SKIPPED && err != ENOMEM;
 }
 
 bool
@@ -294,8 +307,11 @@ opening_again (struct worker *w, int err)
 
   if (err == 0)
     w->opening = (struct opening) { 0 };
-  if (err == 0 || !s->config.background || !is_outage (err) ||
-      clock_now_ns () < w->opening.not_before_ns)
+  if (err == 0 || !s->config.background || !is_outage (err))
+    return false;
+  if (err == ENOSPC)
+    return wait_for_room (w);
+  if (clock_now_ns () < w->opening.not_before_ns)
     return false;
 
   source = opening_get (w);

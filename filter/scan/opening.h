@@ -10,7 +10,8 @@
  * A scan of a connection ends with it, and so it need not care for a source
  * that goes away.  A scan in the background outlives that: what has failed is
  * opened again, at first at once and then after longer and longer times.  A client
- * that connects has just opened the layer below; then it is tried at once.
+ * that connects has just opened the layer below; then it is tried at once.  So is
+ * what there was no room for, with nothing opened.
  *
  * What it opens is the default export.  A client that asks for that is told its name,
  * if it has one, and layers below know it under that name; so a scan that has not
@@ -56,7 +57,8 @@ struct naming {
 extern struct source *opening_get (struct worker *w);
 
 /* The worker's source has failed with this errno; 0: has not.  Returns true if
- * it is another one now, and the same may be tried again.
+ * the same may be tried again: it is another source now, or there may be room by now for
+ * what it fetches.
  */
 extern bool opening_again (struct worker *w, int err);
 

@@ -737,6 +737,27 @@ def test_a_scan_hears_that_there_is_no_room (small, background):
         assert "clone-reserve" in message and "TMPDIR" in message
 
 
+@pytest.mark.parametrize ("threads", [1, 4])
+def test_a_scan_in_the_background_goes_on_when_there_is_room (small, threads):
+    """At the latest when it looks again; a client that connects has it look at once."""
+    stats = small.with_name ("stats")
+    with nbdkit ([SCAN, CLONE], gate ("size=16M", "log=read"),
+                 [f"clone-file={small / 'disk'}", "clone-reserve=512K",
+                  "scan-policy=data", "scan-background=true", f"scan-stats={stats}",
+                  f"scan-threads={threads}", "scan-pace=false"], ["-v"]) as server:
+        server.wait_line ("scan: the layer below has no space left")
+        server.poll (lambda: stats.exists () and re.search (
+            r'^nbdkit_scan_state\{.*state="failed".*\} 1$', stats.read_text (), re.M),
+                     "that it waits")
+        subprocess.run (["mount", "-o", "remount,size=32M", small], check=True)
+        h = server.connect ()
+        server.wait_line ("scan: finished scanning the plugin")
+        n = len (reads (server))
+        assert h.pread (16 * M, 0) == pattern (0, 16 * M)
+        assert len (reads (server)) == n
+        assert not any ("prefetch of" in e for e in server.errors ())
+
+
 def test_no_room_at_all (small):
     with clone (small / "disk", "clone-reserve=0", plugin=["size=4M"]) as server:
         h = server.connect ()
