@@ -204,7 +204,8 @@ exports_get (const char *name, bool one_disk)
 }
 
 /* Can it be let go and opened again as it was?  Not if its last commit has
- * failed, or another is due.
+ * failed, or another is due; nor if its files were removed or moved: there would be
+ * none, or others, under their names.
  */
 static bool
 is_lasting (const struct export *export)
@@ -214,7 +215,7 @@ is_lasting (const struct export *export)
   if (store == NULL)
     return true;
   return export->path != NULL
-    ? !atomic_load (&store->broken) && !store_dirty (store)
+    ? !atomic_load (&store->broken) && !store_dirty (store) && store_is_named (store)
     : !map_written (store->map);
 }
 

@@ -453,6 +453,22 @@ store_dirty (const struct store *store)
     (atomic_load (&store->data_dirty) || map_dirty (store->map));
 }
 
+static bool
+is_named (int fd, const char *path)
+{
+  struct stat open, named;
+
+  return fstat (fd, &open) == 0 && lstat (path, &named) == 0 &&
+    open.st_dev == named.st_dev && open.st_ino == named.st_ino;
+}
+
+bool
+store_is_named (const struct store *store)
+{
+  return is_named (store->fd, store->path) &&
+    is_named (store->map_fd, store->map_path);
+}
+
 int
 store_commit (struct store *store)
 {

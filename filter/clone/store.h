@@ -89,6 +89,11 @@ extern int store_commit (struct store *store);
 /* Has anything changed since the last commit began? */
 extern bool store_dirty (const struct store *store);
 
+/* Are both of its files still under their names, so that they would be found again?  Not
+ * for a temporary one.
+ */
+extern bool store_is_named (const struct store *store);
+
 /* May fetches take this many more bytes of the file system?  Warns once if
  * not.
  */

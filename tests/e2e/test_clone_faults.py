@@ -587,6 +587,40 @@ def test_a_file_that_is_removed_is_told (disk, name, replace):
         assert len (server.errors ()) == 1
 
 
+@pytest.mark.parametrize ("name", ["a.img", "a.img.map"])
+@pytest.mark.parametrize ("how", ["removed", "moved", "replaced"])
+def test_a_clone_is_not_let_go_without_its_files (tmp_path, name, how):
+    """It could not be opened again, and the warning says that it is there until the
+    end."""
+    def is_let_go ():
+        """Are there no more clones open than may be idle?"""
+        fds = f"/proc/{server.pid}/fd"
+        try:
+            names = [os.readlink (f"{fds}/{fd}") for fd in os.listdir (fds)]
+        except FileNotFoundError:
+            return False        # one has just been closed
+        return sum (n.startswith (f"{tmp_path}/o") for n in names) <= 2 * 8
+
+    with nbdkit ([CLONE], gate (), [f"clone-dir={tmp_path}", LATER]) as server:
+        h = server.connect ("a")
+        h.pwrite (b"w" * BLOCK, 0, nbd.CMD_FLAG_FUA)
+        path = tmp_path / name
+        if how == "removed":
+            path.unlink ()
+        else:
+            path.rename (tmp_path / "moved")
+        if how == "replaced":
+            shutil.copy (tmp_path / "moved", path)
+        h.pwrite (b"v" * BLOCK, 0, nbd.CMD_FLAG_FUA)
+        server.disconnect (h)
+        for n in range (12):
+            server.disconnect (server.connect (f"o{n}"))
+        server.poll (is_let_go, "clones to be let go")
+        h = server.connect ("a")
+        assert h.pread (BLOCK, 0) == b"v" * BLOCK
+        h.flush ()
+
+
 def test_a_limit_for_files_ends_no_server (disk):
     size = f"size={16 * M}"
     with contextlib.ExitStack () as stack:

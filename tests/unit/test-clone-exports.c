@@ -67,6 +67,12 @@ store_dirty (const struct store *store)
   return store->data_dirty;
 }
 
+bool
+store_is_named (const struct store *store)
+{
+  return true;
+}
+
 uint64_t
 store_durable (const struct store *store)
 {
