@@ -9,6 +9,7 @@
  * requests:
  *
  *   exports.c      which clone belongs to which export; opened on first use
+ *   default-export.c  what the layer below calls its default export
  *   opening.c      the layer below, also when it was away; outage.c says when to try
  *   store.c        the pair of files of one clone, and its commits
  *   map.c          which blocks are present; map-file.c has that on disk
@@ -30,6 +31,7 @@
 #include "cleanup.h"
 #include "committer.h"
 #include "contexts.h"
+#include "default-export.h"
 #include "exports.h"
 #include "extents.h"
 #include "fetch.h"
@@ -151,6 +153,7 @@ clone_unload (void)
   if (--times_loaded > 0)
     return;
   exports_free ();
+  default_export_free ();
   options_free ();
 }
 
@@ -163,6 +166,44 @@ static bool
 can_do_without (const struct store *store)
 {
   return store != NULL && store->size > 0 && !options.through;
+}
+
+/* The export of clone-file, to be put, if its clone was begun as the default export of
+ * this asker and is of use without the source; else NULL.
+ */
+static struct export *
+get_default_clone (unsigned asker)
+{
+  struct export *const export = options.file != NULL ? exports_after (0) : NULL;
+  const struct store *const store = export != NULL ? exports_store (export) : NULL;
+
+  if (can_do_without (store) && (store->default_askers & asker) != 0)
+    return export;
+  exports_put (export);
+  return NULL;
+}
+
+/* When the source is away some plugins fail here, and the nbd plugin says that the
+ * default export has no name.  A complete clone needs no answer.
+ */
+static const char *
+clone_default_export (nbdkit_next_default_export *next, nbdkit_backend *backend,
+                      int readonly, int is_tls)
+{
+  const unsigned asker = default_export_asker (readonly, is_tls);
+  struct export *const clone = get_default_clone (asker);
+  const char *name = NULL;
+
+  if (clone == NULL || !map_complete (exports_store (clone)->map)) {
+    name = next (backend, readonly);
+    if (name != NULL)
+      default_export_note (asker, name);
+  }
+  /* The export stays, as its clone does. */
+  if (clone != NULL && (name == NULL || *name == '\0'))
+    name = clone->name;
+  exports_put (clone);
+  return name;
 }
 
 /* What has become of the attempt to open the source. */
@@ -505,6 +546,7 @@ static struct nbdkit_filter filter = {
   .get_ready          = clone_get_ready,
   .after_fork         = clone_after_fork,
   .cleanup            = clone_cleanup,
+  .default_export     = clone_default_export,
   .open               = clone_open,
   .close              = clone_close,
   .prepare            = clone_prepare,

@@ -75,7 +75,7 @@ struct identity_page {
   struct head head;
   uint64_t size;
   uint32_t block_size;
-  uint32_t reserved;
+  uint32_t default_askers;      /* earlier: 0 */
   char id[MAP_ID_MAX + 1];
   char export_name[MAP_EXPORT_MAX + 1];
 };
@@ -461,6 +461,7 @@ map_create (struct map *map, int fd, const struct map_identity *identity,
   memset (page, 0, sizeof *page);
   page->identity.size = htole64 (identity->size);
   page->identity.block_size = htole32 (identity->block_size);
+  page->identity.default_askers = htole32 (identity->default_askers);
   memcpy (page->identity.id, identity->id, sizeof identity->id);
   memcpy (page->identity.export_name, identity->export_name,
           sizeof identity->export_name);
@@ -545,6 +546,7 @@ load_identity (int fd, struct map_identity *identity, char *error)
 
   identity->size = le64toh (page.identity.size);
   identity->block_size = le32toh (page.identity.block_size);
+  identity->default_askers = le32toh (page.identity.default_askers);
   memcpy (identity->id, page.identity.id, sizeof identity->id);
   memcpy (identity->export_name, page.identity.export_name,
           sizeof identity->export_name);

@@ -24,6 +24,7 @@
 struct map_identity {
   uint64_t size;                /* of the source, bytes */
   uint32_t block_size;          /* bytes, a power of two */
+  uint32_t default_askers;      /* whose default export it was; see default-export.h */
   char id[MAP_ID_MAX + 1];      /* clone-id, or "" */
   char export_name[MAP_EXPORT_MAX + 1];
 };

@@ -14,6 +14,7 @@
 #include <nbdkit-filter.h>
 
 #include "cleanup.h"
+#include "default-export.h"
 #include "disk.h"
 #include "escape.h"
 #include "map-file.h"
@@ -225,6 +226,7 @@ store_open (const char *path, const char *expect_name, bool *missing)
   claims_init (&store->claims, store->map);
   store->size = identity.size;
   store->block_size = identity.block_size;
+  store->default_askers = identity.default_askers;
   if (check_identity (store, &identity, expect_name) == -1)
     goto error;
   store->export_name = strdup (identity.export_name);
@@ -319,6 +321,7 @@ store_create (const char *path, const char *export_name, uint64_t size)
 {
   struct map_identity identity = {
     .size = size, .block_size = options.block_size,
+    .default_askers = default_export_askers (export_name),
   };
   struct store *store = new_store (path);
   int err;
@@ -336,6 +339,7 @@ store_create (const char *path, const char *export_name, uint64_t size)
 
   store->size = size;
   store->block_size = identity.block_size;
+  store->default_askers = identity.default_askers;
   store->export_name = strdup (export_name);
   if (store->export_name == NULL) {
     nbdkit_error ("clone: strdup: %m");

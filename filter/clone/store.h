@@ -27,6 +27,7 @@ struct store {
   uint64_t size;                /* bytes, of the disk and of the file */
   uint32_t block_size;          /* bytes */
   char *export_name;
+  unsigned default_askers;      /* whose default export it was; see default-export.h */
 
   /* Any thread, by themselves. */
   struct map *map;

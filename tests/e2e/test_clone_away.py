@@ -274,3 +274,125 @@ def test_a_scan_goes_on_when_the_source_is_back (disk, tmp_path, how):
         server.poll (lambda: stats.exists () and re.search (
             rf"present_bytes\S+ {M}$", stats.read_text (), re.M), "all to be there")
         assert h.pread (M, 0) == pattern (0, M)
+
+
+# -- the default export ------------------------------------------------------------------
+
+def named (tmp_path, *args):
+    """A clone of a plugin that says what its default export is, and opens; or doesn't."""
+    name, there = tmp_path / "name", tmp_path / "there"
+    return nbdkit ([CLONE], [
+        "eval", "thread_model=echo parallel", f"get_size=echo {M}",
+        f"default_export=cat {name}", f"open=test -e {there} && echo $3",
+        "pread=head -c $3 /dev/zero | tr '\\0' $2"], [
+            f"clone-file={tmp_path / 'disk.img'}", *args])
+
+
+def is_refused (server, name=""):
+    try:
+        server.disconnect (server.connect (name))
+    except nbd.Error:
+        return True
+    return False
+
+
+no_shell = pytest.mark.skipif (CHECK_WITH in ("asan", "tsan"),
+                               reason="the shell of the eval plugin dies under it")
+
+
+@no_shell
+@pytest.mark.parametrize ("complete", [True, False])
+def test_the_default_export_while_the_source_is_away (tmp_path, complete):
+    """It is that which the clone was begun as, until the source has another."""
+    name, there = tmp_path / "name", tmp_path / "there"
+    name.write_text ("main\n")
+    there.touch ()
+
+    def goes_away ():
+        name.unlink ()
+        there.unlink ()
+
+    def has_clone ():
+        h = server.connect ()
+        assert h.pread (BLOCK, 0) == b"m" * BLOCK
+        server.disconnect (h)
+
+    with named (tmp_path) as server:
+        server.connect ().cache (M if complete else HALF, 0)
+        goes_away ()
+        has_clone ()
+    with named (tmp_path) as server:
+        has_clone ()
+        name.write_text ("\n")          # as the nbd plugin has it
+        has_clone ()
+        name.write_text ("other\n")
+        there.touch ()
+        assert is_refused (server) != complete
+        name.write_text ("main\n")
+        h = server.connect ()
+        assert h.pread (M, 0) == b"m" * M
+
+
+@no_shell
+def test_a_default_export_that_the_clone_was_not_begun_as (tmp_path):
+    """There may be another disk of that name, or none that is for everybody."""
+    name, there = tmp_path / "name", tmp_path / "there"
+    there.touch ()
+    with named (tmp_path) as server:
+        server.connect ("main").cache (HALF, 0)
+        assert is_refused (server)
+        name.write_text ("\n")
+        assert is_refused (server)
+        name.unlink ()
+        there.unlink ()
+        assert is_refused (server)
+        assert server.connect ("main").pread (BLOCK, 0) == b"m" * BLOCK
+
+
+@no_shell
+def test_a_default_export_without_a_name (tmp_path):
+    name, there = tmp_path / "name", tmp_path / "there"
+    name.write_text ("\n")
+    there.touch ()
+    with nbdkit ([CLONE], ["eval", f"get_size=echo {M}", f"default_export=cat {name}",
+                           f"open=test -e {there}", "pread=head -c $3 /dev/zero"],
+                 [f"clone-file={tmp_path / 'disk.img'}"]) as server:
+        server.connect ().cache (HALF, 0)
+        name.unlink ()
+        there.unlink ()
+        assert server.connect ().pread (BLOCK, 0) == bytes (BLOCK)
+
+
+@no_shell
+def test_the_default_export_of_clients_with_tls (tmp_path):
+    """Others are not given that."""
+    keys, there = tmp_path / "keys", tmp_path / "there"
+    keys.write_text (f"me:{32 * '5a'}\n")
+    there.touch ()
+
+    def with_tls (h):
+        h.set_tls (nbd.TLS_REQUIRE)
+        h.set_tls_psk_file (str (keys))
+        h.set_tls_username ("me")
+
+    with nbdkit ([CLONE], [
+            "eval", f"get_size=echo {M}", f"open=test -e {there}",
+            f"default_export=test -e {there} && if $3; then echo secret; fi",
+            "pread=head -c $3 /dev/zero"], [f"clone-file={tmp_path / 'disk.img'}"],
+                 ["--tls=on", f"--tls-psk={keys}"]) as server:
+        server.connect (prepare=with_tls).cache (M, 0)
+        there.unlink ()
+        assert is_refused (server)
+        assert server.connect (prepare=with_tls).pread (BLOCK, 0) == bytes (BLOCK)
+
+
+@pytest.mark.parametrize ("complete", [True, False])
+def test_the_default_export_of_another_server (disk, complete):
+    disk.unlink ()
+    disk.with_name (disk.name + ".map").unlink ()
+    with nbdkit ([], gate ("default=main")) as above:
+        plugin = ["nbd", f"socket={above.socket}", "dynamic-export=true"]
+        with nbdkit ([CLONE], plugin, [f"clone-file={disk}"]) as server:
+            server.connect ().cache (M if complete else HALF, 0)
+    with nbdkit ([CLONE], plugin, [f"clone-file={disk}"]) as server:
+        assert server.connect ().pread (HALF, 0) == pattern (0, HALF)

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
+ */
+
+/* What the layer below calls its default export, so that a clone of that can be had as
+ * such also without the layer below.
+ *
+ * It may have a different one for a server that is read-only, and for clients with TLS,
+ * so names are kept apart by *asker*: a bit for each kind of them.
+ *
+ * Any thread may call these functions.
+ */
+
+#ifndef CLONE_DEFAULT_EXPORT_H
+#define CLONE_DEFAULT_EXPORT_H
+
+/* The bit of who asks. */
+extern unsigned default_export_asker (int readonly, int is_tls);
+
+/* This asker was told this name. */
+extern void default_export_note (unsigned asker, const char *name);
+
+/* The askers whose default export this was when one of them asked last. */
+extern unsigned default_export_askers (const char *name);
+
+/* At unload. */
+extern void default_export_free (void);
+
+#endif /* CLONE_DEFAULT_EXPORT_H */
