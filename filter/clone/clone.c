@@ -44,6 +44,7 @@
 /* Written before the server serves. */
 static unsigned times_loaded;   /* all share these variables */
 static uid_t user;              /* in .get_ready; another one may be to come */
+static pid_t process;           /* too */
 
 /* Per connection. */
 struct handle {
@@ -123,17 +124,20 @@ clone_get_ready (int thread_model)
 
   contexts_init ();
   user = geteuid ();
+  process = getpid ();
   return is_begun (&owner) && owner == user ? exports_start () : 0;
 }
 
 /* The user of the server has changed by now, so files get the right owner, and it is
- * seen whether they may be opened.
+ * seen whether they may be opened.  After a fork they are opened again, too: the process
+ * that runs the command of --run has what was open before, and so would keep the locks of
+ * a server that is killed.
  */
 static int
 clone_after_fork (nbdkit_backend *backend)
 {
   file_limit_survive ();
-  if (geteuid () != user)
+  if (geteuid () != user || getpid () != process)
     exports_free ();
   if (exports_start () == -1)
     return -1;

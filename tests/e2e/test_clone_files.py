@@ -277,6 +277,31 @@ def test_no_command_is_run_for_a_clone_that_is_refused (disk, tmp_path, what, wh
     assert not (tmp_path / "ran").exists ()
 
 
+@pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit itself")
+def test_a_server_that_is_killed_while_its_command_runs (disk, tmp_path):
+    """Another can take its place, for the command to connect to."""
+    def state ():
+        with open (f"/proc/{pid}/stat") as f:
+            return f.read ().rpartition (")")[2].split ()[0]
+
+    with clone (disk) as server:
+        server.connect ().pread (BLOCK, 0)
+    run = subprocess.Popen (
+        ["nbdkit", "-U", tmp_path / "sock", "-P", tmp_path / "pid", f"--filter={CLONE}",
+         "null", "1M", f"clone-file={disk}", "--run", 'nbdinfo --size "$uri"; cat'],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert run.stdout.readline () == f"{M}\n".encode ()
+        pid = int ((tmp_path / "pid").read_text ())
+        os.kill (pid, signal.SIGKILL)
+        while state () != "Z":
+            pass
+        with clone (disk) as server:
+            assert server.connect ().pread (BLOCK, 0) == pattern (0, BLOCK)
+    finally:
+        run.communicate (timeout=PATIENCE_SECS)
+
+
 @pytest.mark.skipif (os.geteuid () != 0 or CHECK_WITH != "",
                      reason="only root can become another user")
 def test_a_clone_that_the_user_may_not_open (tmp_path):
