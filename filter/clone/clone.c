@@ -120,12 +120,20 @@ is_begun (uid_t *owner)
 static int
 clone_get_ready (int thread_model)
 {
+  struct sigaction before;
   uid_t owner;
+  int r;
 
   contexts_init ();
   user = geteuid ();
   process = getpid ();
-  return is_begun (&owner) && owner == user ? exports_start () : 0;
+  if (!is_begun (&owner) || owner != user)
+    return 0;
+  /* What it writes anew meets the limit, too; a command is not to inherit this. */
+  file_limit_survive_for_now (&before);
+  r = exports_start ();
+  file_limit_as_before (&before);
+  return r;
 }
 
 /* The user of the server has changed by now, so files get the right owner, and it is

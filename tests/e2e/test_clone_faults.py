@@ -16,7 +16,7 @@ import pytest
 from harness import (CHECK_WITH, CLONE, PLUGINS, SCAN, file_limit, gate, nbdkit, pattern,
                      refused)
 from test_clone import Read
-from test_clone_files import clone, crashing, damage, map_of, reads
+from test_clone_files import clone, crashing, damage, make, map_of, newest_slot, reads
 
 K = 1024
 M = 1024 * K
@@ -619,6 +619,17 @@ def test_a_clone_is_not_let_go_without_its_files (tmp_path, name, how):
         h = server.connect ("a")
         assert h.pread (BLOCK, 0) == b"v" * BLOCK
         h.flush ()
+
+
+def test_a_limit_for_files_while_a_clone_is_opened (disk):
+    """Its map was damaged, and what it has left is written down."""
+    make (disk, write=False)
+    damage (map_of (disk), newest_slot (map_of (disk)) + 100, b"\xaa")
+    with contextlib.ExitStack () as stack:
+        with file_limit (4 * PAGE):
+            server = stack.enter_context (clone (disk, LATER))
+        server.wait_line ("disk.img.map cannot be written: File too large")
+        assert server.connect ().pread (BLOCK, M - BLOCK) == pattern (M - BLOCK, BLOCK)
 
 
 def test_a_limit_for_files_ends_no_server (disk):
