@@ -294,6 +294,14 @@ def test_there_is_no_map_before_its_name_lasts (disk, fail):
         server.connect ()
 
 
+def test_folders_that_can_t_be_synced (disk, fail):
+    """Some file systems have no such call, and no need of it."""
+    with clone (disk) as server, fail ("sync", disk.parent.name, errno.EINVAL):
+        server.connect ().pwrite (b"w" * BLOCK, 0, nbd.CMD_FLAG_FUA)
+    with clone (disk) as server:
+        assert server.connect ().pread (BLOCK, 0) == b"w" * BLOCK
+
+
 def test_a_map_is_durable_before_it_is_gone_on_with (disk, fail):
     """A server that was killed may have left what is in memory only."""
     with clone (disk) as server:
