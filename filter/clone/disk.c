@@ -41,7 +41,8 @@ folder_of (const char *path)
 
 /* May it be a trap?  In a folder where anybody may put files, such as /tmp, one
  * that is not ours is, as whoever owns it reads and changes what we keep there.
- * Linux has this rule for O_CREAT, where it is told to.
+ * Linux has this rule for O_CREAT, where it is told to.  A folder for a group is taken
+ * for such only if it is sticky, as others are shared by those who trust each other.
  */
 static int
 check_owner (const char *path, const struct stat *st)
@@ -54,7 +55,7 @@ check_owner (const char *path, const struct stat *st)
   folder = folder_of (path);
   if (folder == NULL || stat (folder, &in) == -1)
     return errno;
-  return (in.st_mode & S_ISVTX) && (in.st_mode & (S_IWGRP | S_IWOTH)) &&
+  return (in.st_mode & (in.st_mode & S_ISVTX ? S_IWGRP | S_IWOTH : S_IWOTH)) != 0 &&
     st->st_uid != in.st_uid ? DISK_FOREIGN : 0;
 }
 

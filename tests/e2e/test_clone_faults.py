@@ -549,12 +549,14 @@ def test_a_file_of_another_user_in_a_folder_for_all (tmp_path, what):
     disk = folder / "disk.img"
     (folder / what).touch (mode=0o666)
     os.chown (folder / what, 12345, 12345)
-    folder.chmod (0o1777)
-    errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
-    assert len (errors) == 1 and "belongs to another user" in errors[0], errors
-    folder.chmod (0o755)
-    with clone (disk) as server:
-        server.connect ()
+    for mode in 0o1777, 0o777, 0o1775:
+        folder.chmod (mode)
+        errors = refused ([CLONE], gate (), [f"clone-file={disk}"])
+        assert len (errors) == 1 and "belongs to another user" in errors[0], errors
+    for mode in 0o755, 0o775:
+        folder.chmod (mode)
+        with clone (disk) as server:
+            server.connect ()
 
 
 @pytest.mark.parametrize ("name", ["disk.img", "disk.img.map"])
