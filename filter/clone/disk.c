@@ -123,14 +123,55 @@ disk_sync_folder (const char *path)
   return err == EINVAL ? 0 : err;
 }
 
-int
-disk_lock (int fd)
+/* What QEMU's programs say to each other, in bytes that they lock for reading: one from
+ * 100 on for what they do to an image, and one from 200 on for what others must not do.
+ */
+#define QEMU_WRITES 101
+#define QEMU_NO_WRITES 201
+
+static int
+lock_bytes (int fd, short type, off_t from, off_t count)
 {
-  struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+  struct flock lock = {
+    .l_type = type, .l_whence = SEEK_SET, .l_start = from, .l_len = count,
+  };
 
   if (fcntl (fd, F_OFD_SETLK, &lock) == 0)
     return 0;
   return errno == EACCES ? EAGAIN : errno;
+}
+
+/* Has somebody else locked this byte, be it for reading? */
+static int
+check_byte (int fd, off_t byte)
+{
+  struct flock lock = {
+    .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1,
+  };
+
+  if (fcntl (fd, F_OFD_GETLK, &lock) == -1)
+    return errno;
+  return lock.l_type == F_UNLCK ? 0 : EAGAIN;
+}
+
+/* The first bytes keep out servers like us; an earlier version locked all there are.  As
+ * QEMU does, it is locked before it is looked at, so that of two that come at once one
+ * sees the other.
+ */
+int
+disk_lock (int fd)
+{
+  int err = lock_bytes (fd, F_WRLCK, 0, 100);
+
+  if (err == 0)
+    err = lock_bytes (fd, F_RDLCK, QEMU_WRITES, 1);
+  if (err == 0)
+    err = lock_bytes (fd, F_RDLCK, QEMU_NO_WRITES, 1);
+  if (err == 0)
+    err = check_byte (fd, QEMU_WRITES);
+  if (err == 0)
+    err = check_byte (fd, QEMU_NO_WRITES);
+  return err;
 }
 
 void

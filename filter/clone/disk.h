@@ -37,8 +37,9 @@ extern int disk_open_temporary (void);
 /* Make the names in this file's folder durable. */
 extern int disk_sync_folder (const char *path);
 
-/* Lock a file against all other open files, also of this process.  EAGAIN if
- * somebody has it.
+/* Lock a file against all other open files, also of this process, and against QEMU, but
+ * for those of its programs that are told to read what somebody writes to.  EAGAIN if
+ * somebody has it; it may be locked in part then.
  */
 extern int disk_lock (int fd);
 

@@ -5,6 +5,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import pwd
 import re
@@ -249,6 +250,49 @@ def test_a_second_server_is_refused (disk):
         server.connect ()
         assert refused ([CLONE], gate (), [f"clone-file={disk}"]) == [
             f"clone: {disk} is in use by another server; give each its own file"]
+
+
+@pytest.mark.parametrize ("name", ["disk.img", "disk.img.map"])
+@pytest.mark.parametrize ("how, first, count", [
+    (fcntl.LOCK_EX, 0, 0),      # all of it, by an earlier version
+    (fcntl.LOCK_SH, 101, 1),    # by a QEMU that writes
+    (fcntl.LOCK_SH, 201, 1)])   # and by one that wants nobody to
+def test_a_clone_that_others_have_locked (disk, name, how, first, count):
+    with clone (disk) as server:
+        server.connect ()
+    with open (disk.with_name (name), "r+b") as f:
+        fcntl.lockf (f, how | fcntl.LOCK_NB, count, first)
+        assert refused ([CLONE], gate (), [f"clone-file={disk}"]) == [
+            f"clone: {f.name} is in use by another server; give each its own file"]
+
+
+def test_a_clone_is_locked_for_others (disk):
+    with clone (disk) as server:
+        server.connect ()
+        for path in disk, map_of (disk):
+            with open (path, "r+b") as f, pytest.raises (BlockingIOError):
+                fcntl.lockf (f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.skipif (not shutil.which ("qemu-img") or not shutil.which ("qemu-io"),
+                     reason="needs qemu-img and qemu-io")
+def test_qemu_reads_a_clone_that_is_in_use (disk):
+    """If it is told to, as for any image that somebody writes to."""
+    def qemu (tool, *args):
+        return subprocess.run ([tool, *args], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)
+
+    copy = disk.with_name ("copy")
+    with clone (disk) as server:
+        server.connect ().cache (M, 0)
+        convert = ["qemu-img", "convert", "-f", "raw", "-O", "raw"]
+        refusals = qemu (*convert, disk, copy), qemu (
+            "qemu-io", "-f", "raw", "-c", "write 0 512", disk)
+        for run in refusals:
+            assert run.returncode != 0 and '"write" lock' in run.stdout
+        run = qemu (*convert, "-U", disk, copy)
+        assert run.returncode == 0, run.stdout
+        assert copy.read_bytes () == pattern (0, M)
 
 
 @pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit itself")
