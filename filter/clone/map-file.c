@@ -490,6 +490,12 @@ map_create (struct map *map, int fd, const struct map_identity *identity,
   "could be lost; put back a copy of both files, or move both away to " \
   "begin anew"
 
+/* Where it doesn't say any more if they have, or what it is a map of. */
+#define UNKNOWN                                                         \
+  "is damaged, and can't tell what is in the clone any more, which "    \
+  "may be what clients have written; put back a copy of both files, "   \
+  "or move both away to begin anew"
+
 /* Read one page.  Returns false, with the error, if that fails. */
 static bool
 read_page (int fd, union page *page, uint64_t where, char *error)
@@ -540,7 +546,7 @@ load_identity (int fd, struct map_identity *identity, char *error)
                 "it, or move both files away to begin anew",
                 le32toh (page.head.version), VERSION);
     else
-      snprintf (error, MAP_ERROR_MAX, DAMAGED);
+      snprintf (error, MAP_ERROR_MAX, UNKNOWN);
     return -1;
   }
 
@@ -554,7 +560,7 @@ load_identity (int fd, struct map_identity *identity, char *error)
       (identity->block_size & (identity->block_size - 1)) != 0 ||
       memchr (identity->id, 0, sizeof identity->id) == NULL ||
       memchr (identity->export_name, 0, sizeof identity->export_name) == NULL) {
-    snprintf (error, MAP_ERROR_MAX, DAMAGED);
+    snprintf (error, MAP_ERROR_MAX, UNKNOWN);
     return -1;
   }
   /* Before memory is taken for what the file says of itself. */
@@ -602,7 +608,7 @@ load_records (int fd, struct records *records, char *error)
     records->slot = slot;
   }
   if (!found) {
-    snprintf (error, MAP_ERROR_MAX, DAMAGED);
+    snprintf (error, MAP_ERROR_MAX, UNKNOWN);
     return -1;
   }
   records->whole = true;

@@ -685,6 +685,19 @@ def test_one_damaged_identity_does_no_harm (disk):
     assert len (errors) == 1 and "is damaged" in errors[0]
 
 
+@pytest.mark.parametrize ("pages", [(0, 1), (2, 3)])
+@pytest.mark.parametrize ("write", [True, False])
+def test_a_map_that_does_not_tell_whether_clients_wrote (disk, pages, write):
+    """Nor does the message then."""
+    make (disk, write)
+    for page in pages:
+        damage (map_of (disk), page * PAGE + 50, b"\xaa\xaa")
+    assert refused ([CLONE], gate (), [f"clone-file={disk}"]) == [
+        f"clone: {map_of (disk)} is damaged, and can't tell what is in the clone any more, "
+        "which may be what clients have written; put back a copy of both files, or move "
+        "both away to begin anew"]
+
+
 @pytest.mark.parametrize ("change, error", [
     (lambda m: os.truncate (m, 3 * PAGE), "is too short for a map"),
     (lambda m: os.truncate (m, BITS + PAGE), "is 36864 bytes and should be 40960"),

@@ -33,6 +33,8 @@ local ATTEMPTS = 5
 local AGAIN = "put back a copy of both files, or move both away to begin anew"
 local DAMAGED = "is damaged, and the clone holds what clients have written, which "
                 .. "could be lost; " .. AGAIN
+local UNKNOWN = "is damaged, and can't tell what is in the clone any more, which may "
+                .. "be what clients have written; " .. AGAIN
 
 -- -- checksums --------------------------------------------------------------------
 
@@ -125,14 +127,14 @@ local function read_identity (handle)
                  .. "the one that came with the filter that made it")
                   :format (version, VERSION))
       end
-      refuse (DAMAGED)
+      refuse (UNKNOWN)
     end
   end
   local size, block = string.unpack ("<i8I4", page, HEAD + 1)
   local id = text_at (page, 48, ID_BYTES)
   local export = text_at (page, 48 + ID_BYTES, EXPORT_BYTES)
   if size < 0 or block < 512 or block & (block - 1) ~= 0 or not id or not export then
-    refuse (DAMAGED)
+    refuse (UNKNOWN)
   end
   return { size = size, block = block, id = id, export = export }
 end
@@ -159,7 +161,7 @@ local function read_records (handle)
       last = record
     end
   end
-  if not last then refuse (DAMAGED) end
+  if not last then refuse (UNKNOWN) end
   last.known, last.whole, last.settled = last.generation, true, false
   local page = read_at (handle, SETTLED, 1)
   if is_sealed (page, MAGIC.settled, 0) then
