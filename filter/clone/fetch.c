@@ -76,6 +76,16 @@ read_present (const struct walk *w, uint64_t first, uint64_t end)
   return err;
 }
 
+/* The most that one read of the plugin asks for, in units that it takes. */
+static uint32_t
+most_of_source (const struct walk *w)
+{
+  const struct source *const source = w->req->source;
+
+  return max64 (min64 (source->maximum, options.fetch_size)
+                / source->minimum * source->minimum, source->minimum);
+}
+
 /* From an absent block on, how far to read in one go: over gaps of this many bytes,
  * and to the last absent block that fits.
  */
@@ -84,11 +94,9 @@ end_of_run (const struct walk *w, uint64_t first, uint64_t end, uint32_t gap_byt
 {
   const struct store *store = w->req->store;
   const struct source *const source = w->req->source;
-  const uint32_t most = min64 (source->maximum, options.fetch_size)
-    / source->minimum * source->minimum;
   /* Where it may end, as it is widened to what the plugin wants. */
   const uint64_t limit = store_offset (store, first)
-    / source->minimum * source->minimum + max64 (most, source->minimum);
+    / source->minimum * source->minimum + most_of_source (w);
   const uint64_t gap = gap_bytes / store->block_size;
   uint64_t stop = first, next;
 
@@ -120,15 +128,14 @@ overlay_present (const struct walk *w, struct range range)
   return err;
 }
 
-/* Read the plugin, and nothing else: at once, unless one block is more than the
- * plugin gives at a time.  Returns an errno.
+/* Read the plugin, and nothing else: at once, unless one block is more than that, as a
+ * clone's may be that was made with others.  Returns an errno.
  */
 static int
 read_source (const struct walk *w, char *data, uint64_t offset, uint64_t bytes)
 {
   struct store *store = w->req->store;
-  const struct source *const source = w->req->source;
-  const uint32_t most = source->maximum / source->minimum * source->minimum;
+  const uint32_t most = most_of_source (w);
   uint32_t n;
   int err;
 

@@ -512,6 +512,18 @@ def test_another_block_size_is_refused (disk):
         assert reads (server) == [(64 * K, 64 * K)]
 
 
+def test_a_clone_with_larger_blocks_than_fetches (disk):
+    """The plugin is asked for no more than it is said to be asked for."""
+    with clone (disk, "clone-block-size=64K") as server:
+        server.connect ()
+    with clone (disk, "clone-fetch-size=16K") as server:
+        h = server.connect ()
+        assert h.pread (10, 64 * K) == pattern (64 * K, 10)
+        assert reads (server) == [(n * K, 16 * K) for n in (64, 80, 96, 112)]
+        assert h.pread (64 * K, 64 * K) == pattern (64 * K, 64 * K)
+        assert len (reads (server)) == 4
+
+
 @pytest.mark.parametrize ("args, error", [
     (["clone-file=a", "clone-dir=b"], "clone-file and clone-dir cannot both"),
     (["clone-file=a", "clone-file=b"], "clone-file: given twice"),
