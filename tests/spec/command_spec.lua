@@ -131,6 +131,8 @@ describe ("scan-policy", function ()
       ["return 5"] = { "should return a function of the disk" },
       ["return function (d) d.prefetch (0) end"] =
         { "p.lua:1", "hint: is there a colon" },
+      ["local kept return function (d) kept = kept or d kept:reads () end"] =
+        { "a client after another one: .*p.lua:1: this disk belongs to a scan" },
       ["return function (d) d:prefetch (d.size) end"] =
         { "p.lua:1", "outside the disk", "hint: compare with disk.size" },
       ["return function (d) d:prefetch (-d.block) end"] =

@@ -86,8 +86,20 @@ describe ("scan.contract", function ()
   it ("finds scans that share state, unless they are meant to", function ()
     local code = upwards ("local done = {}", "if done[offset] then return end "
                           .. "done[offset] = true")
-    assert.same ({ "two scans of one export are independent" }, failures (code))
+    assert.same ({ "serves a client after another one",
+                   "two scans of one export are independent" }, failures (code))
     assert.same ({}, failures (code, "{ shared_state = true, reads = 1000 }"))
+  end)
+
+  it ("finds one that keeps the disk of the first client", function ()
+    assert.same ({ "serves a client after another one",
+                   "two scans of one export are independent" },
+                 failures (upwards ("local first", "first = first or disk "
+                                    .. "for _ in first:reads () do end")))
+    -- Of a scan that has ended, this is all that may be asked.
+    assert.same ({ "serves a client after another one" },
+                 failures (upwards ("local first", "first = first or disk "
+                                    .. "if first:closed () then return end")))
   end)
 
   it ("finds globals", function ()

@@ -81,6 +81,66 @@ describe ("scan.testing", function ()
     assert.same ({ 5 * MiB, MiB, 5, "e" }, seen)
   end)
 
+  describe ("the disk of another scan", function ()
+    -- What the second scan of a world meets that asks the first one's disk.  The
+    -- questions, as the filter answers them: tests/e2e/test_bad_policies.py.
+    local function ask (question, has_ended)
+      local kept
+      local options = { size = 10 * MiB, block = MiB }
+      options.world = testing.world { policy = function (disk)
+        if kept then return question (kept) end
+        kept = disk
+        disk:wait ()
+      end }
+      local first = testing.scan (options)
+      first:step ()
+      if has_ended then
+        first:close ()
+        first:step ()
+      end
+      return testing.run (options).error or ""
+    end
+
+    for name, question in pairs {
+      reads = function (disk) disk:reads () end,
+      failures = function (disk) disk:failures () end,
+      results = function (disk) disk:results () end,
+      missing = function (disk) disk:missing (0) end,
+      room = function (disk) disk:room () end,
+      idle = function (disk) disk:idle () end,
+      reads_in_flight = function (disk) disk:reads_in_flight () end,
+      prefetch = function (disk) disk:prefetch (0) end,
+    } do
+      it ("can't be asked for " .. name, function ()
+        assert.matches ("^tests/spec/testing_spec.lua:%d+: this disk belongs to another "
+                        .. "scan\n", ask (question))
+        assert.matches ("^tests/spec/testing_spec.lua:%d+: this disk belongs to a scan "
+                        .. "that has ended\n", ask (question, true))
+      end)
+    end
+
+    it ("says whether that one's client has gone", function ()
+      local closed
+      local function question (disk) closed = disk:closed () end
+      assert.equal ("", ask (question))
+      assert.is_false (closed)
+      assert.equal ("", ask (question, true))
+      assert.is_true (closed)
+    end)
+
+    it ("has no iterator left that shows anything", function ()
+      local iterator
+      local options = { size = 10 * MiB, block = MiB, events = { { after = 0,
+                                                                   read = { 0, 1 } } } }
+      options.world = testing.world { policy = function (disk)
+        if iterator then iterator () end
+        iterator = disk:reads ()
+      end }
+      assert.is_nil (testing.run (options).error)
+      assert.matches ("a scan that has ended", testing.run (options).error)
+    end)
+  end)
+
   describe ("events", function ()
     it ("happen while the N-th prefetch is in flight", function ()
       local seen = {}

@@ -168,28 +168,37 @@ return function (policy, options)
                       ("grew by %.0f KiB"):format (after - before))
     end)
 
+    -- What a scan is given that shares a loaded policy with others.
+    local function sharing (world)
+      local events = { { at = 60, close = true } }
+      if options.endless then events[1] = { after = 80, close = true } end
+      -- What is there is known to all of them, on purpose; here each is to find a disk
+      -- of which nothing is.
+      world.known = nil
+      return { size = 33 * BLOCK_BYTES, world = world, events = events }
+    end
+    local function loaded ()
+      return testing.world (options_for (policy, options, {}))
+    end
+
+    it ("serves a client after another one", function ()
+      local world = loaded ()
+      local first, second = run (sharing (world)), run (sharing (world))
+      if not options.shared_state then
+        assert.same (first.prefetches, second.prefetches)
+      end
+    end)
+
     if not options.shared_state then
       it ("two scans of one export are independent", function ()
-        local size = 33 * BLOCK_BYTES
-        local events = { { at = 60, close = true } }
-        if options.endless then events[1] = { after = 80, close = true } end
-        local function more (world)
-          return options_for (policy, options,
-                              { size = size, world = world, events = events })
-        end
-        local function loaded ()
-          return testing.world (options_for (policy, options, {}))
-        end
-        local alone = testing.run (more (loaded ()))
-        check_no_error (alone)
+        local alone = run (sharing (loaded ()))
 
         -- Step by step in turn, so that state they share would show.
         local world = loaded ()
-        local first = testing.scan (more (world))
-        -- What is there is known to both of them, on purpose; here each is to find a
-        -- disk of which nothing is.
-        world.known = nil
-        local second = testing.scan (more (world))
+        local function scan ()
+          return testing.scan (options_for (policy, options, sharing (world)))
+        end
+        local first, second = scan (), scan ()
         local a, b
         repeat a, b = first:step (), second:step () until not a and not b
         assert.same (alone.prefetches, first.prefetches)
@@ -199,7 +208,7 @@ return function (policy, options)
 
     it ("makes no globals", function ()
       local size = 33 * BLOCK_BYTES
-      local world = testing.world (options_for (policy, options, {}))
+      local world = loaded ()
       run { world = world, size = size, events = busy_client (size) }
       assert.same ({}, world:new_globals ())
     end)

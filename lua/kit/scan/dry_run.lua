@@ -76,6 +76,7 @@ local CASES = {
   { "a source that fails",
     function () return { fail = function () return "EIO" end } end },
   { "8 prefetches at once", function () return { threads = 8 } end },
+  { "a client after another one", function () return { is_second = true } end },
 }
 
 --- What a client does that reads a trace, for the `events` of `testing.run`: each read
@@ -123,7 +124,7 @@ local function run_options (policy, disk, case)
                     print = ignore, steps = 20000 }
   for name, value in pairs (disk) do options[name] = value end
   for name, value in pairs (case) do options[name] = value end
-  options.goes = nil
+  options.goes, options.is_second = nil, nil
   options.events = { table.unpack (case.events or {}) }
   if not case.goes then table.insert (options.events, { at = 600, close = true }) end
   return options
@@ -146,6 +147,12 @@ end
 local function run_case (policy, disk, case, warn)
   local options = run_options (policy, disk, case)
   options.warn = warn
+  if case.is_second then
+    options.world = testing.world (options)
+    pcall (testing.run, options)
+    -- Not what the first one has left it, or it might have nothing to do.
+    options.world.known = nil
+  end
   local ok, result = pcall (testing.run, options)
   local endless = not ok and tostring (result):find ("gave up after", 1, true)
   if endless then

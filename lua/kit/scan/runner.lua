@@ -39,50 +39,59 @@ M.WAIT_MIN_SECONDS = 0.001
 local Runner = {}
 Runner.__index = Runner
 
-local function take_all (list)
-  local i = 0
-  return function ()
-    i = i + 1
-    local entry = list[i]
-    if entry then return entry[1], entry[2], entry[3], entry[4] end
-  end
-end
-
--- The answers to a policy's questions, see scan.host.
+-- The answers to a policy's questions, see scan.host.  As in the filter, they are for
+-- the scan that is being decided for: a policy may keep the disk of another one.
 local function make_driver (runner, options)
   local driver = {
     size = options.size, block = options.block, export = options.export,
     now = options.now,
   }
 
-  function driver.reads ()
-    local reads = runner.reads
-    if #reads > 0 then runner.reads = {} end
-    return take_all (reads)
+  -- Called by what the policy has called.
+  local function check_scan ()
+    if runner.world.deciding ~= runner then
+      error (runner:has_ended () and "this disk belongs to a scan that has ended"
+             or "this disk belongs to another scan", 3)
+    end
+  end
+
+  -- A question about what has gathered in a list since it was last asked.
+  local function take_all (name)
+    return function ()
+      check_scan ()
+      local list, i = runner[name], 0
+      if #list > 0 then runner[name] = {} end
+      return function ()
+        check_scan ()
+        i = i + 1
+        local entry = list[i]
+        if entry then return entry[1], entry[2], entry[3], entry[4] end
+      end
+    end
+  end
+
+  driver.reads = take_all "reads"
+  driver.results = take_all "results"
+  driver.failures = take_all "failures"
+
+  function driver.prefetch (...)
+    check_scan ()
+    return host.prefetch (...)
   end
 
   function driver.missing (_, from, to)
+    check_scan ()
     return runner.known:missing (from, to)
   end
 
-  function driver.results ()
-    local results = runner.results
-    if #results > 0 then runner.results = {} end
-    return take_all (results)
-  end
-
-  function driver.failures ()
-    local failures = runner.failures
-    if #failures > 0 then runner.failures = {} end
-    return take_all (failures)
-  end
-
   function driver.reads_in_flight ()
+    check_scan ()
     return runner.reading
   end
 
   -- Times are kept only from the first question on.
   function driver.idle ()
+    check_scan ()
     runner.last_read_seconds = runner.last_read_seconds or options.now ()
     if runner.reading > 0 then return 0 end
     -- 0 says that a read is in flight.
@@ -90,9 +99,11 @@ local function make_driver (runner, options)
   end
 
   function driver.room ()
+    check_scan ()
     return runner.piece
   end
 
+  -- Of another scan, too: this one may wait for that.
   function driver.closed ()
     return runner.closed
   end
@@ -129,6 +140,12 @@ end
 function Runner:close ()
   self.closed = true
   self.woken = true
+end
+
+--- Is nothing left of this scan, neither a client nor a turn?
+-- @treturn boolean
+function Runner:has_ended ()
+  return self.closed and (self.state == "finished" or self.state == "failed")
 end
 
 -- Rather too much is looked at again than one forgotten.
@@ -214,6 +231,7 @@ end
 
 local function resume (runner)
   if runner.world.error then return fail (runner, runner.world.error) end
+  runner.world.deciding = runner
   -- A wait ends for anything that happened since the last one did, so it may
   -- come back early.
   if runner.state == "waiting" then runner.woken = false end

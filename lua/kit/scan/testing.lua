@@ -323,7 +323,7 @@ end
 --- Run a policy until it ends.
 --
 -- When the events are over and the policy waits for something that will never
--- come, the client goes.
+-- come, the client goes; and when the policy has ended, at last.
 --
 -- @tparam table options
 --
@@ -364,9 +364,12 @@ function M.run (options)
     if state == "waiting" then scan:close () end
   until not offset and state ~= "waiting"
   local run = scan.runner
+  local closed = run.closed
+  -- So that nothing is left of this scan if another one of the same world follows.
+  scan:close ()
   return {
     prefetches = scan.prefetches, issued = scan.issued,
-    finished = run.returned == true and not run.closed, closed = run.closed,
+    finished = run.returned == true and not closed, closed = closed,
     dropped = run.dropped, error = scan.error,
     requests = run.requests, waits = run.waits, seconds = scan.now,
   }

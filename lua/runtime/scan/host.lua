@@ -35,7 +35,8 @@
 --     idle ()               -> seconds
 --     closed ()             -> boolean
 --     now ()                -> seconds
---     prefetch              optional: does what `Disk.prefetch` does, faster
+--     prefetch              optional: `M.prefetch` after a check, or what does the
+--                           same faster
 --
 -- Arguments are checked here, once for all runners, and a bad one is the
 -- caller's error (level 2).  The filter checks ranges again: a policy can
@@ -130,6 +131,9 @@ function Disk:prefetch (offset, count)
   if not first then error (length, 2) end
   yield ("prefetch", first, length)
 end
+
+--- That method, for a driver that has something to check first.
+M.prefetch = Disk.prefetch
 
 --- Nothing to do now: come back after a client read, a failed prefetch, or the
 -- given time.  It may come back early; look again.
