@@ -125,6 +125,21 @@ describe ("scan-policy", function ()
       assert.matches ("for as long as the client stays", succeed ("check forever"))
     end)
 
+    it ("calls nothing endless that ends", function ()
+      assert.matches ("reads nothing: 21504 prefetches, 100 %% of the disk\n",
+                      succeed ("check reverse --size 42G"))
+    end)
+
+    it ("does not take one that polls for endless", function ()
+      local out = succeed ("check " .. write ("p.lua", [[
+        return function (disk)
+          disk:prefetch (0)
+          repeat disk:wait (0.001) until disk:closed ()
+        end]]))
+      assert.matches ("a client that reads nothing: 1 prefetch, 3 %% of the disk; what "
+                      .. "comes after 20128 requests was not looked at\n", out)
+    end)
+
     -- What is wrong, and what is said about it.
     local faults = {
       ["x = = 1"] = { "loading it: .*p.lua:1: " },
@@ -262,9 +277,10 @@ describe ("scan-policy", function ()
       assert.matches ("\n1 +5242880 ", succeed (("run data --image '%s/disk-10:30.img'")
                                                  :format (directory)))
       assert (os.rename (directory .. "/disk-10:30.img", path))
-      for _, size in ipairs { "0", "1E", "7E" } do
-        assert.matches ("here and there", succeed ("check ahead --size " .. size))
-      end
+      assert.matches ("here and there: 0 prefetches", succeed ("check ahead --size 0"))
+      assert.matches ("here and there: 20000 prefetches, 0 %% of the disk; what comes "
+                      .. "after 20000 requests was not looked at\n",
+                      succeed ("check ahead --size 7E"))
       local trace = write ("t", "5M 4\n")
       assert.matches ("\nt +data ", succeed (("simulate data --image %s --trace %s")
                                               :format (path, trace)))
@@ -327,6 +343,13 @@ describe ("scan-policy", function ()
                                                 .. write ("t", "8M 1\n")))
       local waits = write ("p.lua", "return function (disk) disk:wait () end")
       assert.matches ("0 prefetches; the policy waits", succeed ("run " .. waits))
+    end)
+
+    it ("goes on for as long as a disk is, and no longer", function ()
+      assert.matches ("131072 prefetches; the policy has finished\n",
+                      succeed ("run reverse --size 256G"))
+      assert.matches ("gave up after 100020 requests .*hint: .*%-%-close N",
+                      fail (1, "run forever --size 10M"))
     end)
 
     it ("takes blocks and threads", function ()

@@ -92,26 +92,34 @@ function M.events_of (reads)
   return events
 end
 
--- Prefetches after which the client of an endless policy goes.
-local ENDLESS_PREFETCHES = 100
+-- Requests that a policy has with each client: so many, and more for a large disk.  Of
+-- one that would take minutes just the beginning is looked at.
+local STEPS, STEPS_MOST = 20000, 400000
 
-local function describe_case (result, size, endless, goes)
-  local set, again = ranges.new (), 0
+-- What asks for a disk so many times over has no end.
+local ENDLESS_TIMES = 3
+
+-- `steps` is how many requests were looked at, if there would have been more.
+local function describe_case (result, size, steps, goes)
+  local set, again, asked = ranges.new (), 0, 0
   for _, prefetch in ipairs (result.prefetches) do
     local first, after = prefetch[1], prefetch[1] + prefetch[2]
     if #set:missing (first, after) == 0 then again = again + 1 end
     set:add (first, after)
+    asked = asked + prefetch[2]
   end
   local number = #result.prefetches
   local text = ("%d %s, %.0f %% of the disk")
     :format (number, number == 1 and "prefetch" or "prefetches",
              100 * set:bytes () / math.max (size, 1))
-  if endless then
-    text = text .. "; it goes on for as long as the client stays"
+  if steps and asked >= ENDLESS_TIMES * size then
+    return text .. "; it goes on for as long as the client stays"
+  elseif steps then
+    return text .. ("; what comes after %d requests was not looked at"):format (steps)
   elseif again > 0 then
     text = text .. (", %d of them of what had been prefetched already"):format (again)
   end
-  if not endless and not goes and not result.finished then
+  if not goes and not result.finished then
     text = text .. "; then it waits for the client"
   end
   return text
@@ -121,12 +129,17 @@ local function ignore () end
 
 local function run_options (policy, disk, case)
   local options = { policy = policy.policy, args = policy.args, files = policy.files,
-                    print = ignore, steps = 20000 }
+                    print = ignore }
   for name, value in pairs (disk) do options[name] = value end
   for name, value in pairs (case) do options[name] = value end
   options.goes, options.is_second = nil, nil
   options.events = { table.unpack (case.events or {}) }
-  if not case.goes then table.insert (options.events, { at = 600, close = true }) end
+  options.steps = testing.steps (STEPS, options.size, options.block, options.holes)
+  if options.steps > STEPS_MOST then options.steps = STEPS end
+  -- The client stays for longer than all of these take that prefetch.
+  if not case.goes then
+    table.insert (options.events, { at = 600 + options.steps * 0.01, close = true })
+  end
   return options
 end
 
@@ -154,14 +167,15 @@ local function run_case (policy, disk, case, warn)
     options.world.known = nil
   end
   local ok, result = pcall (testing.run, options)
-  local endless = not ok and tostring (result):find ("gave up after", 1, true)
-  if endless then
-    table.insert (options.events, { after = ENDLESS_PREFETCHES, close = true })
+  -- Once more up to there, for the end of it.
+  local so_far = not ok and tostring (result):match ("gave up after .* and (%d+) ")
+  if so_far then
+    table.insert (options.events, { after = math.tointeger (so_far), close = true })
     ok, result = pcall (testing.run, options)
   end
   if not ok then return false, hints.explain (tostring (result)), 0 end
   if result.error then return false, hints.explain (result.error), 0 end
-  return true, describe_case (result, options.size, endless, case.goes),
+  return true, describe_case (result, options.size, so_far and options.steps, case.goes),
     #result.prefetches, first_tiny (result.prefetches, options.size)
 end
 

@@ -36,6 +36,7 @@ local HINTS = {
   { "attempt to yield from outside a coroutine", "disk:prefetch and its like are for "
     .. "the function that the policy returns, not for the chunk that returns it" },
   { "no file '", "scan-policy takes it as --file NAME=FILE" },
+  { "gave up after", "for scan-policy run that is --close N" },
   { "instructions without coming back", "a loop should prefetch, wait or return; "
     .. "disk:wait () comes back when the client reads" },
   { "field 'driver'", "call the disk's methods with a colon: disk:prefetch (offset)" },

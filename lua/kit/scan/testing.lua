@@ -30,6 +30,10 @@ local DEFAULT_BLOCK_BYTES = 2 * 1024 * 1024
 local DEFAULT_PREFETCH_SECONDS = 0.01
 local DEFAULT_STEPS = 100000
 
+-- So many requests more for each block and hole: a policy may ask for a block, wait for
+-- it, and have it fail and ask again.
+local STEPS_EACH = 4
+
 local OPTIONS = {
   policy = true, args = true, files = true, world = true, print = true, warn = true,
   size = true, block = true, export = true, threads = true, holes = true,
@@ -140,6 +144,17 @@ function M.pread (contents)
   end
 end
 
+--- Requests after which to give up on a policy: no policy that ends needs as many.
+-- @tparam integer least for a disk of nothing
+-- @tparam integer size of the disk in bytes
+-- @tparam[opt] integer block bytes
+-- @tparam[opt] table holes list of them
+-- @treturn integer
+function M.steps (least, size, block, holes)
+  return least + STEPS_EACH * (size // (block or DEFAULT_BLOCK_BYTES)
+                               + #(holes or {}))
+end
+
 local Scan = {}
 Scan.__index = Scan
 
@@ -238,8 +253,8 @@ local function go_on (scan)
   end
   local action, a, b = scan.runner:next ()
   if scan.runner.requests > scan.steps then
-    error (("gave up after %d requests and %d prefetches: a policy that does not "
-            .. "end needs an event like { after = N, close = true }")
+    error (("gave up after %d requests and %d prefetches: with a policy that does not "
+            .. "end, the client has to go: { after = N, close = true } among the events")
              :format (scan.steps, #scan.prefetches), 0)
   end
   if action == "prefetch" then
@@ -296,6 +311,7 @@ M.world = world.load
 function M.scan (options)
   check_fields (options, OPTIONS, "testing")
   local size = whole (options.size, nil, 0, "size")
+  local block = whole (options.block, DEFAULT_BLOCK_BYTES, 1, "block")
   local scan = setmetatable ({
     events = events.new (), after = {}, now = 0, started = false,
     prefetches = {}, issued = {},
@@ -303,7 +319,7 @@ function M.scan (options)
     next_data = M.next_data (options.holes, size),
     pread = M.pread (options.contents),
     prefetch_seconds = options.prefetch_seconds or DEFAULT_PREFETCH_SECONDS,
-    steps = options.steps or DEFAULT_STEPS,
+    steps = options.steps or M.steps (DEFAULT_STEPS, size, block, options.holes),
   }, Scan)
   plan_events (scan, options.events or {})
   scan.runner = runner.new {
@@ -311,8 +327,7 @@ function M.scan (options)
       policy = options.policy, args = options.args, files = options.files,
       print = options.print, warn = options.warn,
     },
-    size = size,
-    block = whole (options.block, DEFAULT_BLOCK_BYTES, 1, "block"),
+    size = size, block = block,
     export = options.export or "",
     threads = whole (options.threads, 1, 1, "threads"),
     now = function () return scan.now end,
@@ -342,7 +357,8 @@ end
 --   done (0: before the policy starts), or { at = SECONDS, ... }; and
 --   read = { offset, count } with, if it takes time, seconds = how long; or
 --   close = true
--- - `steps`: requests after which to give up, with an error (100000)
+-- - `steps`: requests after which to give up, with an error (100000, and 4 for each
+--   block and hole)
 -- - `world`: from `world`, to share one loaded policy
 -- - `print`, `warn`: functions of a line, where the policy's `print` and
 -- `scan.warn` go
