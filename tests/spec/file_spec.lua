@@ -53,6 +53,25 @@ describe ("scan.file", function ()
     assert.same ({ long, long }, lines_of (open (long .. "\n" .. long .. "\n")))
   end)
 
+  it ("looks for the end of a line in so many bytes and no more", function ()
+    local asked = 0
+    local function read_at ()
+      asked = asked + 1
+      return ("\0"):rep (65536)
+    end
+    local ok, message = pcall (lines_of, file.new (read_at))
+    assert.same ({ false, "line 1 is longer than 1048576 bytes; is this a text?" },
+                 { ok, message })
+    assert.equal (17, asked)
+
+    local handle, rows = open ("1 2\n3 4\n" .. ("x"):rep (2000000)), 0
+    ok, message = pcall (function ()
+      for _ in handle:rows (2, false, function () return 0, 1 end) do rows = rows + 1 end
+    end)
+    assert.same ({ false, 2 }, { ok, rows })
+    assert.matches ("^line 3 is longer", message)
+  end)
+
   it ("goes on with lines after a read", function ()
     local handle = open ("head\none\ntwo\n", 3)
     assert.equal ("head\n", handle:read (5))

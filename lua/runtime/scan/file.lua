@@ -12,6 +12,10 @@ local M = {}
 
 local CHUNK_BYTES = 64 * 1024
 
+-- No text that anybody wants the lines of has longer ones, and a disk's image has: to
+-- look for their end would take time with the square of their length.
+local LINE_MAX_BYTES = 1024 * 1024
+
 local File = {}
 local META = { __index = File, __metatable = "file" }
 
@@ -62,11 +66,15 @@ local function next_line (file)
     local newline = file.buffer:find ("\n", searched, true)
     if newline then
       local line = file.buffer:sub (file.at, newline - 1)
-      file.at = newline + 1
+      file.at, file.number = newline + 1, file.number + 1
       return line
     end
     file.buffer = file.buffer:sub (file.at)
     file.at, searched = 1, #file.buffer + 1
+    if #file.buffer > LINE_MAX_BYTES then
+      error (("line %d is longer than %d bytes; is this a text?")
+               :format (file.number + 1, LINE_MAX_BYTES), 0)
+    end
     local chunk = file.read_at (file.offset, CHUNK_BYTES)
     if chunk == "" then
       local rest = file.buffer
@@ -78,7 +86,8 @@ local function next_line (file)
   end
 end
 
---- Iterate over the lines that are left, without their newlines.
+--- Iterate over the lines that are left, without their newlines.  One of more than
+-- 1 MiB is an error.
 -- @treturn function iterator over strings
 function File:lines ()
   return next_line, self
@@ -98,7 +107,7 @@ end
 -- line has none
 -- @treturn function iterator over offset, count (bytes), third number or nil
 function File:rows (columns, log, parse)
-  local read_rows, number = self.read_rows, 0
+  local read_rows = self.read_rows
   return function ()
     while true do
       local offset, count, third
@@ -106,13 +115,12 @@ function File:rows (columns, log, parse)
         local after, passed
         after, passed, offset, count, third = read_rows (position (self), columns, log)
         self.offset, self.buffer, self.at = after, "", 1
-        number = number + passed
+        self.number = self.number + passed
       end
       if not offset then
         local line = next_line (self)
         if not line then return nil end
-        number = number + 1
-        offset, count, third = parse (number, line)
+        offset, count, third = parse (self.number, line)
       end
       if offset then return offset, count, third end
     end
@@ -129,7 +137,7 @@ end
 -- @treturn table file with `read`, `lines` and `rows`
 function M.new (read_at, read_rows)
   return setmetatable ({ read_at = read_at, read_rows = read_rows, offset = 0,
-                         buffer = "", at = 1 }, META)
+                         buffer = "", at = 1, number = 0 }, META)
 end
 
 return M
