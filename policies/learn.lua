@@ -12,7 +12,7 @@
 -- trace is left after some reads, and adaptive goes on.
 --
 -- scan-arg-order=ORDER, scan-arg-gap=SIZE   see replay
--- scan-arg-then=NAME        in place of adaptive
+-- scan-arg-then=NAME        in place of adaptive, or none
 -- scan-arg-then.NAME=VALUE  an argument of that policy
 
 local arguments = require "scan.args"
@@ -24,4 +24,4 @@ args["then"] = args["then"] or "adaptive"
 -- It is no error if there is no trace yet.
 if pcall (scan.open, "trace") then return scan.policy ("replay", args) end
 
-return combine.named (args, "then", scan.policy)
+return combine.named (args, "then", scan.policy) or function () end

@@ -25,7 +25,7 @@ local metadata = require "scan.metadata"
 local args = ...
 arguments.check_known (args, { "then", "then.*" })
 args["then"] = args["then"] or "data"
-local go_on = args["then"] ~= "none" and combine.named (args, "then", scan.policy)
+local go_on = combine.named (args, "then", scan.policy)
 
 local function walk (disk)
   generators.run (disk, { metadata.new (disk, 0) }, true)

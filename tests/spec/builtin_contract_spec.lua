@@ -4,7 +4,10 @@
 -- Every built-in policy keeps the contract.
 
 local contract = require "scan.contract"
+local testing = require "scan.testing"
 local world = require "scan.world"
+
+local MiB = 1024 * 1024
 
 -- What the contract has to know of some.  Those that fetch nothing twice share what is
 -- known of the export.
@@ -22,4 +25,16 @@ local OPTIONS = {
 
 for _, policy in ipairs (world.list ()) do
   contract (policy.name, OPTIONS[policy.name])
+end
+
+for _, policy in ipairs { "learn", "metadata", "regions", "replay" } do
+  it (policy .. " goes on with none", function ()
+    local result = testing.run {
+      policy = policy, args = { ["then"] = "none" }, size = 20 * MiB, block = MiB,
+      files = { trace = "0 4K\n", regions = "0 4K\n" },
+    }
+    assert.is_nil (result.error)
+    assert.is_true (result.finished)
+    assert.is_true (#result.prefetches < 20)
+  end)
 end

@@ -38,6 +38,11 @@ describe ("learn", function ()
                    { 0, BLOCK } }, run ({}, { ["then"] = "reverse" }))
   end)
 
+  it ("goes on with none", function ()
+    assert.same ({ { 0, 4096 } }, run ({ trace = "0 4K\n" }, { ["then"] = "none" }))
+    assert.same ({}, run ({}, { ["then"] = "none" }))
+  end)
+
   it ("hands arguments on", function ()
     for _, files in ipairs { trace, {} } do
       assert.error_matches (function ()

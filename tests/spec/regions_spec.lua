@@ -57,7 +57,7 @@ describe ("regions", function ()
     assert.error_matches (function () run ("0 1", more) end,
                           "scan%-arg%-seed: a whole number expected")
     assert.error_matches (function () run ("0 1", { args = { ["then.seed"] = "1" } }) end,
-                          "scan%-arg%-then.seed: there is no scan%-arg%-then")
+                          "scan%-arg%-then.seed: scan%-arg%-then names no policy")
   end)
 
   it ("says once if the list is of another image", function ()

@@ -398,17 +398,17 @@ end
 -- @tparam table args of the policy
 -- @tparam string name of the argument
 -- @tparam function find `scan.policy`, which modules can't see
--- @treturn function|nil the policy; nil if the argument is not given
+-- @treturn function|nil the policy; nil if the argument is not given, or "none"
 function M.named (args, name, find)
   local own, prefix = {}, name .. "."
   for key, value in pairs (args) do
     if key:sub (1, #prefix) == prefix then own[key:sub (#prefix + 1)] = value end
   end
   local value = args[name]
-  if value == nil then
+  if value == nil or value == "none" then
     local key = next (own)
     if key then
-      error (("scan-arg-%s%s: there is no scan-arg-%s to give it to")
+      error (("scan-arg-%s%s: scan-arg-%s names no policy to give it to")
                :format (prefix, key, name), 0)
     end
     return nil
