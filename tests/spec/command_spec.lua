@@ -263,6 +263,25 @@ describe ("scan-policy", function ()
       assert.is_nil (out:find ("note", 1, true))
     end)
 
+    it ("warns where a file is hidden by a built-in's name", function ()
+      write ("data.lua", "error 'never run'")
+      local command = "cd %s && LUA_PATH='%s;;' %s %s/lua/bin/scan-policy check %s 2>&1"
+      local lua_path = LUA_PATH:gsub ("%f[%w]lua/", here .. "/lua/")
+      local function check (name)
+        local handle = io.popen (command:format (directory, lua_path, LUA, here, name))
+        local out = handle:read ("a")
+        handle:close ()
+        return out
+      end
+      -- As the filter says it: advise_of_hidden_file in filter/scan/options.c.
+      local out, told = check ("data.lua"):gsub (
+        "warning: scan%-policy=data.lua is the built%-in policy; for the file in this "
+        .. "directory, use scan%-policy=%./data.lua\n", "")
+      assert.equal (1, told)
+      assert.matches ("^ok    loading it\n", out)
+      assert.matches ("FAIL  loading it: ./data.lua:1: never run", check ("./data.lua"))
+    end)
+
     it ("takes the disk that it is told of", function ()
       assert.matches ("reads nothing: 10 prefetches, 100 %%",
                       succeed ("check default --size 10M --block 1M"))
@@ -441,8 +460,12 @@ describe ("scan-policy", function ()
       assert.is_nil (io.open (directory .. "/old.lua"))
     end)
 
-    it ("refuses names that are none", function ()
+    it ("refuses names that are none, or mean another policy", function ()
       assert.matches ("NAME: letters", fail (1, "new 'a b'"))
+      assert.matches ("NAME: 'reverse' is a built%-in", fail (1, "new reverse"))
+      assert.matches ("NAME: 'data' is a built%-in", fail (1, "new data.lua"))
+      succeed ("new " .. directory .. "/reverse")
+      succeed ("check " .. directory .. "/reverse.lua")
     end)
   end)
 

@@ -127,6 +127,13 @@ local function built_in (name)
   return read_file (path), path
 end
 
+--- Is this the name of a built-in policy, with or without `.lua`?
+-- @tparam string name
+-- @treturn boolean
+function M.is_built_in (name)
+  return built_in (name) ~= nil
+end
+
 --- Find a policy as the filter does: without a slash a built-in, with or without
 -- `.lua`, else a file.
 -- @tparam string name
@@ -324,6 +331,17 @@ local function find_policy (dir, args, name)
                .. "beside the policy"):format (name)
 end
 
+-- Names that were warned of.
+local hidden = {}
+
+-- As the filter says it, once.
+local function advise_of_hidden_file (name)
+  if hidden[name] or not (built_in (name) and read_file (name)) then return end
+  hidden[name] = true
+  warn_on_stderr (("scan-policy=%s is the built-in policy; for the file in this "
+                   .. "directory, use scan-policy=./%s"):format (name, name))
+end
+
 local function make_native (world, dir, options)
   local args, files = options.args or {}, options.files or {}
   return {
@@ -376,6 +394,7 @@ function M.load (options)
 
   local text, path = M.find (policy)
   if not text then error (path, 0) end
+  advise_of_hidden_file (policy)
   local native = make_native (world, path:match ("^(.*)/[^/]*$") or ".", options)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)

@@ -30,6 +30,11 @@ function M.run (options)
     inputs.refuse (("NAME: letters, digits, _ and - expected, got '%s'")
                      :format (options.name))
   end
+  if directory == "" and world.is_built_in (name) then
+    inputs.refuse (("NAME: '%s' is a built-in policy, which is what this name would "
+                    .. "mean; choose another, or put a directory before it")
+                     :format (name))
+  end
   local policy_path = directory .. name .. ".lua"
   local spec_path = directory .. name .. "_spec.lua"
   local fill = { ["@NAME@"] = name, ["@PATH@"] = policy_path }
