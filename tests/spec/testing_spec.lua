@@ -141,6 +141,18 @@ describe ("scan.testing", function ()
     end)
   end)
 
+  it ("ends a loop over reads inside of which they are asked for again", function ()
+    local seen = {}
+    run (function (disk)
+      for outer in disk:reads () do
+        seen[#seen + 1] = outer
+        for inner in disk:reads () do seen[#seen + 1] = inner end
+      end
+    end, { events = { { after = 0, read = { 1, 1 } }, { after = 0, read = { 2, 1 } },
+                      { after = 0, read = { 3, 1 } } } })
+    assert.same ({ 1 }, seen)
+  end)
+
   describe ("events", function ()
     it ("happen while the N-th prefetch is in flight", function ()
       local seen = {}

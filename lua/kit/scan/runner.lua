@@ -55,18 +55,22 @@ local function make_driver (runner, options)
     end
   end
 
-  -- A question about what has gathered in a list since it was last asked.
+  -- A question about what has gathered in a list since it was last asked.  There is one
+  -- iterator for each, which begins anew.
   local function take_all (name)
+    local list, length, i = {}, 0, 0
+    local function take ()
+      check_scan ()
+      if i == length then return nil end
+      i = i + 1
+      return table.unpack (list[i], 1, 4)
+    end
     return function ()
       check_scan ()
-      local list, i = runner[name], 0
-      if #list > 0 then runner[name] = {} end
-      return function ()
-        check_scan ()
-        i = i + 1
-        local entry = list[i]
-        if entry then return entry[1], entry[2], entry[3], entry[4] end
-      end
+      list, i = runner[name], 0
+      length = #list
+      if length > 0 then runner[name] = {} end
+      return take
     end
   end
 

@@ -244,7 +244,8 @@ function M.disk (driver)
     missing = missing_of (driver),
 
     --- The client reads since this was last called, oldest first.  What a loop
-    -- that is broken off has not looked at is not shown again.
+    -- that is broken off has not looked at is not shown again; and this, called inside
+    -- the loop, ends it.  `results` and `failures` are the same.
     -- @function disk:reads
     -- @treturn function iterator over offset, count (bytes), and what the read met
     -- when it began: "hit" if all of it had been read or fetched before, "late" if
