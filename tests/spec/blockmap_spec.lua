@@ -32,7 +32,7 @@ describe ("blockmap", function ()
       local map, plain = blockmap.new (units), {}
       for _ = 1, 80 do
         local first = random (units)
-        local what = random (5)
+        local what = random (4)
         if what < 2 then
           local stop = math.min (units, first + random (what == 0 and units or 70))
           map:add (first, stop)
@@ -40,9 +40,6 @@ describe ("blockmap", function ()
         elseif what == 2 then
           map:add (first)
           plain[first] = true
-        elseif what == 3 then
-          map:remove (first)
-          plain[first] = nil
         else
           local missing = first
           while missing < units and plain[missing] do missing = missing + 1 end
@@ -84,27 +81,5 @@ describe ("blockmap", function ()
     map:add (8, 20)
     assert.is_nil (map:next_missing (8))
     assert.equal (0, map:next_missing (0))
-  end)
-end)
-
-describe ("a blockmap's remove_range", function ()
-  it ("takes out what a plain list would", function ()
-    local place = 5
-    local function random (below)
-      place = (place * 1103515245 + 12345) % 2147483648
-      return place // 65536 % below
-    end
-    local map, list = blockmap.new (10000), {}
-    for round = 1, 300 do
-      local first = random (9000)
-      local stop = first + random (900)
-      if round % 2 == 0 then
-        map:remove_range (first, stop)
-      else
-        map:add (first, stop)
-      end
-      for i = first, stop - 1 do list[i] = round % 2 == 1 or nil end
-    end
-    for i = 0, 9999 do assert.equal (list[i] or false, has (map, i), i) end
   end)
 end)

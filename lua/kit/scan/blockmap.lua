@@ -124,53 +124,6 @@ function Map:add (first, stop)
   return kept
 end
 
---- Take one unit out of the set.
--- @tparam integer unit
-function Map:remove (unit)
-  local level, index = find (self, unit)
-  if not level then return end
-  -- Undo the full words on the way down to the unit.
-  while true do
-    local words = self.levels[level]
-    local at = index >> 6
-    local word = words[at]
-    if word == nil then
-      self.used = self.used + 1
-      word = -1
-    end
-    word = word & ~(1 << (index & 63))
-    if word == 0 then
-      words[at] = nil
-      self.used = self.used - 1
-    else
-      words[at] = word
-    end
-    if level == 1 then return end
-    level = level - 1
-    index = unit >> 6 * (level - 1)
-  end
-end
-
---- Take the units of a range out of the set.
--- @tparam integer first
--- @tparam integer stop one past the last
-function Map:remove_range (first, stop)
-  local words = self.levels[1]
-  while first < stop do
-    self:remove (first)
-    if first & 63 == 0 and stop - first >= 64 then
-      -- What is left of its word, in one go.
-      if words[first >> 6] then
-        words[first >> 6] = nil
-        self.used = self.used - 1
-      end
-      first = first + 64
-    else
-      first = first + 1
-    end
-  end
-end
-
 -- How many of the lowest bits are zero; `word` is not 0.
 local function zeroes (word)
   local n = 0

@@ -5,7 +5,8 @@
 --
 -- The filter has one for each export; here each world has one, for all its scans.
 -- It is kept in units of 512 bytes, in a set that is bounded (scan.blockmap): parts
--- of a unit are left out, and over the bound things are forgotten.
+-- of a unit are left out, and over the bound things are forgotten.  What is in flight is
+-- kept apart, so that a prefetch that fails takes nothing away from what was there.
 --
 -- @module scan.known
 
@@ -38,32 +39,22 @@ local function inside (known, offset, count)
     stop >= known.size and known.units or stop // UNIT_BYTES
 end
 
--- Is all of a range in the set?
-local function has_all (known, offset, count)
-  local unit = known.set:next_missing (offset // UNIT_BYTES)
-  return not unit or unit * UNIT_BYTES >= offset + count
-end
-
 --- A client read begins.
 -- @tparam integer offset in bytes
 -- @tparam integer count in bytes
 -- @treturn string "hit", "late" or "miss", as `disk:reads` tells it
 function Known:begin_read (offset, count)
-  local met = "miss"
-  if has_all (self, offset, count) then
-    met = "hit"
-    for _, range in pairs (self.in_flight) do
-      if offset < range[1] + range[2] and range[1] < offset + count then met = "late" end
-    end
-  end
+  local unit = self.set:next_missing (offset // UNIT_BYTES)
+  local met = (not unit or unit * UNIT_BYTES >= offset + count) and "hit"
+    or not self:missing (offset, offset + count) and "late" or "miss"
   self.set:add (inside (self, offset, count))
   return met
 end
 
 --- A prefetch begins.
 function Known:begin_prefetch (offset, count)
-  self.set:add (inside (self, offset, count))
-  table.insert (self.in_flight, { offset, count })
+  local first, stop = inside (self, offset, count)
+  table.insert (self.in_flight, { offset, count, first = first, stop = stop })
 end
 
 --- A prefetch has ended, well or not.
@@ -74,7 +65,20 @@ function Known:end_prefetch (offset, count, ok)
       break
     end
   end
-  if not ok then self.set:remove_range (inside (self, offset, count)) end
+  if ok then self.set:add (inside (self, offset, count)) end
+end
+
+-- The first unit at or after this one that is neither in the set nor in flight.
+local function next_missing (known, unit)
+  local from
+  repeat
+    from = unit
+    unit = known.set:next_missing (unit)
+    for _, range in ipairs (known.in_flight) do
+      if unit and range.first <= unit and unit < range.stop then unit = range.stop end
+    end
+  until not unit or unit == from
+  return unit
 end
 
 --- The first range that is not there, see `disk:missing`.
@@ -83,12 +87,18 @@ end
 -- @treturn integer|nil offset, nil if all is there
 -- @treturn integer count
 function Known:missing (from, to)
-  local unit = self.set:next_missing (from // UNIT_BYTES)
+  local unit = next_missing (self, from // UNIT_BYTES)
   if not unit or unit * UNIT_BYTES >= to then return nil end
   local offset = math.max (from, unit * UNIT_BYTES)
   if to - offset > LOOK_BYTES then to = offset + LOOK_BYTES end
   local last = (to - 1) // UNIT_BYTES + 1
   local added = self.set:next_added (unit, last)
+  for _, range in ipairs (self.in_flight) do
+    -- One of less than a unit is nowhere.
+    if range.first < range.stop and unit < range.first then
+      added = math.min (added, range.first)
+    end
+  end
   local stop = added < last and added * UNIT_BYTES or to
   return offset, stop - offset
 end
