@@ -263,6 +263,13 @@ describe ("scan-policy", function ()
       assert.is_nil (out:find ("note", 1, true))
     end)
 
+    it ("notes what takes more memory than the server gives", function ()
+      assert.matches ("\nnote  it takes more than 64 MiB of memory, which is what the "
+                      .. "server gives", succeed ("check " .. write ("p.lua", [[
+        local kept = ('x'):rep (80000000)
+        return function () return kept end]])))
+    end)
+
     it ("warns where a file is hidden by a built-in's name", function ()
       write ("data.lua", "error 'never run'")
       local command = "cd %s && LUA_PATH='%s;;' %s %s/lua/bin/scan-policy check %s 2>&1"

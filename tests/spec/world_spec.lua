@@ -116,18 +116,49 @@ describe ("scan.world", function ()
                     failure { policy = "default", args = { n = 5 } })
   end)
 
-  it ("gives more time to load a policy that has files to read", function ()
-    local path = write ("counts.lua", [[
-      for _ = 1, 150 * 1000 * 1000 do end
-      return function () while true do end end
-    ]])
-    assert.matches ("the policy ran 100 million instructions", failure { policy = path })
-    local loaded = world.load { policy = path,
-                                files = { trace = (" "):rep (1024 * 1024) } }
+  it ("gives more time to load a policy, and more yet with files to read", function ()
+    local limit, load_limit = world.LIMIT_INSTRUCTIONS, world.LOAD_INSTRUCTIONS
+    finally (function ()
+      world.LIMIT_INSTRUCTIONS, world.LOAD_INSTRUCTIONS = limit, load_limit
+    end)
+    assert.is_true (load_limit > limit)
+    world.LIMIT_INSTRUCTIONS, world.LOAD_INSTRUCTIONS = 1000000, 5000000
+    local function path (number)
+      return write ("counts.lua", ([[
+        for _ = 1, %d do end
+        return function () while true do end end]]):format (number))
+    end
+    local loaded = world.load { policy = path (3000000) }
+    assert.matches ("the policy ran 5 million instructions",
+                    failure { policy = path (10000000) })
+    world.load { policy = path (10000000), files = { trace = (" "):rep (100000) } }
     -- But no more to decide.
     local ok, message = loaded:resume (coroutine.create (loaded.run))
     assert.is_false (ok)
-    assert.matches ("the policy ran 100 million instructions", message)
+    assert.matches ("the policy ran 1 million instructions", message)
+  end)
+
+  it ("notes what takes more memory than the server gives", function ()
+    local path = write ("p.lua", [[
+      local kept = ('x'):rep ((...).size)
+      return function () return kept end]])
+    assert.is_true (world.load { policy = path,
+                                 args = { size = "70000000" } }.is_large)
+    assert.is_false (world.load { policy = path,
+                                  args = { size = "50000000" } }.is_large)
+    local loaded = world.load { policy = write ("p.lua", [[
+      return function (disk)
+        disk:prefetch (0)
+        local kept = {}
+        for i = 1, 12 do kept[i] = ('x'):rep (7000000) end
+        disk:prefetch (1)
+      end]]) }
+    local scan = testing.scan { world = loaded, size = 1000 }
+    scan:step ()
+    assert.is_false (loaded.is_large)
+    collectgarbage ()
+    scan:step ()
+    assert.is_true (loaded.is_large)
   end)
 
   describe ("require", function ()
@@ -143,6 +174,17 @@ describe ("scan.world", function ()
       write ("lib/deep.lua", "return {}")
       required ("mine")
       required ("lib.deep")
+    end)
+
+    it ("finds files beside the policy itself, not beside a link to it", function ()
+      write ("lib/deep.lua", "return {}")
+      local policy = write ("lib/linked.lua", "require 'deep' return scan.policy 'next'")
+      write ("lib/next.lua", "return print")
+      local link = write ("p.lua", "")
+      assert (os.execute (("ln -sf lib/linked.lua '%s'"):format (link)))
+      finally (function () os.remove (link) end)
+      world.load { policy = link }
+      world.load { policy = policy }
     end)
 
     it ("does not find the kit, which the filter has not", function ()

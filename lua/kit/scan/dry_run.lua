@@ -11,6 +11,7 @@
 local hints = require "scan.hints"
 local ranges = require "scan.ranges"
 local testing = require "scan.testing"
+local world = require "scan.world"
 
 local M = {}
 
@@ -155,13 +156,13 @@ local function first_tiny (prefetches, size)
   end
 end
 
--- Returns whether it went well, what to say, how many prefetches there were, and one
--- that is tiny.
+-- Returns whether it went well, what to say, how many prefetches there were, one that is
+-- tiny, and whether the policy is too large for the server.
 local function run_case (policy, disk, case, warn)
   local options = run_options (policy, disk, case)
   options.warn = warn
+  options.world = testing.world (options)
   if case.is_second then
-    options.world = testing.world (options)
     pcall (testing.run, options)
     -- Not what the first one has left it, or it might have nothing to do.
     options.world.known = nil
@@ -171,12 +172,14 @@ local function run_case (policy, disk, case, warn)
   local so_far = not ok and tostring (result):match ("gave up after .* and (%d+) ")
   if so_far then
     table.insert (options.events, { after = math.tointeger (so_far), close = true })
+    options.world = testing.world (options)
     ok, result = pcall (testing.run, options)
   end
   if not ok then return false, hints.explain (tostring (result)), 0 end
   if result.error then return false, hints.explain (result.error), 0 end
   return true, describe_case (result, options.size, so_far and options.steps, case.goes),
-    #result.prefetches, first_tiny (result.prefetches, options.size)
+    #result.prefetches, first_tiny (result.prefetches, options.size),
+    options.world.is_large
 end
 
 -- The same mistake, whatever the disk's size: where it was made is the last line.
@@ -214,12 +217,13 @@ function M.check (policy, disk)
   local made = { size = disk.size or BLOCKS * block + 512, block = block,
                  threads = disk.threads, holes = disk.holes, contents = disk.contents }
   local report = { ok = true, lines = { "ok    loading it" } }
-  local mistakes, prefetches, tiny = {}, 0, nil
+  local mistakes, prefetches, tiny, is_large = {}, 0, nil, loaded.is_large
   for i, case in ipairs (cases_of (made, disk.reads)) do
     -- One of them is enough to know what it warns of.
-    local good, text, number, small = run_case (policy, made, case[2],
-                                                i == 1 and warn or ignore)
+    local good, text, number, small, large = run_case (policy, made, case[2],
+                                                       i == 1 and warn or ignore)
     report.ok, prefetches, tiny = report.ok and good, prefetches + number, tiny or small
+    is_large = is_large or large
     local mistake = not good and mistake_of (text)
     if mistakes[mistake] then text = "the same" end
     if mistake then mistakes[mistake] = true end
@@ -235,6 +239,11 @@ function M.check (policy, disk)
     table.insert (report.lines, ("note  it prefetches as little as %d bytes (at %d of a "
       .. "disk of %d); a prefetch is cut at the end of the disk, whose last block begins "
       .. "at (disk.blocks - 1) * disk.block"):format (tiny[2], tiny[1], made.size))
+  end
+  if is_large then
+    table.insert (report.lines, ("note  it takes more than %d MiB of memory, which is "
+      .. "what the server gives a policy without scan-policy-memory=SIZE")
+      :format (world.SERVER_KIB // 1024))
   end
   for _, message in ipairs (warnings) do
     table.insert (report.lines, "note  it warns: " .. message)

@@ -21,8 +21,13 @@ local M = {}
 -- a second's worth).
 M.LIMIT_INSTRUCTIONS = 100 * 1000 * 1000
 
---- And so many more for each byte of its files while it is loaded.
+--- Most that it may run while it is loaded, for which the server gives it as long as for
+-- all else, and so many more for each byte of its files.
+M.LOAD_INSTRUCTIONS = 500 * 1000 * 1000
 M.FILE_BYTE_INSTRUCTIONS = 100
+
+--- What the server gives a policy if scan-policy-memory does not say, in KiB.
+M.SERVER_KIB = 64 * 1024
 
 -- Most KiB that it may have more at the end of a turn, or in the middle of one, than at
 -- its beginning.  Only what grows without an end takes so much; how much a policy needs
@@ -164,19 +169,41 @@ local function unseal (...)
   return ...
 end
 
+-- Has it more by so much, which is no garbage, than at the beginning of the turn?
+local function has_grown (world, most_kib)
+  -- What was garbage before the turn may go during it.
+  local function too_much ()
+    local kib = collectgarbage ("count")
+    if kib < world.base_kib then world.base_kib = kib end
+    return kib - world.base_kib > most_kib
+  end
+  if not too_much () then return false end
+  collectgarbage ()
+  return too_much ()
+end
+
 local World = {}
 World.__index = World
 
---- Resume a coroutine of the policy, within its limits.
+-- A turn has ended.
+local function turned (world, ...)
+  if world.env then unseal () end
+  world.is_large = world.is_large or has_grown (world, M.SERVER_KIB)
+  return ...
+end
+
+--- Resume a coroutine of the policy, within its limits.  `is_large` is set if it took
+-- more memory, in one turn, than the server gives it.
 -- @tparam thread co
 -- @param ... what the policy gets
 -- @return what `coroutine.resume` returns
 function World:resume (co, ...)
   self.used, self.base_kib = 0, collectgarbage ("count")
   debug.sethook (co, self.hook, "", STEP_INSTRUCTIONS)
-  if not self.env then return coroutine.resume (co, ...) end
-  string_meta.__index, string_meta.__metatable = self.string_methods, "string"
-  return unseal (coroutine.resume (co, ...))
+  if self.env then
+    string_meta.__index, string_meta.__metatable = self.string_methods, "string"
+  end
+  return turned (self, coroutine.resume (co, ...))
 end
 
 -- Do something of ours in the middle of a policy's turn.
@@ -210,15 +237,8 @@ local function check_alive (world)
 end
 
 local function check_memory (world)
-  -- What was garbage before the turn may go during it.
-  local function too_much ()
-    local kib = collectgarbage ("count")
-    if kib < world.base_kib then world.base_kib = kib end
-    return kib - world.base_kib > TURN_KIB
-  end
-  if not too_much () then return end
-  collectgarbage ()
-  if too_much () then
+  world.is_large = world.is_large or has_grown (world, M.SERVER_KIB)
+  if has_grown (world, TURN_KIB) then
     error (("the policy took more than %d MiB of memory without coming back; does "
             .. "something grow without end?"):format (TURN_KIB // 1024), 0)
   end
@@ -298,7 +318,7 @@ local function find_module (dir, name)
       return nil, "the filter does not have it; it is for tests of policies"
     end
   end
-  local path = ("%s/%s.lua"):format (dir, (name:gsub ("%.", "/")))
+  local path = ("%s/%s.lua"):format (dir (), (name:gsub ("%.", "/")))
   local text, message = read_file (path)
   if text then return code_of (text), "@" .. path end
   return nil, message
@@ -317,7 +337,7 @@ end
 local function find_policy (dir, args, name)
   local text, path = built_in (name)
   if not text and not name:find ("/", 1, true) then
-    path = ("%s/%s.lua"):format (dir, (name:gsub ("%.lua$", "")))
+    path = ("%s/%s.lua"):format (dir (), (name:gsub ("%.lua$", "")))
     text = code_of (read_file (path))
   end
   if text then return text, "@" .. path end
@@ -342,7 +362,21 @@ local function advise_of_hidden_file (name)
                    .. "directory, use scan-policy=./%s"):format (name, name))
 end
 
-local function make_native (world, dir, options)
+-- Where a policy's neighbours are: beside the file itself, not a link to it.  Asked for
+-- when the first one is, as it takes a process.
+local function directory_of (path)
+  local directory
+  return function ()
+    if not directory then
+      local real = shell.output ("readlink -f " .. shell.quote (path)) or path
+      directory = real:match ("^(.*)/") or "."
+    end
+    return directory
+  end
+end
+
+local function make_native (world, path, options)
+  local dir = directory_of (path)
   local args, files = options.args or {}, options.files or {}
   return {
     find_module = function (name) return outside (world, find_module, dir, name) end,
@@ -395,7 +429,7 @@ function M.load (options)
   local text, path = M.find (policy)
   if not text then error (path, 0) end
   advise_of_hidden_file (policy)
-  local native = make_native (world, path:match ("^(.*)/[^/]*$") or ".", options)
+  local native = make_native (world, path, options)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
   world.string_methods = sandbox.string_methods (world.env)
@@ -411,6 +445,7 @@ function M.load (options)
     return co
   end
 
+  world.limit = M.LOAD_INSTRUCTIONS
   for _, contents in pairs (options.files or {}) do
     world.limit = world.limit + #contents * M.FILE_BYTE_INSTRUCTIONS
   end
