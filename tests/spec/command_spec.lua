@@ -263,6 +263,19 @@ describe ("scan-policy", function ()
       assert.is_nil (out:find ("note", 1, true))
     end)
 
+    it ("makes no hole that ends where no layer's would", function ()
+      local out = succeed ("check " .. write ("p.lua", [[
+        return function (disk)
+          local offset = disk:next_data (0)
+          while offset do
+            disk:prefetch (offset)
+            offset = offset + disk.block
+            offset = offset < disk.size and disk:next_data (offset) or nil
+          end
+        end]]))
+      assert.is_nil (out:find ("note", 1, true), out)
+    end)
+
     it ("notes what takes more memory than the server gives", function ()
       assert.matches ("\nnote  it takes more than 64 MiB of memory, which is what the "
                       .. "server gives", succeed ("check " .. write ("p.lua", [[
