@@ -316,7 +316,8 @@ section_nbdkit-scan-policy := 3
 section_nbdkit-scan-library := 3
 
 # What nbdkit-scan-library(3) is made from: what policies and their tests may use.
-reference_lua := lua/runtime/scan/host.lua $(sort $(wildcard lua/library/scan/*.lua)) \
+reference_lua := $(addprefix lua/runtime/scan/,host.lua sandbox.lua file.lua) \
+	$(sort $(wildcard lua/library/scan/*.lua)) \
 	$(addprefix lua/kit/scan/,testing.lua contract.lua simulator.lua plot.lua)
 
 man_pages := build/man/nbdkit-scan-library.3 \

@@ -37,7 +37,7 @@ PAGES = ["README.md", "CONTRIBUTING.md",
                   for kind in ("md", "pod") for path in glob.glob (f"{TOP}/docs/*.{kind}"))]
 
 PROGRAMS = {"busted", "dd", "debugfs", "export", "filefrag", "for", "gdb",
-            "lua5.4", "make", "nbdfuse", "nbdkit", "nbdsh",
+            "lua5.4", "make", "mkdir", "nbdfuse", "nbdkit", "nbdsh",
             "qemu-system-x86_64", "rm", "scan-policy", "stat", "truncate"}
 # No command, though a line begins with it: a variable, and a trace's name in a table.
 NO_PROGRAMS = {"size", "blkid"}
@@ -52,7 +52,7 @@ ELSEWHERE = [
     ("docs/troubleshooting.md", "export|nbdkit .* eval ", "test_sources.py"),
     ("docs/tutorial.md", r"\$ ", "tests/spec/tutorial_spec.lua"),
     ("docs/tutorial.md", "nbdfuse", "needs FUSE and a mount"),
-    ("docs/restore.md", "nbdkit|qemu|rm|scan-policy map", "test_restore"),
+    ("docs/restore.md", "mkdir|nbdkit|qemu|rm|scan-policy map", "test_restore"),
     ("docs/performance.md", "for part|lua5.4|tests/bench/truth.py", "takes minutes to hours"),
     ("docs/upstream.md", "tests/upstream/", "test_upstream.py"),
     ("docs/upstream.md", "nbdkit .*(h.cache|error-pread|4098M)",
@@ -140,7 +140,7 @@ class Place:
         self.running = []
         for name in "build", "lua", "tests", "policies":
             (path / name).symlink_to (os.path.join (TOP, name))
-        for name in "bin", "run", "var/lib/restore", "var/lib/clones":
+        for name in "bin", "run", "var/lib/clones":
             (path / name).mkdir (parents=True)
         (path / "bin/scan-policy").symlink_to (os.path.join (TOP, "lua/bin/scan-policy"))
         # nbdsh looks for it, and this one has libnbd.
@@ -381,8 +381,8 @@ def test_fleet (here):
 def test_restore (here):
     """docs/restore.md, with QEMU's block layer in the place of a guest: nbdkit is killed
     under it, the disk becomes whole, the source goes away."""
-    serve, boot, make_way, show, alone = [c for c in shown ("docs/restore.md")
-                                if elsewhere ("docs/restore.md", c)]
+    make_room, serve, boot, make_way, show, alone = [
+        c for c in shown ("docs/restore.md") if elsewhere ("docs/restore.md", c)]
     written = bytes ([87]) * 65536
 
     def guest (text):
@@ -398,6 +398,7 @@ def test_restore (here):
             assert said and "failed" not in said, (line, said)
             said = machine.stdout.readline ()
 
+    here.shell (make_room)
     pid, _ = here.start (serve)
     machine = guest (boot)
     try:

@@ -228,4 +228,17 @@ describe ("the manual pages", function ()
                      :find ("WAKE_INTERVAL_NS (NS_PER_SECOND / 2000)", 1, true))
     assert.truthy (page:find ("twice a millisecond at most", 1, true))
   end)
+
+  it ("say how often a recording looks, and how much of a warning is shown", function ()
+    local looks = read ("filter/scan/looker.c"):match ("NS_PER_SECOND / (%d+)")
+    for _, page in ipairs { "nbdkit-scan-filter.pod", "design.md" } do
+      assert.truthy (read ("docs/" .. page):find (looks .. " times a second", 1, true),
+                     page)
+    end
+    local bytes = read ("filter/policy/vm-native.c"):match ("WARNING_MAX (%d+)") - 1
+    for _, page in ipairs { "docs/nbdkit-scan-policy.pod",
+                            "lua/runtime/scan/sandbox.lua" } do
+      assert.truthy (read (page):find (bytes .. " bytes", 1, true), page)
+    end
+  end)
 end)

@@ -5,7 +5,7 @@
 
 local images = dofile ("tests/spec/images.lua")
 
-local FILES = "lua/runtime/scan/host.lua lua/library/scan/*.lua "
+local FILES = "lua/runtime/scan/{host,sandbox,file}.lua lua/library/scan/*.lua "
   .. "lua/kit/scan/{testing,contract,simulator,plot}.lua"
 
 local function page_of (files)
@@ -41,6 +41,18 @@ describe ("the reference", function ()
         assert.is_truthy (page:find ("=item C<[%w_]+[.:]" .. name .. " ?%("),
                           path .. ": " .. fn.name .. " has no doc comment")
       end
+    end
+  end)
+
+  it ("has what policies see of the modules that run them, and no more", function ()
+    for _, title in ipairs { "scan.open (name)", "scan.words (s)", "scan.warn (message)",
+                             "scan.policy (name [, args])", "file:read ([count])",
+                             "file:lines ()", "file:rows (columns, log, parse)",
+                             "disk:prefetch (offset [, count])", "disk:now ()" } do
+      assert.is_truthy (page:find ("=item C<" .. title .. ">", 1, true), title)
+    end
+    for _, name in ipairs { "sandbox", "file.new", "host" } do
+      assert.is_nil (page:find ("=item C<" .. name, 1, true), name)
     end
   end)
 

@@ -37,6 +37,11 @@ describe ("replay", function ()
                          { args = { gap = "0" } }))
   end)
 
+  it ("joins reads that are as far apart as a gap may be", function ()
+    assert.same ({ { 0, 40 } }, ranges "0 4K\n36K 4K\n")
+    assert.same ({ { 0, 4 }, { 40, 4 } }, ranges "0 4K\n40K 4K\n")
+  end)
+
   it ("fetches no more than that of reads far apart", function ()
     local lines, state = {}, 7
     for i = 1, 200 do

@@ -335,6 +335,7 @@ local function requirer (env, native)
 end
 
 --- The words of a string, which is what most patterns are for.
+-- @function scan.words
 -- @tparam string s
 -- @treturn table list of the parts between white space
 function M.words (s)
@@ -396,7 +397,10 @@ function M.new (native)
 
   env.scan = { words = M.words }
 
-  --- A file that the operator named with scan-file-NAME.
+  --- A file that the operator named with scan-file-NAME; an error if there is none.
+  -- @function scan.open
+  -- @tparam string name
+  -- @treturn table file with `read`, `lines` and `rows`
   function env.scan.open (name)
     local read_at, read_rows = native.open_file (name)
     if not read_at then
@@ -408,7 +412,10 @@ function M.new (native)
 
   local told, left = {}, WARNINGS_MAX
 
-  --- Something that the operator should know, said once.
+  --- Something that the operator should know, said once.  The server shows 499 bytes
+  -- of it, and so many different ones: 20.
+  -- @function scan.warn
+  -- @tparam string message
   function env.scan.warn (message)
     if type (message) ~= "string" then
       error ("scan.warn: a message should be a string, got " .. type (message), 2)
@@ -422,6 +429,10 @@ function M.new (native)
 
   --- Another policy, as a function of the disk: a built-in, else a file beside this
   -- one, else what the operator named with a scan-arg.
+  -- @function scan.policy
+  -- @tparam string name
+  -- @tparam[opt] table args its scan-arg-NAME=VALUE strings
+  -- @treturn function of the disk
   function env.scan.policy (name, args)
     local text, chunk_name = native.find_policy (name)
     if not text then error (chunk_name, 2) end
