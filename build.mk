@@ -348,8 +348,8 @@ build/man/%.3: docs/%.pod debian/changelog
 	$(pod2man)
 
 # What pages are there to read, and what they show and name, where they say it is.
-shown := $(wildcard docs/*.md docs/*.svg docs/policies/*.svg tests/traces/*.md \
-	tests/traces/*.log packaging/systemd/* packaging/prometheus/*)
+shown := $(wildcard docs/*.md docs/*.svg docs/policies/*.svg tests/traces/* \
+	packaging/systemd/* packaging/prometheus/*)
 
 # Everything under STAGE as it is to be under /.  Packages begin with this.
 STAGE = build/stage
@@ -380,6 +380,7 @@ run-stage: filter $(man_pages)
 	$(Q)install -m 644 $(filter %.3,$(man_pages)) '$(STAGE)$(MANDIR)/man3/'
 	$(Q)for file in README.md CONTRIBUTING.md LICENSE $(shown); do \
 	  install -D -m 644 $$file '$(STAGE)$(DOCDIR)'/$$file || exit; done
+	$(Q)ln -sr '$(STAGE)$(DATADIR)/policies' '$(STAGE)$(DOCDIR)/policies'
 	$(Q)install -m 644 completion/* '$(STAGE)$(COMPLETIONDIR)/'
 
 # What is there already is kept, and brought back; see packaging/place.  The list of

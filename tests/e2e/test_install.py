@@ -30,12 +30,15 @@ def files_in (directory):
 
 
 def named_in (text):
-    """The pictures and links of a page, and the files that it names in the text."""
+    """The pictures and links of a page, the files that it names in the text, and what it
+    names without a directory."""
     links = [link for link in re.findall (r"\]\(([^)#]+)\)", text)
              if not link.startswith ("http")]
     named = re.findall (r"(?<![\w/.])((?:docs|tests/traces)/[\w./-]+\.(?:md|svg|log))\b",
                         text)
-    return links, named
+    named += re.findall (r"`(policies)/`", text)
+    beside = re.findall (r"[`\s]([\w-]+\.(?:data|log|sh))`", text)
+    return links, named, beside
 
 
 def test_what_is_put_there_is_whole_and_goes_away (tmp_path):
@@ -48,7 +51,10 @@ def test_what_is_put_there_is_whole_and_goes_away (tmp_path):
     links = 0
     for page in pages:
         with open (page) as f:
-            shown, named = named_in (f.read ())
+            shown, named, beside = named_in (f.read ())
+        if page == str (doc / "tests/traces/README.md"):
+            assert {"record.sh", "boot-debian12.data"} < set (beside)
+            shown += beside
         links += len (shown) + len (named)
         for link in shown:
             assert os.path.exists (os.path.join (os.path.dirname (page), link)), \
