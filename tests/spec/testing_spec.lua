@@ -474,6 +474,18 @@ describe ("scan.testing", function ()
     assert.same ({ 0, 3 * MiB, 3 * MiB, 5 * MiB + 512, "none" }, seen)
   end)
 
+  it ("answers next_data in few steps, however many holes there are", function ()
+    local holes = {}
+    for i = 0, 9999 do holes[i + 1] = { i * 2 * MiB, MiB } end
+    local next_data = testing.next_data (holes, 20000 * MiB)
+    local instructions = 0
+    debug.sethook (function () instructions = instructions + 1 end, "", 1)
+    local first, last = next_data (0), next_data (19998 * MiB + 5)
+    debug.sethook ()
+    assert.same ({ MiB, 19999 * MiB }, { first, last })
+    assert.is_true (instructions < 1000, instructions)
+  end)
+
   it ("gives next_data its offset back on a disk that can't tell holes", function ()
     local seen
     run (function (disk) seen = disk:next_data (77) end)

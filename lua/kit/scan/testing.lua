@@ -98,10 +98,14 @@ function M.next_data (holes, size)
   if not holes then return function (offset) return offset end end
   local sorted = sorted_holes (holes)
   return function (offset)
-    for _, hole in ipairs (sorted) do
-      if hole.first > offset then break end
-      if offset < hole.after then offset = hole.after end
+    -- The last hole that does not begin behind the offset is the only one around it.
+    local before, behind = 0, #sorted + 1
+    while behind - before > 1 do
+      local middle = (before + behind) // 2
+      if sorted[middle].first <= offset then before = middle else behind = middle end
     end
+    local hole = sorted[before]
+    if hole and offset < hole.after then offset = hole.after end
     return offset < size and offset or nil
   end
 end
