@@ -121,21 +121,17 @@ next_result (lua_State *L)
   return 4;
 }
 
-/* driver.results (): upvalues are the box and the iterator.  Returns also how
- * many were forgotten.
- */
+/* driver.results (): upvalues are the box and the iterator. */
 static int
 driver_results (lua_State *L)
 {
   struct vm_scan *scan = check_scan (L);
-  uint64_t dropped;
 
   scan->nr_results =
-    scan->driver->results (scan->driver->opaque, &scan->results, &dropped);
+    scan->driver->results (scan->driver->opaque, &scan->results);
   scan->next_result = 0;
   lua_pushvalue (L, lua_upvalueindex (2));
-  lua_pushinteger (L, dropped);
-  return 2;
+  return 1;
 }
 
 /* driver.missing (disk, from, to) */

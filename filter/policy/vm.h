@@ -79,9 +79,8 @@ struct vm_driver {
    */
   size_t (*reads) (void *opaque, const struct met_read **out);
   size_t (*failures) (void *opaque, const struct vm_failure **out);
-  /* The same of prefetches that ended; *dropped more were forgotten. */
-  size_t (*results) (void *opaque, const struct vm_result **out,
-                     uint64_t *dropped);
+  /* The same of prefetches that ended. */
+  size_t (*results) (void *opaque, const struct vm_result **out);
   /* The first range in from .. to-1, which are inside the disk, that was neither
    * read nor fetched and is not in flight, or the beginning of it.  Returns false
    * if there is none.

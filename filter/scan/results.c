@@ -28,17 +28,13 @@ results_add (struct results *results, struct vm_result result)
 }
 
 size_t
-results_take (struct results *results, struct vm_result *out,
-              uint64_t *dropped)
+results_take (struct results *results, struct vm_result *out)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&results->lock);
   size_t n = 0;
 
-  *dropped = 0;
-  if (results->added - results->taken > RESULTS_MAX) {
-    *dropped = results->added - results->taken - RESULTS_MAX;
-    results->taken += *dropped;
-  }
+  if (results->added - results->taken > RESULTS_MAX)
+    results->taken = results->added - RESULTS_MAX;
   while (results->taken < results->added)
     out[n++] = results->ring[results->taken++ % RESULTS_MAX];
   return n;

@@ -34,9 +34,8 @@ extern void results_destroy (struct results *results);
 extern void results_add (struct results *results, struct vm_result result);
 
 /* Copy all, oldest first, to out, which has room for RESULTS_MAX, and keep none.
- * Returns how many; *dropped are those that had no room since the last time.
+ * Returns how many.
  */
-extern size_t results_take (struct results *results, struct vm_result *out,
-                            uint64_t *dropped);
+extern size_t results_take (struct results *results, struct vm_result *out);
 
 #endif /* SCAN_RESULTS_H */

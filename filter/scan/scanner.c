@@ -47,12 +47,12 @@ driver_failures (void *opaque, const struct vm_failure **out)
 }
 
 static size_t
-driver_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+driver_results (void *opaque, const struct vm_result **out)
 {
   struct scanner *s = opaque;
 
   *out = s->result_batch;
-  return results_take (&s->results, s->result_batch, dropped);
+  return results_take (&s->results, s->result_batch);
 }
 
 static bool

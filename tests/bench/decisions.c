@@ -74,9 +74,8 @@ no_failures (void *opaque, const struct vm_failure **out)
 }
 
 static size_t
-no_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+no_results (void *opaque, const struct vm_result **out)
 {
-  *dropped = 0;
   return 0;
 }
 

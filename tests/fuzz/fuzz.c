@@ -161,7 +161,7 @@ client_failures (void *opaque, const struct vm_failure **out)
 }
 
 static size_t
-client_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
+client_results (void *opaque, const struct vm_result **out)
 {
   struct client *client = opaque;
   const size_t n = take_byte () % READS_MAX;
@@ -174,7 +174,6 @@ client_results (void *opaque, const struct vm_result **out, uint64_t *dropped)
       take_range (), take_number (), take_byte ()
     };
   *out = client->results;
-  *dropped = take_byte ();
   return n;
 }
 
