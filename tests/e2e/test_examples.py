@@ -153,7 +153,8 @@ def collect (source, to):
 def test_counters_of_several_servers_are_told_apart (tmp_path):
     source, to = tmp_path / "from", tmp_path / "to"
     to.mkdir ()
-    for name in "a", r"b-c\x2dd":
+    odd = 'f&g "h"'
+    for name in "a", r"b-c\x2dd", odd:
         (source / name).mkdir (parents=True)
         for kind in "scan", "clone":
             (source / name / f"{kind}.prom").write_text (
@@ -166,13 +167,16 @@ def test_counters_of_several_servers_are_told_apart (tmp_path):
     (source / "e" / "scan.prom").symlink_to (secret)
     (to / "other.prom").write_text ("other 1\n")
     collect (source, to)
-    names = {f"nbdkit-{name}-{kind}.prom" for name in ("a", r"b-c\x2dd")
+    names = {f"nbdkit-{name}-{kind}.prom" for name in ("a", r"b-c\x2dd", odd)
              for kind in ("scan", "clone")}
     assert set (os.listdir (to)) == {*names, "nbdkit-e-scan.prom", "other.prom"}
     assert (to / "nbdkit-e-scan.prom").read_text () == ""
     for name in names:
         assert (to / name).stat ().st_mtime == 1000
         assert (to / name).stat ().st_mode & 0o777 == 0o644
+    assert (to / f"nbdkit-{odd}-scan.prom").read_text () == METRICS.replace (
+        "{export", r'{disk="f&g \"h\"",export').replace (
+            "bytes 4096", r'bytes{disk="f&g \"h\""} 4096')
     labelled = METRICS.replace ('{export', r'{disk="b-c\\x2dd",export').replace (
         "bytes 4096", r'bytes{disk="b-c\\x2dd"} 4096')
     assert (to / r"nbdkit-b-c\x2dd-scan.prom").read_text () == labelled
@@ -182,6 +186,7 @@ def test_counters_of_several_servers_are_told_apart (tmp_path):
 
     # A server that has ended takes its counters along.
     shutil.rmtree (source / "a")
+    shutil.rmtree (source / odd)
     (source / "e" / "scan.prom").unlink ()
     collect (source, to)
     assert set (os.listdir (to)) == {r"nbdkit-b-c\x2dd-scan.prom",
