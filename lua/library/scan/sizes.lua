@@ -12,17 +12,21 @@ local M = {}
 local UNITS = { B = 1, S = 1 << 9, K = 1 << 10, M = 1 << 20, G = 1 << 30, T = 1 << 40,
                 P = 1 << 50, E = 1 << 60 }
 
--- "0x" and the digits of 64 bits: Lua would quietly drop the rest.
-local HEX_MAX_BYTES = 18
+-- The digits of 64 bits: Lua would quietly drop the rest.
+local HEX_MAX_DIGITS = 16
 
 --- Bytes from a word: 4096, 0x1000, 64K, 2M, 1.5G.  The suffixes are nbdkit's, in
 -- either case: B, S (sectors of 512), K, M, G, T, P, E.
 -- @tparam string word
 -- @treturn integer|nil from 0 up; nil if it is no size, or no whole number of bytes
 function M.parse (word)
+  if type (word) ~= "string" then
+    error ("sizes.parse: a string expected, got " .. type (word), 2)
+  end
   local digits, fraction, suffix = match (word, "^(%d+)(%.?%d*)(%a?)$")
   if not digits then
-    local n = #word <= HEX_MAX_BYTES and match (word, "^0[xX]%x+$") and tonumber (word)
+    local hex = match (word, "^0[xX](%x+)$")
+    local n = hex and #match (hex, "^0*(.*)$") <= HEX_MAX_DIGITS and tonumber (hex, 16)
     return n and n >= 0 and n or nil
   end
   local unit = suffix == "" and 1 or UNITS[suffix:upper ()]
