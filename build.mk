@@ -328,6 +328,8 @@ VERSION := $(shell sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)
 
 define pod2man
 	$(call SAY,MAN,$@)
+	@command -v pod2man > /dev/null || { \
+	  echo 'pod2man is missing: apt-get install perl' >&2; exit 1; }
 	@mkdir -p $(@D)
 	$(Q)pod2man --section=$(subst .,,$(suffix $@)) --name='$(basename $(@F))' \
 	  --center='nbdkit' --release='nbdkit-scan-filter-lua $(VERSION)' \

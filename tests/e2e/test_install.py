@@ -115,6 +115,17 @@ def test_without_nbdkits_package_nothing_goes_into_the_root (tmp_path, target):
     assert os.listdir (tmp_path) == ["pkg-config"]
 
 
+def test_without_pod2man_it_says_what_is_missing (tmp_path):
+    for name in os.listdir ("/usr/bin"):
+        if name != "pod2man":
+            (tmp_path / name).symlink_to (f"/usr/bin/{name}")
+    run = subprocess.run (["make", "-s", "-C", TOP, "-W", "docs/scan-policy.pod",
+                           "build/man/scan-policy.1"], text=True, stderr=subprocess.PIPE,
+                          env={**os.environ, "PATH": str (tmp_path)})
+    said = [line for line in run.stderr.splitlines () if not line.startswith ("make")]
+    assert said == ["pod2man is missing: apt-get install perl"] and run.returncode != 0
+
+
 # -- what is not as it was installed --------------------------------------------
 
 FILTER = "usr/lib/filters/nbdkit-scan-filter.so"
