@@ -489,6 +489,17 @@ describe ("scan-policy", function ()
     end)
   end)
 
+  it ("takes no reads outside of the disk", function ()
+    assert.matches ("%-%-read: a range inside the disk %(size 1048576%) expected, got "
+                    .. "104857600:4096",
+                    fail (1, "run default --size 1M --read 0:100M:4K"))
+    for _, command in ipairs { "check", "run" } do
+      assert.matches ("%-%-size: at least %d+ expected, for so far does %-%-trace read, "
+                      .. "got 1048576", fail (1, ("%s default --size 1M --trace %s")
+                                                   :format (command, TRACE)))
+    end
+  end)
+
   it ("names the flag at fault", function ()
     local cases = {
       ["run default --size many"] = "%-%-size: a size like 64K, .*got 'many'",

@@ -81,6 +81,19 @@ describe ("scan.testing", function ()
     assert.same ({ 5 * MiB, MiB, 5, "e" }, seen)
   end)
 
+  it ("has no client that reads outside of the disk", function ()
+    run (upwards, { events = { { after = 1, read = { 10 * MiB - 1, 1 } } } })
+    local events = { { after = 1, close = true }, { at = 1 } }
+    for _, read in ipairs { { 10 * MiB - 1, 2 }, { 10 * MiB, 1 },
+                            { math.maxinteger, 1 } } do
+      events[2].read = read
+      local ok, message = pcall (run, upwards, { events = events })
+      assert.is_false (ok)
+      assert.equal (("events[2].read: offset %d, count %d is outside the disk "
+                     .. "(size 10485760)"):format (read[1], read[2]), message)
+    end
+  end)
+
   describe ("the disk of another scan", function ()
     -- What the second scan of a world meets that asks the first one's disk.  The
     -- questions, as the filter answers them: tests/e2e/test_bad_policies.py.

@@ -189,12 +189,18 @@ local EVENT_FIELDS = { after = true, at = true, read = true, seconds = true,
                        close = true }
 
 -- Sort the events given into those of the clock and those of the count.
-local function plan_events (scan, list)
+local function plan_events (scan, list, size)
   for i, event in ipairs (list) do
     local what = "events[" .. i .. "]"
     if type (event) ~= "table" then error (what .. ": a table expected", 0) end
     check_fields (event, EVENT_FIELDS, what)
-    if event.read then range_of (event.read, what .. ".read") end
+    if event.read then
+      local offset, count = range_of (event.read, what .. ".read")
+      if count > size - offset then
+        error (("%s.read: offset %d, count %d is outside the disk (size %d)")
+                 :format (what, offset, count, size), 0)
+      end
+    end
     if not event.read and not event.close then
       error (what .. ": read = { offset, count } or close = true expected", 0)
     end
@@ -325,7 +331,7 @@ function M.scan (options)
     prefetch_seconds = options.prefetch_seconds or DEFAULT_PREFETCH_SECONDS,
     steps = options.steps or M.steps (DEFAULT_STEPS, size, block, options.holes),
   }, Scan)
-  plan_events (scan, options.events or {})
+  plan_events (scan, options.events or {}, size)
   scan.runner = runner.new {
     world = options.world or world.load {
       policy = options.policy, args = options.args, files = options.files,

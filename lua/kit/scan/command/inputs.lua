@@ -92,7 +92,8 @@ function M.guarded (action, ...)
   M.refuse (hints.explain (tostring (results[2])))
 end
 
---- A trace as the simulator wants it, and the size that its log tells.
+--- A trace as the simulator wants it, where its last read `stop`s, and the size that its
+-- log tells.
 function M.trace (path)
   local text = read_file ("--trace", path)
   local handle = file.new (function (offset, count)
@@ -103,9 +104,10 @@ function M.trace (path)
   if #reads == 0 then
     M.refuse (("--trace %s: there are no reads in it"):format (path))
   end
+  local stop = 0
+  for _, read in ipairs (reads) do stop = math.max (stop, read.offset + read.count) end
   local size = tonumber (text:match (" Connect [^\n]* size=(0x%x+)") or "0")
-  for _, read in ipairs (reads) do size = math.max (size, read.offset + read.count) end
-  return { reads = reads, size = size,
+  return { reads = reads, stop = stop, size = math.max (size, stop),
            name = path:match ("([^/]+)$"):gsub ("%.[^.]*$", "") }
 end
 
@@ -127,6 +129,10 @@ function M.disk (options, loaded)
               :format (loaded.size, disk.size))
   end
   disk.size = options.size or disk.size or loaded and loaded.size
+  if loaded and disk.size < loaded.stop then
+    M.refuse (("--size: at least %d expected, for so far does --trace read, got %d")
+              :format (loaded.stop, disk.size))
+  end
   return disk
 end
 

@@ -82,7 +82,14 @@ function M.run (options)
   for name, value in pairs (inputs.disk (options, loaded)) do given[name] = value end
   given.size = given.size or DEFAULT_SIZE_BYTES
   given.events = loaded and dry_run.events_of (loaded.reads) or {}
-  for _, event in ipairs (options.read) do table.insert (given.events, event) end
+  for _, event in ipairs (options.read) do
+    local offset, count = event.read[1], event.read[2]
+    if count > given.size - offset then
+      inputs.refuse (("--read: a range inside the disk (size %d) expected, got %d:%d")
+                       :format (given.size, offset, count))
+    end
+    table.insert (given.events, event)
+  end
   if options.close then table.insert (given.events, options.close) end
   local result = inputs.guarded (testing.run, given)
   local rows = { { "#", "offset", "count", "offset in blocks" } }
