@@ -28,7 +28,6 @@ TRACE_LOG = os.path.join (measure.TOP, "tests/traces/debugfs-rdump.log")
 POLICIES = ["default", "ahead", "clock", "forever", "adaptive", "readahead", "stride",
             "data", "reverse", "shuffle", "metadata", "replay"]
 DECISIONS = 20000
-# adaptive would do nothing but wait for the client to pause.
 POLICY_ARGS = {"replay": [f"file-trace={TRACE_LOG}"]}
 
 MEMORY_READS = 10000000 if "--full" in sys.argv else 200000
