@@ -259,15 +259,32 @@ claims_settle (struct claims *claims, uint64_t block)
   wait_for_others (claims, block, block + 1, true);
 }
 
-void
-claims_spoil (struct claims *claims, uint64_t first, uint64_t end)
+/* With the lock held. */
+static void
+spoil (struct claims *claims, uint64_t first, uint64_t end)
 {
   struct claim *c;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
 
   for (c = claims->list; c != NULL; c = c->next)
     if (c->kind < CLAIM_STORE && overlaps (c, first, end))
       c->spoilt = true;
+}
+
+void
+claims_spoil (struct claims *claims, uint64_t first, uint64_t end)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  spoil (claims, first, end);
+}
+
+void
+claims_distrust (struct claims *claims, struct map *map)
+{
+  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
+
+  claims->map = map;
+  spoil (claims, 0, UINT64_MAX);
 }
 
 void

@@ -49,11 +49,10 @@ struct claim {
 };
 
 struct claims {
-  struct map *map;              /* immutable */
-
   pthread_mutex_t lock;
 
   /* Protected by the lock. */
+  struct map *map;
   struct claim *list;
   uint64_t last_number;
   uint64_t trip_ns[64];         /* of reads of 2^n blocks and more; 0: unknown */
@@ -119,6 +118,11 @@ extern void claims_settle (struct claims *claims, uint64_t block);
 
 /* What is being read from the plugin here is out of date. */
 extern void claims_spoil (struct claims *claims, uint64_t first, uint64_t end);
+
+/* From now on what is present is what is in this map, and what is being read from the
+ * plugin is not stored.
+ */
+extern void claims_distrust (struct claims *claims, struct map *map);
 
 /* End any claim, and wake those who wait for it. */
 extern void claims_end (struct claims *claims, struct claim *claim);

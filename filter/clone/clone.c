@@ -236,17 +236,27 @@ do_without (struct handle *h)
   h->store = exports_store (h->export);
 }
 
-/* Open the layer below, or do without where that can be done. */
+/* Open the layer below, or do without where that can be done.  A complete clone needs no
+ * source, so it is not even opened; but it may be found to be less later.
+ */
 static int
 open_source (nbdkit_next_open *next, nbdkit_context *context, int readonly,
              const char *exportname, struct handle *h)
 {
+  struct store *const store = exports_store (h->export);
+  const bool is_complete = can_do_without (store) && map_complete (store->map);
   bool is_to_be_tried = true;
 
-  if (can_do_without (exports_store (h->export)) && opening_is_for_client ()) {
+  if (can_do_without (store) && opening_is_for_client ()) {
     h->opening = opening_new (h->export, context, exportname);
     if (h->opening == NULL)
       return -1;
+  }
+  if (is_complete) {
+    h->store = store;
+    return 0;
+  }
+  if (h->opening != NULL) {
     h->turn = outage_connect (&h->export->outage);
     is_to_be_tried = h->turn != OUTAGE_NOT_NOW;
   }
@@ -260,29 +270,20 @@ open_source (nbdkit_next_open *next, nbdkit_context *context, int readonly,
   return 0;
 }
 
-/* A complete clone needs no source, so the layer below is not even opened. */
 static void *
 clone_open (nbdkit_next_open *next, nbdkit_context *context,
             int readonly, const char *exportname, int is_tls)
 {
   struct handle *h = calloc (1, sizeof *h);
-  struct store *store;
 
   if (h == NULL) {
     nbdkit_error ("clone: malloc: %m");
     return NULL;
   }
   h->export = exports_get (exportname, contexts_one_disk ());
-  if (h->export == NULL || exports_open_store (h->export) == -1)
-    goto error;
-  store = exports_store (h->export);
-  if (can_do_without (store) && map_complete (store->map))
-    h->store = store;
-  else if (open_source (next, context, readonly, exportname, h) == -1)
-    goto error;
-  return h;
-
- error:
+  if (h->export != NULL && exports_open_store (h->export) == 0 &&
+      open_source (next, context, readonly, exportname, h) == 0)
+    return h;
   exports_put (h->export);
   free (h);
   return NULL;
@@ -453,7 +454,7 @@ request_of (nbdkit_next *next, const struct handle *h)
 static int
 open_late (nbdkit_next *next, const struct handle *h, struct request *req, int *err)
 {
-  if (opening_get (h->opening) != NULL) {
+  if (h->opening != NULL && opening_get (h->opening) != NULL) {
     *req = request_of (next, h);
     return 0;
   }

@@ -175,6 +175,11 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
   int r = 0;
 
   *err = 0;
+  /* What can't be read must not be taken for a hole. */
+  if (store_is_lost (store, store_block (store, offset), end_block)) {
+    r = nbdkit_add_extent (extents, offset, count_, 0);
+    offset = end;
+  }
   for (; r == 0 && offset < end; offset = to) {
     block = store_block (store, offset);
     stop = map_find (store->map, block, end_block, false);

@@ -139,6 +139,9 @@ read_source (const struct walk *w, char *data, uint64_t offset, uint64_t bytes)
   uint32_t n;
   int err;
 
+  /* All was present when this request began, and has been found to be less since. */
+  if (w->req->next == NULL)
+    return EIO;
   for (; bytes > 0; bytes -= n, offset += n, data += n) {
     n = min64 (bytes, most);
     err = 0;
@@ -405,6 +408,8 @@ fetch_read (const struct request *req, void *buf, uint32_t count_,
   };
   int r;
 
+  if (store_is_lost (store, first, end))
+    return result (EIO, err);
   if (map_has (store->map, first, end)) {
     count (&store->counters, COUNT_HITS, 1);
     return result (read_present (&w, first, end), err);
@@ -456,6 +461,8 @@ fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
 
   if (first == end)
     return 0;
+  if (atomic_load (&store->broken))
+    return result (EIO, err);
   if (req->source->can_extents)
     extents_learn (req, first, end);
   return result (walk_blocks (&w, first, end), err);

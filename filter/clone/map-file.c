@@ -368,6 +368,44 @@ map_commit (struct map *map, int (*sync_data) (void *), void *opaque,
   return owes_written (map) ? write_batch (file, 0, true, lost) : 0;
 }
 
+/* -- what is durable ------------------------------------------------------- */
+
+/* Put the bits of a page of the file into a map. */
+static void
+put_bits (struct map *map, uint64_t number, union page *page)
+{
+  uint64_t *const words = page->bits.words;
+  unsigned i;
+
+  for (i = 0; i < PAGE_WORDS; ++i)
+    words[i] = le64toh (words[i]);
+  map_put_page (map, number, words);
+}
+
+/* A commit doesn't write over the newest version of a page, so it is as it was when
+ * the commit that wrote it was synced.
+ */
+bool
+map_get_durable (const struct map *map, struct map *durable)
+{
+  const struct map_file *const file = map->file;
+  const struct version *v;
+  union page page;
+  uint64_t p;
+
+  for (p = 0; p < map->nr_pages; ++p) {
+    v = &file->versions[p];
+    if (v->generation == 0)
+      continue;
+    if (disk_read (file->fd, &page, sizeof page, (BITS + 2 * p + v->slot) * PAGE) != 0
+        || !is_sealed (&page, KIND_BITS, p) ||
+        le64toh (page.head.generation) != v->generation)
+      return false;
+    put_bits (durable, p, &page);
+  }
+  return true;
+}
+
 /* -- create ---------------------------------------------------------------- */
 
 /* Is there nothing but zeroes from this page on?  Returns -1 with errno set if it
@@ -651,10 +689,9 @@ load_page (struct map *map, uint64_t number, const struct records *records,
 {
   struct map_file *const file = map->file;
   union page slots[2];
-  uint64_t generation, newest = 0, recorded = 0, *words;
+  uint64_t generation, newest = 0, recorded = 0;
   int slot, best = -1;
   bool torn = false;
-  unsigned i;
   int err;
 
   err = disk_read (file->fd, slots, sizeof slots, (BITS + 2 * number) * PAGE);
@@ -689,10 +726,7 @@ load_page (struct map *map, uint64_t number, const struct records *records,
   file->digest += digest_of (number, newest);
   if (newest > file->generation)
     file->generation = newest;
-  words = slots[best].bits.words;
-  for (i = 0; i < PAGE_WORDS; ++i)
-    words[i] = le64toh (words[i]);
-  map_put_page (map, number, words);
+  put_bits (map, number, &slots[best]);
   return true;
 }
 

@@ -57,4 +57,10 @@ extern bool map_dirty (const struct map *map);
 extern int map_commit (struct map *map, int (*sync_data) (void *opaque),
                        void *opaque, bool *lost);
 
+/* After such a loss: put into another map, of the same size and new, the bits that
+ * the last commit that went well has made durable, and those before it.  Returns false
+ * if that can't be had any more.
+ */
+extern bool map_get_durable (const struct map *map, struct map *durable);
+
 #endif /* CLONE_MAP_FILE_H */

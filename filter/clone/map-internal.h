@@ -19,6 +19,9 @@
 /* Bits are in pages, which are what a commit writes. */
 #define PAGE_WORDS 508          /* 64-bit words of bits in a page */
 
+/* Changes are noted of so many blocks at a time: a MiB, if they are of 4096 bytes. */
+#define CHANGE_BLOCKS 256
+
 struct map_file;
 
 struct map {
@@ -28,7 +31,8 @@ struct map {
 
   /* Any thread. */
   _Atomic uint64_t *words;      /* mapped, so untouched parts cost nothing */
-  size_t words_bytes;
+  _Atomic uint64_t *changed;    /* for each CHANGE_BLOCKS, when; likewise */
+  size_t mapped_bytes;          /* both */
   atomic_uint *dirty;           /* for each page; see map_set */
   _Atomic uint64_t present;     /* blocks */
   atomic_bool written;          /* set before the bit */

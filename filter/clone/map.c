@@ -27,19 +27,22 @@ struct map *
 map_new (uint64_t size, uint32_t block_size)
 {
   struct map *map = calloc (1, sizeof *map);
+  size_t nr_words, nr_changed;
   void *words;
 
   if (map == NULL)
     return NULL;
   map->blocks = blocks_of (size, block_size);
   map->nr_pages = map_pages_of (size, block_size);
-  if (map->nr_pages >= SIZE_MAX / (PAGE_WORDS * sizeof map->words[0])) {
+  if (map->nr_pages >= SIZE_MAX / (2 * PAGE_WORDS * sizeof map->words[0])) {
     free (map);
     errno = ENOMEM;
     return NULL;
   }
-  map->words_bytes = (map->nr_pages + 1) * PAGE_WORDS * sizeof map->words[0];
-  words = mmap (NULL, map->words_bytes, PROT_READ | PROT_WRITE,
+  nr_words = (map->nr_pages + 1) * PAGE_WORDS;
+  nr_changed = nr_words / (CHANGE_BLOCKS / 64);
+  map->mapped_bytes = (nr_words + nr_changed) * sizeof map->words[0];
+  words = mmap (NULL, map->mapped_bytes, PROT_READ | PROT_WRITE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   map->words = words == MAP_FAILED ? NULL : words;
   map->dirty = calloc (map->nr_pages + 1, sizeof map->dirty[0]);
@@ -48,6 +51,7 @@ map_new (uint64_t size, uint32_t block_size)
     errno = ENOMEM;
     return NULL;
   }
+  map->changed = map->words + nr_words;
   return map;
 }
 
@@ -57,7 +61,7 @@ map_free (struct map *map)
   if (map == NULL)
     return;
   if (map->words != NULL)
-    munmap ((void *) map->words, map->words_bytes);
+    munmap ((void *) map->words, map->mapped_bytes);
   map_file_free (map->file);
   free (map->dirty);
   free (map);
@@ -172,6 +176,31 @@ map_set (struct map *map, uint64_t first, uint64_t end)
   }
   if (added > 0)
     atomic_fetch_add (&map->present, added);
+}
+
+void
+map_note_change (struct map *map, uint64_t first, uint64_t end, uint64_t when)
+{
+  uint64_t i, old;
+
+  for (i = first / CHANGE_BLOCKS; i * CHANGE_BLOCKS < end; ++i) {
+    old = atomic_load (&map->changed[i]);
+    while (old < when &&
+           !atomic_compare_exchange_weak (&map->changed[i], &old, when))
+      ;
+  }
+}
+
+uint64_t
+map_last_change (const struct map *map, uint64_t first, uint64_t end)
+{
+  uint64_t i, when, last = 0;
+
+  for (i = first / CHANGE_BLOCKS; i * CHANGE_BLOCKS < end; ++i) {
+    when = atomic_load (&map->changed[i]);
+    last = when > last ? when : last;
+  }
+  return last;
 }
 
 /* -- for the file ---------------------------------------------------------- */

@@ -49,6 +49,15 @@ extern void map_set (struct map *map, uint64_t first, uint64_t end);
 extern void map_note_write (struct map *map);
 extern bool map_written (const struct map *map);
 
+/* A client has changed these blocks.  The time is any number but 0 that doesn't go
+ * back; no lock either.
+ */
+extern void map_note_change (struct map *map, uint64_t first, uint64_t end,
+                             uint64_t when);
+
+/* When any of them, or of those near them, was last changed; 0: never. */
+extern uint64_t map_last_change (const struct map *map, uint64_t first, uint64_t end);
+
 static inline bool
 map_complete (const struct map *map)
 {

@@ -29,7 +29,7 @@ static const struct metric {
     "Bytes of the disk that are in the clone, durably, in whole blocks.",
     VALUE_PRESENT },
   { "nbdkit_clone_broken", "gauge",
-    "1 if the clone could not be made durable, and every flush fails.",
+    "1 if the clone could not be made durable, and every write and flush fails.",
     VALUE_BROKEN },
   { "nbdkit_clone_hits_total", "counter",
     "Client reads of what was in the clone.", COUNT_HITS },

@@ -33,6 +33,7 @@ new_store (const char *path)
     return NULL;
   }
   store->fd = store->map_fd = -1;
+  store->commit_number = store->commit_durable = 1;
   pthread_mutex_init (&store->asked_lock, NULL);
   pthread_mutex_init (&store->commit_lock, NULL);
   pthread_cond_init (&store->commit_ended, NULL);
@@ -54,9 +55,11 @@ store_close (struct store *store)
 {
   if (store == NULL)
     return;
-  if (store->map != NULL)
+  if (store->kept != NULL)
     claims_destroy (&store->claims);
-  map_free (store->map);
+  if (store->map != store->kept)
+    map_free (store->map);
+  map_free (store->kept);
   disk_close (store->map_fd);
   disk_close (store->fd);
   pthread_cond_destroy (&store->commit_ended);
@@ -218,7 +221,7 @@ store_open (const char *path, const char *expect_name, bool *missing)
     goto error;
   }
 
-  store->map = map_load (store->map_fd, &identity, &repaired, error);
+  store->map = store->kept = map_load (store->map_fd, &identity, &repaired, error);
   if (store->map == NULL) {
     nbdkit_error ("clone: %s %s", store->map_path, error);
     goto error;
@@ -345,7 +348,7 @@ store_create (const char *path, const char *export_name, uint64_t size)
     nbdkit_error ("clone: strdup: %m");
     goto error;
   }
-  store->map = map_new (size, identity.block_size);
+  store->map = store->kept = map_new (size, identity.block_size);
   if (store->map == NULL) {
     nbdkit_error ("clone: the map of a disk of %" PRIu64 " bytes, in blocks of %"
                   PRIu32 ", does not fit into memory: %m; with a larger "
@@ -404,11 +407,46 @@ warn_if_removed (struct store *store)
                 data.st_nlink == 0 ? store->path : store->map_path);
 }
 
+/* A sync has failed.  After that the kernel may drop what it could not write, and what
+ * is read then is what was there before; and the next sync succeeds without it.  So from
+ * now on the file is read only where that does not matter.
+ */
+static void
+distrust (struct store *store)
+{
+  struct map *durable = map_new (store->size, store->block_size);
+
+  atomic_store (&store->broken, true);
+  if (durable == NULL || !map_get_durable (store->kept, durable)) {
+    map_free (durable);
+    atomic_store (&store->commit_durable, 0); /* all may be lost */
+    return;
+  }
+  /* In this order, as a walk goes on only once both say that its blocks are there. */
+  claims_distrust (&store->claims, durable);
+  atomic_store (&store->map, durable);
+}
+
+void
+store_note_change (struct store *store, uint64_t first, uint64_t end)
+{
+  if (store->path != NULL)      /* else it is never committed */
+    map_note_change (store->kept, first, end, atomic_load (&store->commit_number));
+}
+
+bool
+store_is_lost (const struct store *store, uint64_t first, uint64_t end)
+{
+  return atomic_load_explicit (&store->broken, memory_order_acquire) &&
+    map_last_change (store->kept, first, end) >= atomic_load (&store->commit_durable);
+}
+
 static int
 do_commit (struct store *store)
 {
-  const uint64_t present = map_present (store->map);
+  const uint64_t present = map_present (store->kept);
   bool lost = false;
+  uint64_t number;
   int err;
 
   if (atomic_load (&store->broken))
@@ -416,7 +454,9 @@ do_commit (struct store *store)
   if (!store_dirty (store))
     return 0;
   warn_if_removed (store);
-  err = map_commit (store->map, sync_data, store, &lost);
+  /* What was changed at an earlier time is all in this commit, data and bits. */
+  number = atomic_fetch_add (&store->commit_number, 1) + 1;
+  err = map_commit (store->kept, sync_data, store, &lost);
   /* What was written over present blocks, of which no bit tells. */
   if (err == 0) {
     err = sync_data (store);
@@ -425,15 +465,15 @@ do_commit (struct store *store)
   if (err == 0) {
     store->said_why = false;
     atomic_store (&store->durable, present);
+    atomic_store (&store->commit_durable, number);
     count (&store->counters, COUNT_COMMITS, 1);
   }
   else if (lost) {
-    /* After a failed sync the kernel may drop what it could not write, and the
-     * next sync succeeds without it.
-     */
-    atomic_store (&store->broken, true);
-    nbdkit_error ("clone: %s or its map cannot be made durable: %s; every "
-                  "flush fails from now on", store->path, strerror (err));
+    distrust (store);
+    nbdkit_error ("clone: %s or its map cannot be made durable: %s; until nbdkit is "
+                  "started again every write and flush fails, nothing is kept, and "
+                  "what clients have written last cannot be read",
+                  store->path, strerror (err));
   }
   else if (!store->said_why) {
     store->said_why = true;
@@ -454,7 +494,7 @@ bool
 store_dirty (const struct store *store)
 {
   return store->path != NULL &&
-    (atomic_load (&store->data_dirty) || map_dirty (store->map));
+    (atomic_load (&store->data_dirty) || map_dirty (store->kept));
 }
 
 static bool
@@ -577,7 +617,7 @@ store_blocks (struct store *store, const struct claim *read, const char *data,
       : disk_zero (store->fd, bytes, offset, DISK_PUNCH, false);
     if (err == 0) {
       atomic_store (&store->data_dirty, true);
-      map_set (store->map, claim.first, claim.end);
+      map_set (store->kept, claim.first, claim.end);
       count (&store->counters,
              data != NULL ? COUNT_KEPT_BYTES : COUNT_HOLE_BYTES, bytes);
     }
@@ -599,6 +639,8 @@ store_keep (struct store *store, const struct claim *read, const void *data,
 
   if (first >= end)             /* a part of one block */
     return 0;
+  if (atomic_load (&store->broken))
+    return EIO;
   if (data != NULL && !force && !store_has_room (store, bytes)) {
     count (&store->counters, COUNT_NOT_KEPT, 1);
     return ENOSPC;

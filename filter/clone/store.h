@@ -29,8 +29,12 @@ struct store {
   char *export_name;
   unsigned default_askers;      /* whose default export it was; see default-export.h */
 
-  /* Any thread, by themselves. */
-  struct map *map;
+  /* Any thread, by themselves.  `map` is what reads go by, `kept` what is in the file
+   * and committed.  They are one, unless a sync has failed: then `map` is what is
+   * durable, and doesn't change any more.
+   */
+  _Atomic (struct map *) map;
+  struct map *kept;             /* immutable */
   struct claims claims;
   struct counters counters;
 
@@ -38,8 +42,14 @@ struct store {
   atomic_bool data_dirty;
   /* Blocks that a commit has made durable; written by who commits. */
   atomic_uint_fast64_t durable;
-  /* A sync has failed: what is durable is not known any more. */
+  /* A sync has failed: the kernel may drop what is not durable, so that nothing is
+   * written or kept any more.  Set before `map` is another.
+   */
   atomic_bool broken;
+  /* Commits that have begun, and so many of the first that went well, both from 1 on.
+   * Of who commits; also asked by other threads.
+   */
+  atomic_uint_fast64_t commit_number, commit_durable;
   /* Once each. */
   atomic_bool warned_space, warned_store, warned_removed;
 
@@ -73,6 +83,14 @@ extern struct store *store_open (const char *path, const char *expect_name,
 extern struct store *store_create (const char *path, const char *export_name,
                                    uint64_t size);
 
+/* A client has changed these blocks, or tried to: data and bits are as they will be. */
+extern void store_note_change (struct store *store, uint64_t first, uint64_t end);
+
+/* Was any of these blocks changed by a client, and then a sync failed?  What it wrote
+ * may be in the file or not, and is nowhere else.
+ */
+extern bool store_is_lost (const struct store *store, uint64_t first, uint64_t end);
+
 /* How many bytes, in whole blocks, are there and would be after a crash; of a
  * temporary clone, how many are there.  Any thread.
  */
@@ -103,8 +121,8 @@ extern bool store_has_room (struct store *store, uint64_t bytes);
 /* Keep what was fetched, of the blocks that are still to be kept and that are whole
  * in the bytes from offset on; the last block ends with the disk.  data NULL: the
  * source has a hole there, for which there is always room.  If force, the reserve
- * does not count.  Returns 0, or the errno for which it could not be kept; the
- * server goes on.
+ * does not count.  Returns 0, or the errno for which it could not be kept, EIO if
+ * nothing is any more; the server goes on.
  */
 extern int store_keep (struct store *store, const struct claim *read,
                        const void *data, uint64_t offset, uint64_t bytes,

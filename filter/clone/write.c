@@ -117,9 +117,10 @@ write_local (const struct request *req, const struct change *ch, int *err)
                         false);
     r = put (store, ch, ch->offset, ch->offset + ch->count);
     if (r == 0)
-      map_set (store->map, ch->whole_first, ch->whole_end);
+      map_set (store->kept, ch->whole_first, ch->whole_end);
     claims_end (&store->claims, &claim);
   }
+  store_note_change (store, ch->first, ch->end);
   if (r != 0)
     *err = r;
   return r == 0 ? 0 : -1;
@@ -190,7 +191,8 @@ write_through (const struct request *req, const struct change *ch, int *err)
     if (e == 0 && ch->end - 1 != ch->first)
       e = put_edge (store, &here, ch->end - 1);
     if (e == 0)
-      map_set (store->map, ch->whole_first, ch->whole_end);
+      map_set (store->kept, ch->whole_first, ch->whole_end);
+    store_note_change (store, ch->first, ch->end);
   }
   /* What others read of the plugin meanwhile may be what was there before.
    * They read, and keep, whole units of what it wants.
@@ -226,7 +228,12 @@ write_disk (const struct request *req, const void *data, uint32_t count_,
   const struct change ch = change_of (store, data, count_, offset, flags);
   int r;
 
-  map_note_write (store->map);
+  /* It could be gone at once, and a reader could tell. */
+  if (atomic_load (&store->broken)) {
+    *err = EIO;
+    return -1;
+  }
+  map_note_write (store->kept);
   count (&store->counters, COUNT_WRITTEN_BYTES, count_);
   r = (options.through ? write_through : write_local) (req, &ch, err);
   if (r == 0 && flags & NBDKIT_FLAG_FUA)

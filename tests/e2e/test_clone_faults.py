@@ -15,11 +15,12 @@ import pytest
 
 from harness import (CHECK_WITH, CLONE, PLUGINS, SCAN, file_limit, gate, nbdkit, pattern,
                      refused)
-from test_clone import Read
+from test_clone import Read, extents, finish, with_extents
 from test_clone_files import clone, crashing, damage, make, map_of, newest_slot, reads
 
 K = 1024
 M = 1024 * K
+HALF = 512 * K
 BLOCK = 4 * K
 PAGE = 4096                     # of a map
 LATER = "clone-commit=3600"     # only when asked to
@@ -151,16 +152,166 @@ def test_a_map_that_can_t_be_written_is_tried_again (disk, fail):
         assert server.connect ().pread (BLOCK, 0) == b"w" * BLOCK
 
 
-@pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])
-def test_after_a_failed_sync_every_flush_fails (disk, fail, what):
+# -- a sync has failed -------------------------------------------------------------------
+
+FILES = ["disk.img", "disk.img.map"]
+NEAR = 256 * BLOCK              # blocks of which changes are noted together
+
+
+def lose (path, offset):
+    """What the kernel does to a page that it could not write, when memory is short."""
+    damage (path, offset, bytes (BLOCK))
+
+
+@pytest.mark.parametrize ("what", FILES)
+@pytest.mark.parametrize ("write", ["local", "through"])
+def test_after_a_failed_sync_nothing_is_written (disk, fail, what, write):
+    """And what clients have written last is not shown: it may be old by now."""
+    with clone (disk, LATER, f"clone-write={write}", plugin=["size=16M", "write=true"]
+                ) as server:
+        h = server.connect (prepare=with_extents)
+        h.pwrite (b"f" * BLOCK, 8 * M)
+        h.pwrite (b"f" * BLOCK, 10 * M)
+        h.flush ()
+        h.pwrite (b"w" * BLOCK, 0)
+        h.trim (BLOCK, 10 * M)
+        with fail ("sync", what):
+            fails (errno.EIO, h.flush)
+        for call, *args in [
+                (h.flush,), (h.pwrite, b"v" * BLOCK, 8 * M), (h.trim, BLOCK, 8 * M),
+                (h.pwrite, b"v" * 100, 12 * M + 1), (h.zero, BLOCK, 12 * M),
+                (h.pread, 1, 0), (h.pread, BLOCK, NEAR - BLOCK),
+                (h.pread, BLOCK, 10 * M), (h.pread, 4 * M, 6 * M + BLOCK)]:
+            fails (errno.EIO, call, *args)
+        assert h.pread (2 * BLOCK, 8 * M) == b"f" * BLOCK + pattern (8 * M + BLOCK, BLOCK)
+        assert extents (h, BLOCK, 10 * M) == [(BLOCK, 0)]
+
+
+@pytest.mark.parametrize ("what", FILES)
+def test_what_was_fetched_before_a_failed_sync_is_fetched_again (disk, fail, what):
+    """A page that could not be written is dropped, and then the file has zeroes there."""
+    with clone (disk, LATER) as server:
+        h, other = server.connect (), server.connect ()
+        h.pread (BLOCK, 0)
+        h.flush ()
+        h.pread (BLOCK, 64 * K)
+        with fail ("sync", what):
+            fails (errno.EIO, h.flush)
+        if what == disk.name:
+            lose (disk, 64 * K)
+        n = len (reads (server))
+        for client in h, other, server.connect ():
+            assert client.pread (BLOCK, 64 * K) == pattern (64 * K, BLOCK)
+        assert len (reads (server)) == n + 3    # it is not kept
+        h.cache (BLOCK, 0)
+        assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
+        fails (errno.EIO, h.cache, M, 0)
+        assert len (reads (server)) == n + 3
+        assert h.pread (M, 0) == pattern (0, M)
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        assert h.pread (M, 0) == pattern (0, M)
+        h.pwrite (b"w" * BLOCK, 0)
+        h.flush ()
+        assert h.pread (BLOCK, 0) == b"w" * BLOCK
+
+
+def test_a_sync_fails_in_the_background (disk, fail):
+    with clone (disk, "clone-commit=0.1") as server:
+        h = server.connect ()
+        with fail ("sync", disk.name):
+            h.pread (BLOCK, 64 * K)
+            server.wait_line ("cannot be made durable")
+        lose (disk, 64 * K)
+        assert h.pread (BLOCK, 64 * K) == pattern (64 * K, BLOCK)
+
+
+@pytest.mark.parametrize ("away", [False, True])
+def test_a_clone_that_was_complete_before_a_failed_sync (disk, fail, away):
+    """Who has come without a source, as there was no need, needs one then."""
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pread (HALF, 0)
+        h.flush ()
+        h.cache (M, 0)
+        late = server.connect ()
+        with fail ("sync", disk.name):
+            fails (errno.EIO, late.flush)
+        server.send (f"fail open {errno.ENOENT if away else 0}")
+        lose (disk, HALF)
+        assert late.pread (HALF, 0) == pattern (0, HALF)
+        if away:
+            fails (errno.EIO, late.pread, BLOCK, HALF)
+        else:
+            assert late.pread (HALF, HALF) == pattern (HALF, HALF)
+
+
+def test_a_sync_fails_while_others_are_under_way (disk, fail):
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pread (BLOCK, 0)
+        server.send ("hold read 1")
+        read, joins = Read (h, BLOCK, 64 * K), Read (h, BLOCK, 64 * K)
+        cookies = [h.aio_cache (BLOCK, 128 * K), h.aio_pwrite (b"w" * 100, 256 * K)]
+        for _ in range (3):
+            server.next_call ("read")
+        with fail ("sync", disk.name):
+            fails (errno.EIO, h.flush)
+        server.send ("hold read 0")
+        server.release_all ()
+        assert read.result () == joins.result () == pattern (64 * K, BLOCK)
+        for cookie in cookies:
+            fails (errno.EIO, finish, h, cookie)
+        lose (disk, 64 * K)
+        assert h.pread (BLOCK, 64 * K) == pattern (64 * K, BLOCK)
+
+
+def test_through_a_sync_fails_while_a_write_is_under_way (disk, fail):
+    """Its client is told that it was done; so nobody is shown what was there before."""
+    with clone (disk, LATER, "clone-write=through", plugin=["write=true", "size=4M"]
+                ) as server:
+        h = server.connect ()
+        h.pread (4 * M, 0)
+        server.send ("hold write 1")
+        cookie = h.aio_pwrite (b"w" * BLOCK, 0)
+        server.next_call ("write")
+        with fail ("sync", disk.name):
+            fails (errno.EIO, h.flush)
+        server.release_all ()
+        finish (h, cookie)
+        fails (errno.EIO, h.pread, BLOCK, 0)
+        assert h.pread (BLOCK, 2 * M) == pattern (2 * M, BLOCK)
+
+
+def test_a_map_that_can_t_be_read_after_a_failed_sync (disk, fail):
+    """Nothing is known of what is durable, so nothing is shown."""
     with clone (disk, LATER) as server:
         h = server.connect ()
         h.pwrite (b"w" * BLOCK, 0)
-        with fail ("sync", what):
+        h.flush ()
+        h.pread (BLOCK, BLOCK)
+        with fail ("sync", disk.name), fail ("pread", map_of (disk).name):
             fails (errno.EIO, h.flush)
-        fails (errno.EIO, h.flush)
-        fails (errno.EIO, h.pwrite, b"v" * BLOCK, 0, nbd.CMD_FLAG_FUA)
-        assert h.pread (2 * BLOCK, 0) == b"v" * BLOCK + pattern (BLOCK, BLOCK)
+        for offset in 0, BLOCK, 512 * K:
+            fails (errno.EIO, h.pread, BLOCK, offset)
+
+
+def test_a_scan_whose_clone_keeps_nothing_any_more (disk, fail):
+    """It asks the source for nothing."""
+    with nbdkit ([SCAN, CLONE], gate ("hold=read", "size=4M"),
+                 [f"clone-file={disk}", LATER, "scan-policy=data", "scan-size=64K",
+                  "scan-threads=1"], ["-v"]) as server:
+        h = server.connect ()
+        call = server.next_call ("read")
+        h.pwrite (b"w" * BLOCK, M)
+        with fail ("sync", disk.name):
+            fails (errno.EIO, h.flush)
+        server.send ("hold read 0")
+        server.release (call)
+        server.wait_line ("scan: warning: prefetch of")
+        server.wait_line ("clone: cache count=4096")    # the half of a half, and so on
+        assert len (reads (server)) == 1
+        assert h.pread (M, 3 * M) == pattern (3 * M, M)
 
 
 def test_a_map_is_read_from_the_disk (disk, fail):
@@ -172,7 +323,7 @@ def test_a_map_is_read_from_the_disk (disk, fail):
         server.connect ()
 
 
-@pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])
+@pytest.mark.parametrize ("what", FILES)
 def test_what_is_not_durable_does_not_count_as_present (disk, tmp_path, fail, what):
     """Whoever sees that all is there may switch the source off."""
     stats = tmp_path / "stats"
@@ -207,7 +358,7 @@ def test_what_a_failed_write_has_written_is_synced (disk, fail):
             fails (errno.EIO, h.flush)
 
 
-@pytest.mark.parametrize ("what", ["disk.img", "disk.img.map"])
+@pytest.mark.parametrize ("what", FILES)
 def test_a_sync_that_a_signal_interrupts_goes_on (disk, fail, what):
     with clone (disk, LATER) as server:
         h = server.connect ()
@@ -254,10 +405,11 @@ def test_what_could_not_be_committed_is_not_let_go (tmp_path, fail, call):
             for i in range (2, 14):
                 server.wait_line (f"gate: close {i}$")
         h = server.connect ("a")
-        assert h.pread (2 * BLOCK, 0) == b"w" * BLOCK + pattern (BLOCK, BLOCK)
         if call == "sync":
+            fails (errno.EIO, h.pread, 2 * BLOCK, 0)
             fails (errno.EIO, h.flush)
         else:
+            assert h.pread (2 * BLOCK, 0) == b"w" * BLOCK + pattern (BLOCK, BLOCK)
             h.flush ()
 
 

@@ -152,10 +152,13 @@ class Life:
             assert fast or (self.kind == "failing" and e.errnum in FAILURES), e
             # It may have been done in part.
             self.works ()
-            found = h.pread (count, offset)
+            disk.write (offset, data, False)
+            found = bytearray (count)
+            if not self.tried (lambda: found.__setitem__ (
+                    slice (None), h.pread (count, offset))):
+                return          # a sync has failed, now or before
             assert all (a in (b, c) for a, b, c in zip (
                 found, data, disk.now[offset:offset + count])), what
-            disk.write (offset, data, False)
             disk.write (offset, bytes (found))
             return
         disk.write (offset, data)

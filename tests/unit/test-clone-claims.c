@@ -157,6 +157,7 @@ test_joins_in_vain (void)
 static void
 test_stores (void)
 {
+  struct map *durable = map_new (BLOCKS * 512, 512);
   struct claim read, other, store, write;
   uint64_t stop = 50;
 
@@ -182,6 +183,19 @@ test_stores (void)
   check (!claims_begin_store (&claims, &store, &read, 35, 50),
          "nothing of what is out of date");
   claims_end (&claims, &other);
+
+  stop = 95;
+  claims_begin_read (&claims, &other, 80, &stop, all, 0);
+  map_set (map, 70, 80);
+  claims_distrust (&claims, durable);
+  check (!claims_begin_store (&claims, &store, &other, 80, 95),
+         "nothing that is read when a sync fails");
+  claims_end (&claims, &other);
+  stop = 80;
+  check (claims_begin_read (&claims, &other, 70, &stop, all, 0) == CLAIM_MADE,
+         "what was present before is read again then");
+  claims_end (&claims, &other);
+  map_free (durable);
   claims_end (&claims, &write);
   claims_end (&claims, &read);
   end ();

@@ -640,6 +640,60 @@ test_unknown_size (void)
   close (fd);
 }
 
+/* -- after a failed sync --------------------------------------------------- */
+
+static void
+test_durable (void)
+{
+  const int fd = new_file ();
+  struct map *map = create (fd), *durable = map_new (identity.size, BLOCK);
+  bool lost = false;
+
+  map_set (map, 10, 20);
+  map_set (map, 3 * PAGE_BLOCKS + 5, 3 * PAGE_BLOCKS + 7);
+  commit (map);
+  map_set (map, 30, 40);
+  commit (map);
+  map_set (map, 50, 60);
+  map_set (map, PAGE_BLOCKS, PAGE_BLOCKS + 9);
+  sync_result = EIO;
+  map_commit (map, sync_data, NULL, &lost);
+  sync_result = 0;
+  check (lost, "a sync fails");
+  check (map_get_durable (map, durable) && map_present (durable) == 22 &&
+         map_has (durable, 10, 20) && map_has (durable, 30, 40) &&
+         map_has (durable, 3 * PAGE_BLOCKS + 5, 3 * PAGE_BLOCKS + 7),
+         "what was committed before is durable, and no more");
+  map_free (durable);
+
+  durable = map_new (identity.size, BLOCK);
+  if (pwrite (fd, "x", 1, (8 + 2 * 3) * PAGE + 100) != 1 ||
+      pwrite (fd, "x", 1, (8 + 2 * 3 + 1) * PAGE + 100) != 1)
+    abort ();
+  check (!map_get_durable (map, durable), "not if a page is damaged");
+  map_free (durable);
+  map_free (map);
+  close (fd);
+}
+
+static void
+test_changes (void)
+{
+  struct map *map = map_new (identity.size, BLOCK);
+
+  check (map_last_change (map, 0, BLOCKS) == 0, "nothing was changed");
+  map_note_change (map, 1000, 1001, 3);
+  map_note_change (map, BLOCKS - 1, BLOCKS, 7);
+  check (map_last_change (map, 0, BLOCKS) == 7 &&
+         map_last_change (map, 1000, 1001) == 3 &&
+         map_last_change (map, 0, 1001) == 3 && map_last_change (map, 0, 500) == 0,
+         "what was changed is known, and when");
+  map_note_change (map, 500, 2000, 2);
+  check (map_last_change (map, 1000, 1001) == 3 &&
+         map_last_change (map, 1999, 2000) == 2, "the last time counts");
+  map_free (map);
+}
+
 int
 main (void)
 {
@@ -654,5 +708,7 @@ main (void)
   test_memory ();
   test_size_of_another ();
   test_unknown_size ();
+  test_durable ();
+  test_changes ();
   return done ();
 }
