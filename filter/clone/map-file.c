@@ -771,16 +771,14 @@ map_load (int fd, struct map_identity *identity, bool *repaired, char *error)
 
   *repaired = false;
   /* What a server that was killed has written may not have reached the disk,
-   * and what is written from now on relies on it.
+   * and what is written from now on relies on it.  If an earlier sync failed, see
+   * store_open.
    */
   err = disk_sync (fd);
   if (err != 0) {
     snprintf (error, MAP_ERROR_MAX, "cannot be synced: %s", strerror (err));
     return NULL;
   }
-  /* If an earlier sync failed, in a server before this one, this one may succeed
-   * without what that could not write, and the page cache have it all the same.
-   */
   disk_forget_cached (fd);
   if (load_identity (fd, identity, error) == -1 ||
       load_records (fd, &records, error) == -1)

@@ -221,6 +221,17 @@ store_open (const char *path, const char *expect_name, bool *missing)
     goto error;
   }
 
+  /* A server that was killed may have left what it had answered in memory only, and a
+   * client that flushes relies on that.  And if a sync failed in a server before this
+   * one, this one may succeed without what that could not write, and the page cache have
+   * it all the same, for a while.
+   */
+  r = disk_sync (store->fd);
+  if (r != 0) {
+    nbdkit_error ("clone: %s cannot be synced: %s", path, strerror (r));
+    goto error;
+  }
+  disk_forget_cached (store->fd);
   store->map = store->kept = map_load (store->map_fd, &identity, &repaired, error);
   if (store->map == NULL) {
     nbdkit_error ("clone: %s %s", store->map_path, error);
@@ -237,10 +248,6 @@ store_open (const char *path, const char *expect_name, bool *missing)
     nbdkit_error ("clone: strdup: %m");
     goto error;
   }
-  /* A server that was killed may have left what it had answered in memory only,
-   * and a client that flushes relies on that.
-   */
-  atomic_store (&store->data_dirty, true);
   store->durable = map_present (store->map);
   if (repaired)
     nbdkit_error ("clone: warning: %s was damaged; what it had forgotten is "
