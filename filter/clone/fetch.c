@@ -42,6 +42,9 @@
  */
 #define GAP_BYTES (64 * 1024)
 
+/* How often a prefetch is made, if what it brings is out of date each time. */
+#define CACHE_ROUNDS 4
+
 int clone_debug_joins;
 
 struct walk {
@@ -447,17 +450,27 @@ fetch_block (const struct request *req, uint64_t block, int *err)
   return 0;
 }
 
+/* The first block that is absent, and that nobody is about to store or write. */
+static uint64_t
+find_left_out (struct store *store, uint64_t first, uint64_t end)
+{
+  while ((first = map_find (store->map, first, end, false)) < end) {
+    claims_settle (&store->claims, first);
+    if (!map_has (store->map, first, first + 1))
+      break;
+  }
+  return first;
+}
+
 int
 fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
              int *err)
 {
   struct store *const store = req->store;
   const uint64_t end = store_block_after (store, offset + count_);
-  const uint64_t first = map_find (store->map, store_block (store, offset),
-                                   end, false);
-  struct walk w = {
-    .req = req, .purpose = WALK_CACHE, .join = { .blocks = UINT64_MAX },
-  };
+  uint64_t first = map_find (store->map, store_block (store, offset), end, false);
+  unsigned round;
+  int r = 0;
 
   if (first == end)
     return 0;
@@ -465,5 +478,17 @@ fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
     return result (EIO, err);
   if (req->source->can_extents)
     extents_learn (req, first, end);
-  return result (walk_blocks (&w, first, end), err);
+  /* With clone-write=through what is written meanwhile makes that out of date which is
+   * being fetched, all of it.
+   */
+  for (round = 0; r == 0 && first < end; ++round) {
+    struct walk w = {
+      .req = req, .purpose = WALK_CACHE, .join = { .blocks = UINT64_MAX },
+    };
+
+    r = round < CACHE_ROUNDS ? walk_blocks (&w, first, end) : EIO;
+    if (r == 0)
+      first = find_left_out (store, first, end);
+  }
+  return result (r, err);
 }

@@ -442,6 +442,39 @@ def test_through_a_fetch_that_began_before_is_not_kept ():
                                    + pattern (200, BLOCK - 200))
 
 
+@pytest.mark.parametrize ("joined", [False, True])
+def test_through_a_prefetch_that_began_before_is_made_again (joined):
+    """It says that all is here, so all has to be; also for who has joined it."""
+    with through ("hold=read") as server:
+        h, other = server.connect (), server.connect ()
+        cookies = [(h, h.aio_cache (M, 0))]
+        call = server.next_call ("read")
+        if joined:
+            cookies.append ((other, other.aio_cache (M, 0)))
+        h.pwrite (b"w" * 100, 100)
+        server.send ("hold read 0")
+        server.release (call)
+        for each in cookies:
+            finish (*each)
+        n = len (reads (server))
+        assert h.pread (M, 0) == (pattern (0, 100) + b"w" * 100
+                                  + pattern (200, M - 200))
+        assert len (reads (server)) == n
+
+
+def test_through_a_prefetch_that_is_always_too_late_fails ():
+    with through ("hold=read") as server:
+        h = server.connect ()
+        cookie = h.aio_cache (M, 0)
+        for _ in range (4):
+            call = server.next_call ("read")
+            h.pwrite (b"w" * 100, 100)
+            server.release (call)
+        with pytest.raises (nbd.Error) as error:
+            finish (h, cookie)
+        assert error.value.errnum == errno.EIO
+
+
 def test_through_a_write_that_the_plugin_refuses_changes_nothing ():
     with through ("fail=write:all") as server:
         h = server.connect ()
