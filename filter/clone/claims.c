@@ -10,6 +10,12 @@
 #include "cleanup.h"
 #include "clock.h"
 
+/* A read is not joined that takes longer than so many of its size have taken, and longer
+ * than this, which any source should be done in.
+ */
+#define HANGS_TRIPS 4
+#define HANGS_NS (10 * NS_PER_SECOND)
+
 /* On the stack of who waits; protected by the lock. */
 struct waiter {
   pthread_cond_t cond;
@@ -107,16 +113,23 @@ ends_soon (const struct claims *claims, const struct claim *claim,
   return trip_ns > 0 && end_ns <= now_ns + own_ns && now_ns <= end_ns + own_ns;
 }
 
-/* May it be joined?  Then *deadline_ns is until when. */
+/* May it be joined?  Then *deadline_ns is until when.  One that takes far longer than
+ * such have is of a connection that hangs, maybe, and one's own may not.
+ */
 static bool
 may_join (const struct claims *claims, const struct claim *claim,
           struct join join, uint64_t now_ns, uint64_t *deadline_ns)
 {
+  const uint64_t trip_ns = claims->trip_ns[class_of (claim->end - claim->first)];
+
   if (claim->kind != CLAIM_READ || claim->spoilt)
     return false;
-  *deadline_ns = CLOCK_NEVER;
-  if (claim->end - claim->first <= join.blocks)
-    return true;
+  if (claim->end - claim->first <= join.blocks) {
+    *deadline_ns = claim->begun_ns + HANGS_NS;
+    if (HANGS_TRIPS * trip_ns > HANGS_NS)
+      *deadline_ns = claim->begun_ns + HANGS_TRIPS * trip_ns;
+    return now_ns < *deadline_ns;
+  }
   if (join.own == 0 || !ends_soon (claims, claim, join.own, now_ns))
     return false;
   *deadline_ns = now_ns + least_trip_ns (claims, join.own);

@@ -60,7 +60,7 @@ struct claims {
 
 /* Whom a request joins. */
 struct join {
-  /* Any read in flight of so many blocks at most; 0: nobody. */
+  /* Any read in flight of so many blocks at most, unless it seems to hang; 0: nobody. */
   uint64_t blocks;
   /* A larger one that should end as soon as one of so many blocks would. */
   uint64_t own;
@@ -94,7 +94,7 @@ extern void claims_begin_ask (struct claims *claims, struct claim *claim,
 /* Wait for the reads of absent blocks in this range that may be joined, and are
  * not later than the claim of this number.  Those larger than join.blocks are
  * waited for no longer than a read of join.own blocks has been seen to take,
- * by the monotonic clock.
+ * by the monotonic clock, and the others until they seem to hang.
  */
 extern void claims_join (struct claims *claims, uint64_t first, uint64_t end,
                          struct join join, uint64_t last, uint64_t now_ns);

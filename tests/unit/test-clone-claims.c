@@ -154,6 +154,33 @@ test_joins_in_vain (void)
   end ();
 }
 
+/* The same for one that would be waited for whatever its length: it hangs. */
+static void
+test_joins_what_hangs (void)
+{
+  const uint64_t now_ns = clock_now_ns (), begun_ns = now_ns - 10 * NS_PER_SECOND;
+  struct claim hangs, own;
+  uint64_t stop = 4;
+
+  begin ();
+  claims_begin_read (&claims, &hangs, 0, &stop, all, begun_ns);
+  check (claims_begin_read (&claims, &own, 0, &stop, all, now_ns - 1) == CLAIM_JOIN,
+         "a read is joined though it takes long");
+  claims_join (&claims, 0, 4, all, own.number, now_ns - 1);
+  check (claims_begin_read (&claims, &own, 0, &stop, all, now_ns) == CLAIM_MADE,
+         "but not for ever");
+  claims_end (&claims, &own);
+  take (4, 3 * NS_PER_SECOND);
+  check (claims_begin_read (&claims, &own, 0, &stop, all,
+                            begun_ns + 12 * NS_PER_SECOND - 1) == CLAIM_JOIN &&
+         claims_begin_read (&claims, &own, 0, &stop, all,
+                            begun_ns + 12 * NS_PER_SECOND) == CLAIM_MADE,
+         "unless such take long");
+  claims_end (&claims, &own);
+  claims_end (&claims, &hangs);
+  end ();
+}
+
 static void
 test_stores (void)
 {
@@ -228,7 +255,8 @@ write_blocks (void *alone)
 static void *
 join_blocks (void *number)
 {
-  claims_join (&claims, 0, 20, all, * (uint64_t *) number, 0);
+  claims_join (&claims, 0, 20, all, * (uint64_t *) number,
+               clock_now_ns ());
   return NULL;
 }
 
@@ -282,10 +310,10 @@ test_waits (void)
 
   begin ();
   stop = 20;
-  claims_begin_read (&claims, &read, 0, &stop, all, 0);
+  claims_begin_read (&claims, &read, 0, &stop, all, clock_now_ns ());
   check (waits (&read, join_blocks, &read.number), "a read is waited for");
   stop = 20;
-  claims_begin_read (&claims, &read, 0, &stop, all, 0);
+  claims_begin_read (&claims, &read, 0, &stop, all, clock_now_ns ());
   join_blocks (&(uint64_t) { read.number - 1 });
   check (true, "but no later one");
   map_set (map, 0, 20);
@@ -334,7 +362,7 @@ do_many (void *seed_)
       claims_end (&claims, &claim);
       continue;
     }
-    switch (claims_begin_read (&claims, &read, first, &stop, all, 0)) {
+    switch (claims_begin_read (&claims, &read, first, &stop, all, clock_now_ns ())) {
     case CLAIM_MADE:
       for (at = first;
            claims_begin_store (&claims, &claim, &read, at, stop);
@@ -348,7 +376,8 @@ do_many (void *seed_)
       claims_end (&claims, &read);
       break;
     case CLAIM_JOIN:
-      claims_join (&claims, first, end_, all, read.number, 0);
+      claims_join (&claims, first, end_, all, read.number,
+                   clock_now_ns ());
       break;
     case CLAIM_PRESENT:
       unset += !map_has (map, first, first + 1);
@@ -381,6 +410,7 @@ main (void)
   test_reads ();
   test_joins_in_time ();
   test_joins_in_vain ();
+  test_joins_what_hangs ();
   test_stores ();
   test_waits ();
   test_many ();
