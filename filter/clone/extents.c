@@ -105,49 +105,52 @@ add_present (const struct store *store, uint64_t offset, uint64_t end,
 
 /* What the source has said in the course of one question. */
 struct answer {
-  struct nbdkit_extents *list;  /* NULL: nothing yet */
+  bool is_asked;
+  struct nbdkit_extents *list;  /* NULL: nothing */
   size_t next;                  /* those before this one are done with */
   uint64_t end;                 /* how far it goes */
 };
 
-/* Ask from offset to end, for the first time. */
-static int
+/* Ask from offset to end, once. */
+static void
 ask_for_answer (const struct request *req, uint64_t offset, uint64_t end,
-                struct answer *answer, int *err)
+                struct answer *answer)
 {
+  struct nbdkit_extents *list;
   struct nbdkit_extent last;
   size_t n;
+  int err;
 
-  answer->list = nbdkit_extents_new (offset, end);
-  if (answer->list == NULL ||
-      ask_source (req, end - offset, offset, answer->list, err) == -1)
-    return -1;
-  n = nbdkit_extents_count (answer->list);
-  if (n == 0) {                 /* of a plugin the server makes an error of that */
-    *err = EIO;
-    return -1;
+  answer->is_asked = true;
+  list = nbdkit_extents_new (offset, end);
+  if (list == NULL)
+    return;
+  if (ask_source (req, end - offset, offset, list, &err) == -1 ||
+      (n = nbdkit_extents_count (list)) == 0) {
+    nbdkit_extents_free (list);
+    return;
   }
-  last = nbdkit_get_extent (answer->list, n - 1);
+  last = nbdkit_get_extent (list, n - 1);
   answer->end = last.offset + last.length;
-  return 0;
+  answer->list = list;
 }
 
-/* Of what is absent: what the source says.  *to is how far that goes.  What has to be
- * asked is asked up to `ahead`, as more that is absent may follow what is present.
+/* Of what is absent: what the source says, and data if it says nothing, or fails: that is
+ * true of anything, and the client wants to know of what is present, too.  *to is how far
+ * that goes.  What has to be asked is asked up to `ahead`, as more that is absent may
+ * follow what is present.
  */
 static int
 add_absent (const struct request *req, uint64_t offset, uint64_t *to,
-            uint64_t ahead, struct answer *answer,
-            struct nbdkit_extents *extents, int *err)
+            uint64_t ahead, struct answer *answer, struct nbdkit_extents *extents)
 {
   struct nbdkit_extent e;
   uint64_t end;
 
-  if (!req->source->can_extents)
+  if (req->source->can_extents && !answer->is_asked)
+    ask_for_answer (req, offset, ahead, answer);
+  if (answer->list == NULL)
     return nbdkit_add_extent (extents, offset, *to - offset, 0);
-  if (answer->list == NULL &&
-      ask_for_answer (req, offset, ahead, answer, err) == -1)
-    return -1;
   *to = min64 (*to, answer->end);
   while (offset < *to) {
     e = nbdkit_get_extent (answer->list, answer->next);
@@ -174,7 +177,6 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
   uint64_t block, stop, to;
   int r = 0;
 
-  *err = 0;
   /* What can't be read must not be taken for a hole. */
   if (store_is_lost (store, store_block (store, offset), end_block)) {
     r = nbdkit_add_extent (extents, offset, count_, 0);
@@ -195,12 +197,12 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
     else {
       stop = map_find (store->map, block, end_block, true);
       to = min64 (store_offset (store, stop), end);
-      r = add_absent (req, offset, &to, one ? to : end, &answer, extents, err);
+      r = add_absent (req, offset, &to, one ? to : end, &answer, extents);
     }
     if (one)
       break;
   }
-  if (r == -1 && *err == 0)
+  if (r == -1)
     *err = errno != 0 ? errno : EIO;
   nbdkit_extents_free (answer.list);
   return r;

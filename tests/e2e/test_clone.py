@@ -644,6 +644,22 @@ def test_a_scan_walks_over_a_layer_that_answers_little ():
         assert len (reads (server)) == n
 
 
+def test_a_question_for_extents_that_the_plugin_can_t_answer ():
+    """What is present is known all the same, and what is absent counts as data."""
+    HOLE = nbd.STATE_HOLE | nbd.STATE_ZERO
+    with clone (f"data=0+{M}", "log=extents", "size=2M") as server:
+        h = server.connect (prepare=with_extents)
+        h.trim (M // 2, 0)
+        h.trim (64 * K, M)
+        server.send (f"fail extents {errno.EIO}")
+        for _ in 1, 2:
+            assert extents (h, 2 * M, 0) == [
+                (M // 2, HOLE), (M // 2, 0), (64 * K, HOLE), (M - 64 * K, 0)]
+        assert len (server.calls ("extents")) == 2
+        server.send ("fail extents 0")
+        assert extents (h, 2 * M, 0) == [(M // 2, HOLE), (M // 2, 0), (M, HOLE)]
+
+
 def test_trims_give_space_back (tmp_path):
     path = tmp_path / "disk"
     with clone ("size=4M", args=[f"clone-file={path}"]) as server:
