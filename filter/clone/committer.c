@@ -33,10 +33,10 @@ commit_all (void)
 
   while ((export = exports_after (number)) != NULL) {
     number = export->number;
-    store = exports_store (export);
+    store = export->path != NULL ? exports_store (export) : NULL;
     if (store != NULL)
       store_commit (store);     /* says itself what is wrong */
-    exports_put (export);
+    exports_leave (export);
   }
 }
 

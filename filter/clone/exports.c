@@ -219,7 +219,7 @@ is_lasting (const struct export *export)
     : !map_written (store->map);
 }
 
-/* One that nobody uses and that is one too many, as from exports_get; or
+/* One that nobody uses and that is one too many, as from exports_after; or
  * NULL.
  */
 static struct export *
@@ -233,6 +233,7 @@ get_surplus (void)
     if (e->users == 0 && e->store != NULL && is_lasting (e) &&
         ++idle > EXPORTS_IDLE_MAX) {
       e->users++;
+      e->visitors++;
       return e;
     }
   return NULL;
@@ -311,7 +312,7 @@ let_go (struct export *export)
     if (!stays)
       close_store (export);
   }
-  exports_put (export);
+  exports_leave (export);
 }
 
 struct store *
@@ -322,15 +323,13 @@ exports_store (struct export *export)
   return export->store;
 }
 
-void
-exports_put (struct export *export)
+static void
+put (struct export *export, bool is_visitor)
 {
   struct export *surplus;
   bool is_nothing;
   int err = 0;
 
-  if (export == NULL)
-    return;
   for (;;) {
     {
       ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
@@ -340,6 +339,7 @@ exports_put (struct export *export)
        */
       if (err != 0 || export->users > 1 || export->store == NULL ||
           !store_dirty (export->store)) {
+        export->visitors -= is_visitor;
         is_nothing = --export->users == 0 && export->store == NULL &&
           !export->has_past;
         if (is_nothing)
@@ -355,6 +355,19 @@ exports_put (struct export *export)
     let_go (surplus);
   while ((surplus = take_forgotten ()) != NULL)
     free_export (surplus);
+}
+
+void
+exports_put (struct export *export)
+{
+  if (export != NULL)
+    put (export, false);
+}
+
+void
+exports_leave (struct export *export)
+{
+  put (export, true);
 }
 
 bool
@@ -378,8 +391,10 @@ exports_after (uint64_t number)
   for (e = exports; e != NULL; e = e->next)
     if (e->number > number && (best == NULL || e->number < best->number))
       best = e;
-  if (best != NULL)
+  if (best != NULL) {
     best->users++;
+    best->visitors++;
+  }
   return best;
 }
 
@@ -441,7 +456,7 @@ is_idle_copy (const struct export *export)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&list_lock);
 
-  return export->users == 1 && export->path == NULL &&
+  return export->users - export->visitors == 1 && export->path == NULL &&
     !map_written (export->store->map);
 }
 

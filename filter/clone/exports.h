@@ -46,6 +46,7 @@ struct export {
 
   /* Protected by the lock of the list. */
   unsigned users;
+  unsigned visitors;            /* of the users */
   uint64_t number;              /* exports are counted */
   struct export *next;
 };
@@ -89,10 +90,12 @@ extern int exports_check_size (const struct export *export, uint64_t size);
 /* What is known of its clone, be it open or not.  False if it never was. */
 extern bool exports_get_totals (struct export *export, struct export_totals *totals);
 
-/* Go through the exports: the next after this number, as
- * from exports_get, or NULL.
+/* Go through the exports: the next after this number, until exports_leave, or NULL.  Who
+ * visits an export keeps no client from a temporary clone begun anew, and so uses the
+ * store of one only with the export's lock held.
  */
 extern struct export *exports_after (uint64_t number);
+extern void exports_leave (struct export *export);
 
 /* Commit and close all.  When nobody uses one. */
 extern void exports_free (void);

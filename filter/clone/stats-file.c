@@ -88,7 +88,7 @@ write_metric (FILE *fp, const struct metric *metric)
       escape_to_file (ESCAPE_LABEL, export->name, fp);
       fprintf (fp, "\"} %" PRIu64 "\n", value_of (&totals, metric->which));
     }
-    exports_put (export);
+    exports_leave (export);
   }
 }
 

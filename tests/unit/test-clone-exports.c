@@ -35,7 +35,12 @@ store_open (const char *path, const char *expect_name, bool *missing)
 struct store *
 store_create (const char *path, const char *export_name, uint64_t size)
 {
-  return NULL;
+  struct store *store = calloc (1, sizeof *store);
+
+  if (store == NULL)
+    abort ();
+  store->size = size;
+  return store;
 }
 
 void
@@ -188,7 +193,7 @@ count_exports (void)
 
   for (; (export = exports_after (number)) != NULL; ++n) {
     number = export->number;
-    exports_put (export);
+    exports_leave (export);
   }
   return n;
 }
@@ -220,6 +225,28 @@ test_what_is_kept_of_those_that_are_closed (void)
   exports_free ();
 }
 
+/* The source of a temporary clone has another size, as the committer comes by. */
+static void
+test_one_that_is_visited (void)
+{
+  struct export *export, *visited;
+
+  options.dir = NULL;
+  export = exports_get ("", false);
+  exports_make_store (export, 10);
+  visited = exports_after (0);
+  check (visited == export && exports_make_store (export, 20) == 0 &&
+         export->store->size == 20, "it is begun anew all the same");
+  exports_leave (visited);
+
+  exports_get ("", false);
+  check (exports_make_store (export, 30) == -1, "but not where it is in use");
+  exports_put (export);
+  exports_put (export);
+  check (export->users == 0 && export->visitors == 0, "all have left");
+  exports_free ();
+}
+
 int
 main (void)
 {
@@ -227,5 +254,6 @@ main (void)
   test_one_that_is_used_meanwhile ();
   test_a_write_while_the_last_user_leaves ();
   test_what_is_kept_of_those_that_are_closed ();
+  test_one_that_is_visited ();
   return done ();
 }
