@@ -120,20 +120,12 @@ is_begun (uid_t *owner)
 static int
 clone_get_ready (int thread_model)
 {
-  struct sigaction before;
   uid_t owner;
-  int r;
 
   contexts_init ();
   user = geteuid ();
   process = getpid ();
-  if (!is_begun (&owner) || owner != user)
-    return 0;
-  /* What it writes anew meets the limit, too; a command is not to inherit this. */
-  file_limit_survive_for_now (&before);
-  r = exports_start ();
-  file_limit_as_before (&before);
-  return r;
+  return is_begun (&owner) && owner == user ? exports_start () : 0;
 }
 
 /* The user of the server has changed by now, so files get the right owner, and it is
@@ -196,7 +188,8 @@ get_default_clone (unsigned asker)
 }
 
 /* When the source is away some plugins fail here, and the nbd plugin says that the
- * default export has no name.  A complete clone needs no answer.
+ * default export has no name.  A complete clone needs no answer; but one without a name
+ * could not have its source opened later without it.
  */
 static const char *
 clone_default_export (nbdkit_next_default_export *next, nbdkit_backend *backend,
@@ -206,8 +199,10 @@ clone_default_export (nbdkit_next_default_export *next, nbdkit_backend *backend,
   struct export *const clone = get_default_clone (asker);
   const char *name = NULL;
 
-  if (clone == NULL || !map_complete (exports_store (clone)->map)) {
+  if (clone == NULL || *clone->name == '\0' ||
+      !map_complete (exports_store (clone)->map)) {
     name = next (backend, readonly);
+    default_export_set_told (name != NULL);
     if (name != NULL)
       default_export_note (asker, name);
   }
@@ -216,6 +211,13 @@ clone_default_export (nbdkit_next_default_export *next, nbdkit_backend *backend,
     name = clone->name;
   exports_put (clone);
   return name;
+}
+
+static int
+clone_preconnect (nbdkit_next_preconnect *next, nbdkit_backend *backend, int readonly)
+{
+  default_export_set_told (false);
+  return next (backend, readonly);
 }
 
 /* What has become of the attempt to open the source. */
@@ -559,6 +561,7 @@ static struct nbdkit_filter filter = {
   .get_ready          = clone_get_ready,
   .after_fork         = clone_after_fork,
   .cleanup            = clone_cleanup,
+  .preconnect         = clone_preconnect,
   .default_export     = clone_default_export,
   .open               = clone_open,
   .close              = clone_close,

@@ -18,6 +18,20 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char *names[NR_ASKERS];  /* NULL: not known */
 
+static __thread bool told;
+
+void
+default_export_set_told (bool is_told)
+{
+  told = is_told;
+}
+
+bool
+default_export_is_told (void)
+{
+  return told;
+}
+
 unsigned
 default_export_asker (int readonly, int is_tls)
 {

@@ -14,6 +14,8 @@
 #ifndef CLONE_DEFAULT_EXPORT_H
 #define CLONE_DEFAULT_EXPORT_H
 
+#include <stdbool.h>
+
 /* The bit of who asks. */
 extern unsigned default_export_asker (int readonly, int is_tls);
 
@@ -22,6 +24,14 @@ extern void default_export_note (unsigned asker, const char *name);
 
 /* The askers whose default export this was when one of them asked last. */
 extern unsigned default_export_askers (const char *name);
+
+/* Of the client whose handshake this thread does: whether the layer below has told it
+ * the default export's name.  It has not when it begins.  nbdkit asks for that name when
+ * something is opened without a name, and ends the server if it has to while the client
+ * is being served.
+ */
+extern void default_export_set_told (bool is_told);
+extern bool default_export_is_told (void);
 
 /* At unload. */
 extern void default_export_free (void);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "contexts.h"
+#include "default-export.h"
 #include "opening.h"
 #include "options.h"
 #include "plugin.h"
@@ -85,6 +86,7 @@ opening_new (struct export *export, nbdkit_context *context, const char *name)
   }
   opening->export = export;
   opening->context = context;
+  opening->is_known = *name != '\0' || default_export_is_told ();
   return opening;
 }
 
@@ -171,7 +173,7 @@ opening_get (struct opening *opening)
    * scan comes so often that a client would hardly have one.
    */
   is_for_client = opening_is_for_client ();
-  if (!is_for_client && contexts_why_not (opening->name) != NULL)
+  if (is_for_client ? !opening->is_known : contexts_why_not (opening->name) != NULL)
     return NULL;
   while ((below = atomic_load (&opening->below)) == NULL &&
          !atomic_load (&opening->is_another))

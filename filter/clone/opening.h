@@ -30,6 +30,7 @@ struct opening {
   struct export *export;
   nbdkit_context *context;      /* ours */
   char *name;                   /* by which the client asks for the disk */
+  bool is_known;                /* to the layer below, while the client is served */
 
   /* Any thread.  Set once, while having the export's turn; stays. */
   _Atomic (struct below *) below;

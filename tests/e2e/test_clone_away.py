@@ -360,7 +360,15 @@ def test_a_default_export_without_a_name (tmp_path):
         server.connect ().cache (HALF, 0)
         name.unlink ()
         there.unlink ()
-        assert server.connect ().pread (BLOCK, 0) == bytes (BLOCK)
+        h = server.connect ()
+        assert h.pread (BLOCK, 0) == bytes (BLOCK)
+        # nbdkit would ask for the name, and must not while it serves the client.
+        name.write_text ("\n")
+        there.touch ()
+        with pytest.raises (nbd.Error) as error:
+            h.pread (BLOCK, HALF)
+        assert error.value.errnum == errno.EIO
+        assert server.connect ().pread (BLOCK, HALF) == bytes (BLOCK)
 
 
 @no_shell

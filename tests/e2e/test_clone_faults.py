@@ -779,13 +779,12 @@ def test_a_clone_is_not_let_go_without_its_files (tmp_path, name, how):
 
 
 def test_a_limit_for_files_while_a_clone_is_opened (disk):
-    """Its map was damaged, and what it has left is written down."""
+    """Its map was damaged, and what it has left is written down, but not then."""
     make (disk, write=False)
     damage (map_of (disk), newest_slot (map_of (disk)) + 100, b"\xaa")
     with contextlib.ExitStack () as stack:
         with file_limit (4 * PAGE):
             server = stack.enter_context (clone (disk, LATER))
-        server.wait_line ("disk.img.map cannot be written: File too large")
         assert server.connect ().pread (BLOCK, M - BLOCK) == pattern (M - BLOCK, BLOCK)
 
 
