@@ -171,6 +171,10 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
               bool one, struct nbdkit_extents *extents, int *err)
 {
   const struct store *const store = req->store;
+  /* One for all: if it is found out meanwhile that a sync has failed, what a client has
+   * written is absent in the other.
+   */
+  const struct map *const map = store->map;
   const uint64_t end = offset + count_;
   const uint64_t end_block = store_block_after (store, end);
   struct answer answer = { 0 };
@@ -184,7 +188,7 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
   }
   for (; r == 0 && offset < end; offset = to) {
     block = store_block (store, offset);
-    stop = map_find (store->map, block, end_block, false);
+    stop = map_find (map, block, end_block, false);
     if (stop > block) {
       to = min64 (store_offset (store, stop), end);
       r = add_present (store, offset, to, one, extents);
@@ -195,7 +199,7 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
     else if (answer.list != NULL && offset >= answer.end)
       break;
     else {
-      stop = map_find (store->map, block, end_block, true);
+      stop = map_find (map, block, end_block, true);
       to = min64 (store_offset (store, stop), end);
       r = add_absent (req, offset, &to, one ? to : end, &answer, extents);
     }

@@ -415,9 +415,15 @@ fetch_read (const struct request *req, void *buf, uint32_t count_,
     return result (EIO, err);
   if (map_has (store->map, first, end)) {
     count (&store->counters, COUNT_HITS, 1);
-    return result (read_present (&w, first, end), err);
+    r = read_present (&w, first, end);
   }
-  r = walk_blocks (&w, first, end);
+  else
+    r = walk_blocks (&w, first, end);
+  /* If it was found out meanwhile, what a client has written may have been taken for
+   * absent, and what the source has for that.
+   */
+  if (r == 0 && store_is_lost (store, first, end))
+    r = EIO;
   if (w.fetched)
     count (&store->counters, COUNT_MISSES, 1);
   return result (r, err);
