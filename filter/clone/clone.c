@@ -23,6 +23,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 #include <sys/stat.h>
 
@@ -38,6 +39,7 @@
 #include "file-limit.h"
 #include "opening.h"
 #include "options.h"
+#include "plugin.h"
 #include "stats-file.h"
 #include "write.h"
 
@@ -74,6 +76,7 @@ clone_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
   if (r != 0)
     return r == -1 ? -1 : 0;
   contexts_note (key);
+  default_export_note_parameter (key);
   return next (nxdata, key, value);
 }
 
@@ -172,7 +175,7 @@ can_do_without (const struct store *store)
   return store != NULL && store->size > 0 && !options.through;
 }
 
-/* The export of clone-file, to be put, if its clone was begun as the default export of
+/* The export of clone-file, to be left, if its clone was begun as the default export of
  * this asker and is of use without the source; else NULL.
  */
 static struct export *
@@ -183,13 +186,20 @@ get_default_clone (unsigned asker)
 
   if (can_do_without (store) && (store->default_askers & asker) != 0)
     return export;
-  exports_put (export);
+  if (export != NULL)
+    exports_leave (export);
   return NULL;
 }
 
-/* When the source is away some plugins fail here, and the nbd plugin says that the
- * default export has no name.  A complete clone needs no answer; but one without a name
- * could not have its source opened later without it.
+/* The nbd plugin says so, too, when its server is away. */
+static bool
+is_no_answer (const char *name)
+{
+  return name == NULL || (*name == '\0' && strcmp (plugin_name (), "nbd") == 0);
+}
+
+/* When the source is away the plugin may have no answer.  A complete clone needs none; but
+ * one without a name could not have its source opened later without it.
  */
 static const char *
 clone_default_export (nbdkit_next_default_export *next, nbdkit_backend *backend,
@@ -207,9 +217,11 @@ clone_default_export (nbdkit_next_default_export *next, nbdkit_backend *backend,
       default_export_note (asker, name);
   }
   /* The export stays, as its clone does. */
-  if (clone != NULL && (name == NULL || *name == '\0'))
-    name = clone->name;
-  exports_put (clone);
+  if (clone != NULL) {
+    if (is_no_answer (name))
+      name = clone->name;
+    exports_leave (clone);
+  }
   return name;
 }
 

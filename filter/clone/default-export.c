@@ -20,10 +20,19 @@ static char *names[NR_ASKERS];  /* NULL: not known */
 
 static __thread bool told;
 
+/* Of the exportname filter; written at start-up only. */
+static bool is_made_up;
+
+void
+default_export_note_parameter (const char *key)
+{
+  is_made_up |= strcmp (key, "default-export") == 0;
+}
+
 void
 default_export_set_told (bool is_told)
 {
-  told = is_told;
+  told = is_told && !is_made_up;
 }
 
 bool

@@ -28,8 +28,10 @@ extern unsigned default_export_askers (const char *name);
 /* Of the client whose handshake this thread does: whether the layer below has told it
  * the default export's name.  It has not when it begins.  nbdkit asks for that name when
  * something is opened without a name, and ends the server if it has to while the client
- * is being served.
+ * is being served.  Where a filter in between answers by itself, those below it have not
+ * been asked, so that counts for nothing.
  */
+extern void default_export_note_parameter (const char *key); /* at start-up */
 extern void default_export_set_told (bool is_told);
 extern bool default_export_is_told (void);
 

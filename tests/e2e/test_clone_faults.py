@@ -246,6 +246,59 @@ def test_a_clone_that_was_complete_before_a_failed_sync (disk, fail, away):
             assert late.pread (HALF, HALF) == pattern (HALF, HALF)
 
 
+@pytest.mark.parametrize ("blocks", [2, 3])
+def test_a_sync_fails_while_a_read_is_under_way (disk, fail, blocks):
+    """What a client has written is not taken for what the source has there, at the end of
+    what is read, or in the middle."""
+    with clone (disk, LATER) as server:
+        h = server.connect ()
+        h.pwrite (b"w" * BLOCK, BLOCK)
+        server.send ("hold read 1")
+        read = Read (h, blocks * BLOCK, 0)
+        server.next_call ("read")
+        with fail ("sync", disk.name):
+            fails (errno.EIO, h.flush)
+        server.release_all ()
+        assert read.result () == errno.EIO
+
+
+def test_a_sync_fails_while_extents_are_asked_for (disk, fail):
+    """Nor is it taken for a hole."""
+    with clone (disk, LATER, plugin=["size=4M", "data=0+64K"]) as server:
+        h, other = server.connect (prepare=with_extents), server.connect ()
+        h.pwrite (b"w" * HALF, M)
+        server.send ("hold extents 1")
+        found = []
+        cookie = h.aio_block_status (4 * M, 0, lambda _, offset, entries, error:
+                                     found.append (list (entries)) or 0)
+        server.next_call ("extents")
+        with fail ("sync", disk.name):
+            fails (errno.EIO, other.flush)
+        server.release_all ()
+        finish (h, cookie)
+        (entries,) = found
+        at = 0
+        for count, flags in zip (entries[::2], entries[1::2]):
+            if flags != 0:
+                assert at + count <= M or at >= M + HALF
+            at += count
+
+
+def test_a_sync_fails_where_nobody_has_asked_the_plugin_for_a_name (disk, fail):
+    """A filter has made one up, and nbdkit must not ask now."""
+    with nbdkit ([CLONE, "exportname"], gate (),
+                 [f"clone-file={disk}", LATER, "default-export="]) as server:
+        h = server.connect ()
+        h.pread (HALF, 0)
+        h.flush ()
+        h.cache (M, 0)
+        late = server.connect ()
+        with fail ("sync", disk.name):
+            fails (errno.EIO, late.flush)
+        fails (errno.EIO, late.pread, BLOCK, HALF)
+        assert late.pread (HALF, 0) == pattern (0, HALF)
+
+
 def test_a_sync_fails_while_others_are_under_way (disk, fail):
     with clone (disk, LATER) as server:
         h = server.connect ()
