@@ -8,13 +8,11 @@
 
 #include "claims.h"
 #include "cleanup.h"
-#include "clock.h"
 
-/* A read is not joined that takes longer than so many of its size have taken, and longer
- * than this, which any source should be done in.
+/* A read is not joined that takes longer than so many of its size have taken, if it hangs
+ * (CLAIMS_HANGS_NS).
  */
 #define HANGS_TRIPS 4
-#define HANGS_NS (10 * NS_PER_SECOND)
 
 /* On the stack of who waits; protected by the lock. */
 struct waiter {
@@ -122,11 +120,11 @@ may_join (const struct claims *claims, const struct claim *claim,
 {
   const uint64_t trip_ns = claims->trip_ns[class_of (claim->end - claim->first)];
 
-  if (claim->kind != CLAIM_READ || claim->spoilt)
+  if (claim->kind != CLAIM_READ || claim->spoilt_end > 0)
     return false;
   if (claim->end - claim->first <= join.blocks) {
-    *deadline_ns = claim->begun_ns + HANGS_NS;
-    if (HANGS_TRIPS * trip_ns > HANGS_NS)
+    *deadline_ns = claim->begun_ns + CLAIMS_HANGS_NS;
+    if (HANGS_TRIPS * trip_ns > CLAIMS_HANGS_NS)
       *deadline_ns = claim->begun_ns + HANGS_TRIPS * trip_ns;
     return now_ns < *deadline_ns;
   }
@@ -163,7 +161,8 @@ claims_begin_read (struct claims *claims, struct claim *claim, uint64_t first,
   uint64_t deadline_ns;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
 
-  if (map_has (claims->map, first, first + 1))
+  /* It may have become present since `end` was looked for, and be it no more. */
+  if (first >= *end || map_has (claims->map, first, first + 1))
     return CLAIM_PRESENT;
   for (c = claims->list; c != NULL; c = c->next) {
     if (!overlaps (c, first, *end) || !may_join (claims, c, join, now_ns, &deadline_ns))
@@ -215,13 +214,18 @@ claims_begin_store (struct claims *claims, struct claim *claim,
   uint64_t stop;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
 
-  if (read->spoilt)
-    return false;
  again:
-  first = map_find (claims->map, first, end, false);
+  if (first < end)
+    first = map_find (claims->map, first, end, false);
   if (first >= end)
     return false;
+  if (first >= read->spoilt_first && first < read->spoilt_end) {
+    first = read->spoilt_end;
+    goto again;
+  }
   stop = map_find (claims->map, first, end, true);
+  if (first < read->spoilt_first && read->spoilt_first < stop)
+    stop = read->spoilt_first;
   for (c = claims->list; c != NULL; c = c->next) {
     if (c->kind < CLAIM_STORE || !overlaps (c, first, stop))
       continue;
@@ -236,11 +240,11 @@ claims_begin_store (struct claims *claims, struct claim *claim,
 }
 
 /* With the lock held: wait until nobody stores there and, if `alone`, nobody
- * writes.
+ * writes; or until then.
  */
 static void
 wait_for_others (struct claims *claims, uint64_t first, uint64_t end,
-                 bool alone)
+                 bool alone, uint64_t deadline_ns)
 {
   struct claim *c;
 
@@ -249,9 +253,7 @@ wait_for_others (struct claims *claims, uint64_t first, uint64_t end,
       if (overlaps (c, first, end) &&
           (c->kind == CLAIM_STORE || (alone && c->kind == CLAIM_WRITE)))
         break;
-    if (c != NULL)
-      wait_for (claims, c, CLOCK_NEVER);
-  } while (c != NULL);
+  } while (c != NULL && wait_for (claims, c, deadline_ns));
 }
 
 void
@@ -260,16 +262,16 @@ claims_begin_write (struct claims *claims, struct claim *claim,
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
 
-  wait_for_others (claims, first, end, alone);
+  wait_for_others (claims, first, end, alone, CLOCK_NEVER);
   add (claims, claim, CLAIM_WRITE, first, end);
 }
 
 void
-claims_settle (struct claims *claims, uint64_t block)
+claims_settle (struct claims *claims, uint64_t block, uint64_t deadline_ns)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&claims->lock);
 
-  wait_for_others (claims, block, block + 1, true);
+  wait_for_others (claims, block, block + 1, true, deadline_ns);
 }
 
 /* With the lock held. */
@@ -279,8 +281,12 @@ spoil (struct claims *claims, uint64_t first, uint64_t end)
   struct claim *c;
 
   for (c = claims->list; c != NULL; c = c->next)
-    if (c->kind < CLAIM_STORE && overlaps (c, first, end))
-      c->spoilt = true;
+    if (c->kind < CLAIM_STORE && overlaps (c, first, end)) {
+      if (c->spoilt_end == 0 || first < c->spoilt_first)
+        c->spoilt_first = first;
+      if (end > c->spoilt_end)
+        c->spoilt_end = end;
+    }
 }
 
 void

@@ -34,7 +34,11 @@
 
 #include <pthread.h>
 
+#include "clock.h"
 #include "map.h"
+
+/* Who hasn't come back after this hangs, maybe: any source should be done by then. */
+#define CLAIMS_HANGS_NS (10 * NS_PER_SECOND)
 
 struct claim {
   uint64_t first, end;          /* blocks */
@@ -43,7 +47,8 @@ struct claim {
   enum claim_kind { CLAIM_ASK, CLAIM_READ, CLAIM_STORE, CLAIM_WRITE } kind;
   uint64_t number;              /* claims are counted */
   uint64_t begun_ns;            /* read */
-  bool spoilt;                  /* ask, read: the answer must not be stored */
+  uint64_t spoilt_first, spoilt_end; /* ask, read: what must not be stored of the
+                                        answer; 0 and 0: nothing */
   struct waiter *waiters;
   struct claim *next;
 };
@@ -113,8 +118,8 @@ extern bool claims_begin_store (struct claims *claims, struct claim *claim,
 extern void claims_begin_write (struct claims *claims, struct claim *claim,
                                 uint64_t first, uint64_t end, bool alone);
 
-/* Wait until nobody stores or writes this block. */
-extern void claims_settle (struct claims *claims, uint64_t block);
+/* Wait until nobody stores or writes this block, or until then, by the monotonic clock. */
+extern void claims_settle (struct claims *claims, uint64_t block, uint64_t deadline_ns);
 
 /* What is being read from the plugin here is out of date. */
 extern void claims_spoil (struct claims *claims, uint64_t first, uint64_t end);

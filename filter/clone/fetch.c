@@ -451,17 +451,21 @@ fetch_block (const struct request *req, uint64_t block, int *err)
     /* If it could not be stored, as somebody writes it, it will be there once
      * they have.
      */
-    claims_settle (&store->claims, block);
+    claims_settle (&store->claims, block, CLOCK_NEVER);
   }
   return 0;
 }
 
-/* The first block that is absent, and that nobody is about to store or write. */
+/* The first block that is absent, and that nobody is about to store or write, unless they
+ * hang.
+ */
 static uint64_t
 find_left_out (struct store *store, uint64_t first, uint64_t end)
 {
+  const uint64_t deadline_ns = clock_now_ns () + CLAIMS_HANGS_NS;
+
   while ((first = map_find (store->map, first, end, false)) < end) {
-    claims_settle (&store->claims, first);
+    claims_settle (&store->claims, first, deadline_ns);
     if (!map_has (store->map, first, first + 1))
       break;
   }
@@ -484,9 +488,7 @@ fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
     return result (EIO, err);
   if (req->source->can_extents)
     extents_learn (req, first, end);
-  /* With clone-write=through what is written meanwhile makes that out of date which is
-   * being fetched, all of it.
-   */
+  /* With clone-write=through what is written while it is being fetched is not kept. */
   for (round = 0; r == 0 && first < end; ++round) {
     struct walk w = {
       .req = req, .purpose = WALK_CACHE, .join = { .blocks = UINT64_MAX },

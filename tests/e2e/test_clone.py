@@ -448,18 +448,29 @@ def test_through_a_prefetch_that_began_before_is_made_again (joined):
     with through ("hold=read") as server:
         h, other = server.connect (), server.connect ()
         cookies = [(h, h.aio_cache (M, 0))]
-        call = server.next_call ("read")
+        server.next_call ("read")
         if joined:
             cookies.append ((other, other.aio_cache (M, 0)))
         h.pwrite (b"w" * 100, 100)
-        server.send ("hold read 0")
-        server.release (call)
+        server.release_all ()           # also what began after the write
         for each in cookies:
             finish (*each)
         n = len (reads (server))
         assert h.pread (M, 0) == (pattern (0, 100) + b"w" * 100
                                   + pattern (200, M - 200))
         assert len (reads (server)) == n
+
+
+def test_through_a_prefetch_keeps_what_is_not_written_meanwhile ():
+    with through ("hold=read") as server:
+        h = server.connect ()
+        cookie = h.aio_cache (M, 0)
+        server.next_call ("read")
+        h.pwrite (b"w" * 100, 64 * K)
+        server.release_all ()
+        finish (h, cookie)
+        fetched = reads (server)
+        assert sum (count for _, count in fetched) == M + 4 * K
 
 
 def test_through_a_prefetch_that_is_always_too_late_fails ():

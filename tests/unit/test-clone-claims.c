@@ -206,9 +206,17 @@ test_stores (void)
   check (claims_begin_store (&claims, &store, &read, 30, 50) &&
          store.first == 35 && store.end == 50, "and the rest");
   claims_end (&claims, &store);
+  claims_spoil (&claims, 40, 42);
+  claims_spoil (&claims, 43, 45);
+  check (claims_begin_store (&claims, &store, &read, 35, 50) &&
+         store.first == 35 && store.end == 40, "up to what is out of date");
+  claims_end (&claims, &store);
+  check (claims_begin_store (&claims, &store, &read, 40, 50) &&
+         store.first == 45 && store.end == 50, "and after that, nothing of it");
+  claims_end (&claims, &store);
   claims_spoil (&claims, 49, 60);
-  check (!claims_begin_store (&claims, &store, &read, 35, 50),
-         "nothing of what is out of date");
+  check (!claims_begin_store (&claims, &store, &read, 45, 50),
+         "nothing up to its end");
   claims_end (&claims, &other);
 
   stop = 95;
@@ -263,7 +271,7 @@ join_blocks (void *number)
 static void *
 settle_block (void *unused)
 {
-  claims_settle (&claims, 10);
+  claims_settle (&claims, 10, CLOCK_NEVER);
   return NULL;
 }
 
