@@ -313,7 +313,9 @@ test_refund (void)
 {
   static const char text[] =
     "return function (disk)"
-    "  disk:prefetch (0) disk:wait () print ('again') disk:prefetch (4096) "
+    "  disk:prefetch (0) "
+    "  while not disk:reads () () do disk:wait () end "
+    "  print ('again') disk:prefetch (4096) "
     "end";
   static const struct text policy = { "refund.lua", text, sizeof text - 1, false };
   static struct line_clients clients;
