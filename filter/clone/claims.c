@@ -118,14 +118,16 @@ static bool
 may_join (const struct claims *claims, const struct claim *claim,
           struct join join, uint64_t now_ns, uint64_t *deadline_ns)
 {
-  const uint64_t trip_ns = claims->trip_ns[class_of (claim->end - claim->first)];
+  const uint64_t blocks = claim->end - claim->first;
+  uint64_t hangs_ns;
 
   if (claim->kind != CLAIM_READ || claim->spoilt_end > 0)
     return false;
-  if (claim->end - claim->first <= join.blocks) {
-    *deadline_ns = claim->begun_ns + CLAIMS_HANGS_NS;
-    if (HANGS_TRIPS * trip_ns > CLAIMS_HANGS_NS)
-      *deadline_ns = claim->begun_ns + HANGS_TRIPS * trip_ns;
+  if (blocks <= join.blocks) {
+    hangs_ns = HANGS_TRIPS * claims->trip_ns[class_of (blocks)];
+    if (hangs_ns < CLAIMS_HANGS_NS)
+      hangs_ns = CLAIMS_HANGS_NS;
+    *deadline_ns = claim->begun_ns + hangs_ns;
     return now_ns < *deadline_ns;
   }
   if (join.own == 0 || !ends_soon (claims, claim, join.own, now_ns))

@@ -226,17 +226,23 @@ def test_a_sync_fails_in_the_background (disk, fail):
         assert h.pread (BLOCK, 64 * K) == pattern (64 * K, BLOCK)
 
 
+def complete_when_a_sync_fails (server, disk, fail):
+    """The first half is durable.  Returns a client that came when all was there."""
+    h = server.connect ()
+    h.pread (HALF, 0)
+    h.flush ()
+    h.cache (M, 0)
+    late = server.connect ()
+    with fail ("sync", disk.name):
+        fails (errno.EIO, late.flush)
+    return late
+
+
 @pytest.mark.parametrize ("away", [False, True])
 def test_a_clone_that_was_complete_before_a_failed_sync (disk, fail, away):
     """Who has come without a source, as there was no need, needs one then."""
     with clone (disk, LATER) as server:
-        h = server.connect ()
-        h.pread (HALF, 0)
-        h.flush ()
-        h.cache (M, 0)
-        late = server.connect ()
-        with fail ("sync", disk.name):
-            fails (errno.EIO, late.flush)
+        late = complete_when_a_sync_fails (server, disk, fail)
         server.send (f"fail open {errno.ENOENT if away else 0}")
         lose (disk, HALF)
         assert late.pread (HALF, 0) == pattern (0, HALF)
@@ -288,13 +294,7 @@ def test_a_sync_fails_where_nobody_has_asked_the_plugin_for_a_name (disk, fail):
     """A filter has made one up, and nbdkit must not ask now."""
     with nbdkit ([CLONE, "exportname"], gate (),
                  [f"clone-file={disk}", LATER, "default-export="]) as server:
-        h = server.connect ()
-        h.pread (HALF, 0)
-        h.flush ()
-        h.cache (M, 0)
-        late = server.connect ()
-        with fail ("sync", disk.name):
-            fails (errno.EIO, late.flush)
+        late = complete_when_a_sync_fails (server, disk, fail)
         fails (errno.EIO, late.pread, BLOCK, HALF)
         assert late.pread (HALF, 0) == pattern (0, HALF)
 
