@@ -103,16 +103,20 @@ def checker (reports):
     sanitizers keep.so keeps them loaded, else a report could not name their
     functions, and what plugins of nbdkit keep in variables would be a leak.  The
     price: what a variable of our filter still points to is a leak for valgrind
-    only.
+    only.  What a test preloads itself comes behind a sanitizer's library, which wants
+    to be first.
     """
     suppressions = os.path.join (TOP, "tests/e2e/valgrind.supp")
-    keep = os.path.join (PLUGINS, "keep.so")
+
+    def preload (library):
+        return ":".join ([runtime (library), os.path.join (PLUGINS, "keep.so"),
+                          *os.environ.get ("LD_PRELOAD", "").split ()])
     log = os.path.join (reports, CHECK_WITH)
     if CHECK_WITH == "":
         return [], {}
     if CHECK_WITH == "asan":
         return [], {
-            "LD_PRELOAD": runtime ("libasan.so") + ":" + keep,
+            "LD_PRELOAD": preload ("libasan.so"),
             "ASAN_OPTIONS": f"detect_leaks=1:log_path={log}:"
                             "allocator_may_return_null=1:"
                             "detect_stack_use_after_return=1",
@@ -121,7 +125,7 @@ def checker (reports):
         }
     if CHECK_WITH == "tsan":
         return [], {
-            "LD_PRELOAD": runtime ("libtsan.so") + ":" + keep,
+            "LD_PRELOAD": preload ("libtsan.so"),
             "TSAN_OPTIONS": "halt_on_error=0:exitcode=66:second_deadlock_stack=1:"
                             "allocator_may_return_null=1:"
                             f"log_path={log}",

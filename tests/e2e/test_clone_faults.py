@@ -13,7 +13,7 @@ import subprocess
 import nbd
 import pytest
 
-from harness import (CHECK_WITH, CLONE, PLUGINS, SCAN, file_limit, gate, nbdkit, pattern,
+from harness import (CLONE, PLUGINS, SCAN, file_limit, gate, nbdkit, pattern,
                      refused)
 from test_clone import Read, extents, finish, with_extents
 from test_clone_files import clone, crashing, damage, make, map_of, newest_slot, reads
@@ -29,8 +29,6 @@ LATER = "clone-commit=3600"     # only when asked to
 @pytest.fixture
 def fail (tmp_path, monkeypatch):
     """Makes calls on a file fail, for a while; see tests/preload/fail.c."""
-    if CHECK_WITH:
-        pytest.skip ("sanitizers are preloaded too")
     when = tmp_path / "when"
     when.mkdir ()
     monkeypatch.setenv ("FAIL_WHEN", str (when))

@@ -271,8 +271,6 @@ def test_lives (seed, kind, monkeypatch):
     folder = tempfile.mkdtemp (prefix="clone-life-", dir=(
         "/dev/shm" if os.access ("/dev/shm", os.W_OK) else None))
     if kind == "failing":
-        if CHECK_WITH:
-            pytest.skip ("sanitizers are preloaded too")
         monkeypatch.setenv ("FAIL_WHEN", os.path.join (folder, "when"))
         monkeypatch.setenv ("LD_PRELOAD", os.path.join (PLUGINS, "fail.so"))
     try:

@@ -27,7 +27,7 @@ import threading
 import nbd
 import pytest
 
-from harness import CHECK_WITH, CLONE, PLUGINS, gate, nbdkit, pattern
+from harness import CLONE, PLUGINS, gate, nbdkit, pattern
 
 SEEDS = int (os.environ.get ("SEEDS", 4))
 STATES = int (os.environ.get ("STATES", 150))
@@ -46,8 +46,6 @@ NEVER = float ("inf")
 
 ENTRY = struct.Struct ("=BB2xIQQ")
 WRITE, ZERO, TRUNCATE, SYNC, END = 1, 2, 3, 4, 5
-
-pytestmark = pytest.mark.skipif (CHECK_WITH != "", reason="preloads a library itself")
 
 Entry = collections.namedtuple ("Entry", "kind file id offset count data position")
 
