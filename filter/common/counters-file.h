@@ -20,8 +20,8 @@
 
 /* May this file be replaced?  Not if it is there and is no regular file, or one that
  * doesn't begin with this text, as what is written does.  One that is empty may be, and
- * that which this process has written last, which it need not be able to read.  Returns 0, or -1 with the reason in why.  It waits for
- * nothing, whatever has been put there.
+ * that which this process has written last, which it need not be able to read.  Returns
+ * 0, or -1 with the reason in why.  It waits for nothing, whatever has been put there.
  */
 extern int counters_file_check (const char *path, const char *begins,
                                 char why[COUNTERS_FILE_WHY_MAX]);

@@ -55,9 +55,6 @@ runs_user_code (lua_State *co)
   return false;
 }
 
-/* Message handler while a policy is loaded: adds a traceback if it shows anything of
- * the user's.
- */
 int
 vm_add_traceback (lua_State *L)
 {
@@ -170,9 +167,6 @@ with_name (const struct vm *vm, const char *message)
     ? NULL : result;
 }
 
-/* The vm has failed: keep the message and close the state.  message may point
- * into the state, and NULL means that there is no memory for one.
- */
 void
 vm_fail (struct vm *vm, const char *message)
 {
@@ -197,9 +191,6 @@ is_memory_error (lua_State *co)
   return strcmp (message, "not enough memory") == 0;
 }
 
-/* A coroutine stopped with an error value on its stack, or, if message is
- * given, yielded something that is not a request.
- */
 void
 vm_fail_scan (struct vm_scan *scan, int status, const char *message)
 {

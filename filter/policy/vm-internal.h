@@ -150,7 +150,9 @@ extern bool vm_find_place (lua_State *co, lua_Debug *ar);
 
 extern const char VM_OUT_OF_MEMORY[];
 
-/* A message handler for loading, which adds a traceback where that is of use. */
+/* A message handler for loading, which adds a traceback if that shows anything of the
+ * user's.
+ */
 extern int vm_add_traceback (lua_State *L);
 
 /* What to say if a limit is behind this status of a call, in out; else NULL.

@@ -22,7 +22,6 @@
 #define LOOK_INSTRUCTIONS_MAX 8192
 #define LOOK_BYTES_INSTRUCTIONS (UINT64_C (512) * 1024 * 1024)
 
-/* How often to look at the clock depends on how much memory is used. */
 void
 vm_set_look_interval (struct vm *vm)
 {
@@ -66,9 +65,6 @@ vm_alloc (void *opaque, void *ptr, size_t old_size, size_t new_size)
   return p;
 }
 
-/* Fill in source and line of the innermost function that is the policy's own,
- * or else of the innermost in Lua.  Returns false if there is none.
- */
 bool
 vm_find_place (lua_State *co, lua_Debug *ar)
 {
@@ -108,7 +104,6 @@ time_is_over (struct vm *vm, uint64_t now_ns)
   return false;
 }
 
-/* Look at the clock, and whether the client is still there. */
 void
 vm_look (struct vm *vm, lua_State *L)
 {
@@ -155,9 +150,7 @@ vm_hook (lua_State *L, lua_Debug *ar)
     lua_sethook (L, vm_hook, LUA_MASKCOUNT, vm->look_instructions);
 }
 
-/* This coroutine runs from now on.  Its hook may be from a time when less
- * memory was used.
- */
+/* Its hook may be from a time when less memory was used. */
 void
 vm_enter (struct vm *vm, lua_State *co)
 {

@@ -136,7 +136,6 @@ push_code (lua_State *L, const struct text *text)
   lua_pushlstring (L, p, end - p);
 }
 
-/* Text, chunk name and whether it is ours; or nil and an error. */
 int
 vm_push_text (lua_State *L, const struct text *text, const char *error)
 {

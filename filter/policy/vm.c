@@ -8,10 +8,10 @@
  * runs in a protected call; outside of those, only functions of the Lua API
  * that neither raise nor allocate are used.
  *
- * On the registry of the state: MAIN and PREFETCH_RANGE, functions that boot.lua
- * returned, and RUN, the policy as a function of the disk.  Each scan holds one reference, to
- * a userdata (struct box) whose user value is its coroutine.  A policy may keep
- * the disk of a scan that has ended; its functions find the box empty then.
+ * On the registry of the state: main and prefetch_range, functions that boot.lua
+ * returned, and run, the policy as a function of the disk.  Each scan holds one
+ * reference, to a userdata (struct box) whose user value is its coroutine.  A policy may
+ * keep the disk of a scan that has ended; its functions find the box empty then.
  */
 
 #include <stdio.h>
