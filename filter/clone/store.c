@@ -533,16 +533,14 @@ store_commit (struct store *store)
   /* One that begins from now on has everything. */
   mine = store->commits_begun + 1;
   while (store->commits_ended < mine) {
-    if (store->committing) {
+    if (store->commits_ended < store->commits_begun) {
       pthread_cond_wait (&store->commit_ended, &store->commit_lock);
       continue;
     }
-    store->committing = true;
     store->commits_begun++;
     pthread_mutex_unlock (&store->commit_lock);
     err = do_commit (store);
     pthread_mutex_lock (&store->commit_lock);
-    store->committing = false;
     store->commits_ended = store->commits_begun;
     store->commit_result = err;
     pthread_cond_broadcast (&store->commit_ended);

@@ -60,12 +60,11 @@ struct store {
   uint64_t asked_from, asked_to;
 
   /* One commit at a time; the others wait and share the next.  The lock guards
-   * these four.
+   * these three.
    */
   pthread_mutex_t commit_lock;
   pthread_cond_t commit_ended;
-  bool committing;
-  uint64_t commits_begun, commits_ended;
+  uint64_t commits_begun, commits_ended; /* as many, or one is under way */
   int commit_result;            /* of the last that ended; errno */
   bool said_why;                /* the last has failed; whoever commits */
 };
