@@ -64,7 +64,7 @@ keep_name (struct scanner *s, const char *name)
 }
 
 void
-opening_set_name (struct scanner *s, const char *name)
+scanner_set_name (struct scanner *s, const char *name)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
@@ -77,7 +77,7 @@ opening_set_name (struct scanner *s, const char *name)
 }
 
 bool
-opening_is_of (struct scanner *s, const char *name)
+scanner_is_of (struct scanner *s, const char *name)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
@@ -217,7 +217,7 @@ put_off (struct outage *outage)
   outage->next_ns = clock_now_ns () + outage->rest_ns;
 }
 
-/* A worker begins to wait.  Returns how often opening_try_now has been called. */
+/* A worker begins to wait.  Returns how often scanner_try_now has been called. */
 static unsigned
 begin_waiting (struct worker *w)
 {
@@ -233,7 +233,7 @@ begin_waiting (struct worker *w)
   return s->outage.calls;
 }
 
-/* Wait until it is time to try again, unless opening_try_now is called, or has been
+/* Wait until it is time to try again, unless scanner_try_now is called, or has been
  * since it was called so many times.  Of all that wait for the time one gets it.
  */
 static void
@@ -272,7 +272,7 @@ opening_get (struct worker *w)
   end_waiting (w);
   if (source != NULL) {
     nbdkit_debug ("scan: the layer below is there, the scan goes on");
-    opening_try_now (s);
+    scanner_try_now (s);
   }
   return source;
 }
@@ -333,7 +333,7 @@ opening_again (struct worker *w, int err)
 }
 
 void
-opening_try_now (struct scanner *s)
+scanner_try_now (struct scanner *s)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 

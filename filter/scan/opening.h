@@ -17,8 +17,8 @@
  * if it has one, and layers below know it under that name; so a scan that has not
  * opened anything yet takes over the name that the first client is told.
  *
- * Each worker calls these functions for itself, but for opening_try_now,
- * opening_set_name and opening_is_of.
+ * Each worker calls these functions for itself; those that scanner.h has of this are for
+ * any thread.
  */
 
 #ifndef SCAN_OPENING_H
@@ -40,7 +40,7 @@ struct opening {
 /* Of a scan; protected by its lock. */
 struct outage {
   unsigned workers;             /* that wait for their source to come back */
-  unsigned calls;               /* of opening_try_now */
+  unsigned calls;               /* of scanner_try_now */
   uint64_t rest_ns;             /* between two attempts of any of them */
   uint64_t next_ns;             /* when the next one is */
   bool is_told;                 /* all wait: the scan does not run */
@@ -61,19 +61,6 @@ extern struct source *opening_get (struct worker *w);
  * what it fetches.
  */
 extern bool opening_again (struct worker *w, int err);
-
-/* There is reason to believe that the layer below can be opened.  Any
- * thread.
- */
-extern void opening_try_now (struct scanner *s);
-
-/* A client was told that the default export has this name.  Any thread. */
-extern void opening_set_name (struct scanner *s, const char *name);
-
-/* Is this the name that the scan opens, or has it begun with one that every client
- * that asks for the default export may share?  Any thread.
- */
-extern bool opening_is_of (struct scanner *s, const char *name);
 
 /* Tell stats whether all workers wait, as that may have changed.  The scan's
  * lock must be held.

@@ -442,7 +442,7 @@ scan_finalize (nbdkit_next *next, void *handle)
   struct handle *h = handle;
 
   if (h->scan != NULL)
-    scans_stop (h->scan);
+    scanner_stop (h->scanner);
   return 0;
 }
 

@@ -86,7 +86,7 @@ struct scanner {
   pthread_cond_t role_free;     /* nobody decides, or the scan is over */
   pthread_cond_t landed;        /* less is in flight, or the scan stops */
   pthread_cond_t stops;         /* the scan stops */
-  pthread_cond_t try_now;       /* opening_try_now, or the scan stops */
+  pthread_cond_t try_now;       /* scanner_try_now, or the scan stops */
 
   /* Protected by lock. */
   struct worker *workers;       /* config.threads of them */
@@ -167,9 +167,6 @@ extern int worker_start (struct scanner *s);
  * their source only if that is said.
  */
 extern void workers_join (struct scanner *s, bool also_opening);
-
-/* All threads have ended. */
-extern bool workers_have_ended (struct scanner *s);
 
 /* -- steps.c --------------------------------------------------------------- */
 

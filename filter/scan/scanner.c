@@ -221,30 +221,6 @@ scanner_join (struct scanner *s)
 }
 
 void
-scanner_try_now (struct scanner *s)
-{
-  opening_try_now (s);
-}
-
-void
-scanner_set_name (struct scanner *s, const char *name)
-{
-  opening_set_name (s, name);
-}
-
-bool
-scanner_is_of (struct scanner *s, const char *name)
-{
-  return opening_is_of (s, name);
-}
-
-bool
-scanner_has_ended (struct scanner *s)
-{
-  return workers_have_ended (s);
-}
-
-void
 scanner_free (struct scanner *s)
 {
   if (s == NULL)

@@ -70,8 +70,8 @@ extern void scanner_tell_stop (struct scanner *scanner);
 /* The same, and wait for all threads. */
 extern void scanner_join (struct scanner *scanner);
 
-/* A client has just opened the layer below: if a scan in the background waits
- * to do so, let it try now.
+/* The layer below has just been opened, by a client or by one of the workers: those that
+ * wait for that try now.  Any thread.
  */
 extern void scanner_try_now (struct scanner *scanner);
 
@@ -80,7 +80,9 @@ extern void scanner_try_now (struct scanner *scanner);
  */
 extern void scanner_set_name (struct scanner *scanner, const char *name);
 
-/* Does a scan in the background scan what is the default export under this name? */
+/* Does a scan in the background scan what is the default export under this name, or has
+ * it begun with one that every client that asks for that may share?
+ */
 extern bool scanner_is_of (struct scanner *scanner, const char *name);
 
 /* True if no worker is left: scanner_join then waits for the looker's thread at most,

@@ -126,12 +126,6 @@ scans_get_scanner (struct scan *scan)
   return scan->scanner;
 }
 
-void
-scans_stop (struct scan *scan)
-{
-  scanner_stop (scan->scanner);
-}
-
 /* A scan that its connection has left: may it stay on the list? */
 static bool
 may_stay (struct scan *scan)
@@ -155,7 +149,7 @@ scans_leave (struct scan *scan)
 {
   if (scan == NULL)
     return;
-  scans_stop (scan);
+  scanner_stop (scan->scanner);
   if (!may_stay (scan))
     free_scan (scan);
   free_ended ();

@@ -36,9 +36,6 @@ extern struct scan *scans_start (struct scanner_config *config,
 /* What scanner_start and scanner_get_reads are about. */
 extern struct scanner *scans_get_scanner (struct scan *scan);
 
-/* As scanner_stop.  May be called more than once. */
-extern void scans_stop (struct scan *scan);
-
 /* The caller has done with it.  Stops it; waits for threads that are opening
  * the layer below only if too many scans do that.  NULL is allowed.
  */

@@ -52,7 +52,7 @@ workers_join (struct scanner *s, bool also_opening)
 }
 
 bool
-workers_have_ended (struct scanner *s)
+scanner_has_ended (struct scanner *s)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
