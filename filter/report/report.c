@@ -17,6 +17,7 @@
 #include "file-limit.h"
 #include "line.h"
 #include "metrics.h"
+#include "options.h"
 #include "progress.h"
 #include "report.h"
 
@@ -25,7 +26,7 @@
 #define FILE_SECONDS 5
 
 /* Written before the thread starts. */
-static struct report_config config;
+static struct line *line;
 static bool running;
 static pthread_t thread;
 
@@ -44,9 +45,9 @@ write_counters (FILE *fp)
   totals = exports_get_totals (&nr);
   if (totals == NULL)
     return -1;
-  metrics_write (fp, config.policy, totals, nr);
-  if (config.line != NULL) {
-    line_get (config.line, &state);
+  metrics_write (fp, options.policy, totals, nr);
+  if (line != NULL) {
+    line_get (line, &state);
     metrics_write_line (fp, &state);
   }
   exports_forget_totals (totals, nr);
@@ -56,8 +57,8 @@ write_counters (FILE *fp)
 static void
 update_file (void)
 {
-  if (config.stats_file != NULL)
-    counters_file_update ("scan-stats", config.stats_file, METRICS_BEGIN,
+  if (options.stats_file != NULL)
+    counters_file_update ("scan-stats", options.stats_file, METRICS_BEGIN,
                           write_counters);
 }
 
@@ -79,7 +80,7 @@ run (void *vp)
   uint64_t next_file_ns = clock_now_ns () + FILE_SECONDS * NS_PER_SECOND;
 
   while (wait_for_next ()) {
-    if (config.progress)
+    if (options.progress)
       progress_update ();
     if (clock_now_ns () >= next_file_ns) {
       update_file ();
@@ -99,22 +100,22 @@ tell_stop (void)
 }
 
 int
-report_init (const struct report_config *c)
+report_init (struct line *paced)
 {
   char why[COUNTERS_FILE_WHY_MAX];
   struct sigaction before;
   int r;
 
-  config = *c;
+  line = paced;
   clock_cond_init (&cond);
-  if (config.stats_file == NULL)
+  if (options.stats_file == NULL)
     return 0;
   file_limit_survive_for_now (&before);
-  r = counters_file_write (config.stats_file, METRICS_BEGIN, write_counters, why);
+  r = counters_file_write (options.stats_file, METRICS_BEGIN, write_counters, why);
   file_limit_as_before (&before);
   if (r == 0)
     return 0;
-  nbdkit_error ("scan-stats=%s: can't be written: %s", config.stats_file, why);
+  nbdkit_error ("scan-stats=%s: can't be written: %s", options.stats_file, why);
   return -1;
 }
 
@@ -123,7 +124,7 @@ report_start (void)
 {
   int err;
 
-  if (!config.progress && config.stats_file == NULL)
+  if (!options.progress && options.stats_file == NULL)
     return;
   /* As the user that the server is from now on. */
   update_file ();
@@ -142,7 +143,7 @@ report_stop (void)
     pthread_join (thread, NULL);
     running = false;
   }
-  if (config.progress)
+  if (options.progress)
     progress_end ();
   update_file ();
 }

@@ -11,21 +11,12 @@
 #ifndef SCAN_REPORT_H
 #define SCAN_REPORT_H
 
-#include <stdbool.h>
-
 struct line;
 
-struct report_config {
-  const char *policy;           /* its name */
-  bool progress;                /* on stderr */
-  const char *stats_file;       /* absolute, or NULL */
-  struct line *line;            /* NULL if scans are not paced */
-};
-
 /* Before the server forks: write the file once, to find out whether that is
- * possible.  Returns -1 after nbdkit_error.  The config is copied.
+ * possible.  line is NULL if scans are not paced.  Returns -1 after nbdkit_error.
  */
-extern int report_init (const struct report_config *config);
+extern int report_init (struct line *line);
 
 /* After the fork, when the server may have become another user: write the file
  * again, and start reporting, if anything is wanted.

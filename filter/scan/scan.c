@@ -165,16 +165,9 @@ scan_config_complete (nbdkit_next_config_complete *next,
 static int
 scan_get_ready (int final_thread_model)
 {
-  const struct report_config config = {
-    .policy = options.policy,
-    .progress = options.progress,
-    .stats_file = options.stats_file,
-    .line = line,
-  };
-
   thread_model = final_thread_model;
   contexts_init ();
-  return report_init (&config);
+  return report_init (line);
 }
 
 /* Can scans run at all?  Warns if not. */
