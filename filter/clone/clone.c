@@ -459,30 +459,8 @@ request_of (nbdkit_next *next, const struct handle *h)
     .store = h->store,
     .source = h->has_source ? &h->source : below != NULL ? &below->source : &none,
     .next = h->has_source ? next : below != NULL ? below->next : NULL,
+    .opening = h->opening,
   };
-}
-
-/* The source was away when the client came, and this request needs it.  Returns -1 with
- * *err set if it still is.
- */
-static int
-open_late (nbdkit_next *next, const struct handle *h, struct request *req, int *err)
-{
-  if (h->opening != NULL && opening_get (h->opening) != NULL) {
-    *req = request_of (next, h);
-    return 0;
-  }
-  count (&h->store->counters, COUNT_FETCH_FAILURES, 1);
-  *err = EIO;
-  return -1;
-}
-
-/* Is some of it absent? */
-static bool
-has_absent (const struct handle *h, uint32_t count_, uint64_t offset)
-{
-  return !map_has (h->store->map, store_block (h->store, offset),
-                   store_block_after (h->store, offset + count_));
 }
 
 static int
@@ -491,9 +469,6 @@ clone_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count_,
 {
   struct request req = request_of (next, handle);
 
-  if (req.next == NULL && has_absent (handle, count_, offset) &&
-      open_late (next, handle, &req, err) == -1)
-    return -1;
   return fetch_read (&req, buf, count_, offset, err);
 }
 
@@ -503,44 +478,34 @@ clone_cache (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
 {
   struct request req = request_of (next, handle);
 
-  if (req.next == NULL && has_absent (handle, count_, offset) &&
-      open_late (next, handle, &req, err) == -1)
-    return -1;
   return fetch_cache (&req, count_, offset, err);
-}
-
-static int
-change (nbdkit_next *next, void *handle, const void *buf, uint32_t count_,
-        uint64_t offset, uint32_t flags, int *err)
-{
-  const struct handle *const h = handle;
-  struct request req = request_of (next, h);
-
-  if (req.next == NULL && write_needs_source (h->store, count_, offset, flags) &&
-      open_late (next, h, &req, err) == -1)
-    return -1;
-  return write_disk (&req, buf, count_, offset, flags, err);
 }
 
 static int
 clone_pwrite (nbdkit_next *next, void *handle, const void *buf,
               uint32_t count_, uint64_t offset, uint32_t flags, int *err)
 {
-  return change (next, handle, buf, count_, offset, flags, err);
+  struct request req = request_of (next, handle);
+
+  return write_disk (&req, buf, count_, offset, flags, err);
 }
 
 static int
 clone_zero (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
             uint32_t flags, int *err)
 {
-  return change (next, handle, NULL, count_, offset, flags, err);
+  struct request req = request_of (next, handle);
+
+  return write_disk (&req, NULL, count_, offset, flags, err);
 }
 
 static int
 clone_trim (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
             uint32_t flags, int *err)
 {
-  return change (next, handle, NULL, count_, offset, flags | NBDKIT_FLAG_MAY_TRIM, err);
+  struct request req = request_of (next, handle);
+
+  return write_disk (&req, NULL, count_, offset, flags | NBDKIT_FLAG_MAY_TRIM, err);
 }
 
 static int

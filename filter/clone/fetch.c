@@ -26,6 +26,7 @@
 #include "disk.h"
 #include "extents.h"
 #include "fetch.h"
+#include "opening.h"
 #include "options.h"
 #include "range.h"
 
@@ -48,7 +49,7 @@
 int clone_debug_joins;
 
 struct walk {
-  const struct request *req;
+  struct request *req;
   enum { WALK_READ, WALK_CACHE, WALK_KEEP } purpose;
   char *buf;                    /* WALK_READ: for the client */
   uint64_t offset, count;       /* bytes that the client wants */
@@ -142,9 +143,6 @@ read_source (const struct walk *w, char *data, uint64_t offset, uint64_t bytes)
   uint32_t n;
   int err;
 
-  /* All was present when this request began, and has been found to be less since. */
-  if (w->req->next == NULL)
-    return EIO;
   for (; bytes > 0; bytes -= n, offset += n, data += n) {
     n = min64 (bytes, most);
     err = 0;
@@ -300,6 +298,26 @@ why_not_kept (const struct walk *w)
   return w->keep_err == EDQUOT || w->keep_err == EFBIG ? ENOSPC : w->keep_err;
 }
 
+/* Something is absent, and the source may have been away when the client came.  Returns an
+ * errno if it still is.
+ */
+static int
+need_source (struct request *req)
+{
+  const struct below *below;
+
+  if (req->next != NULL)
+    return 0;
+  below = req->opening != NULL ? opening_get (req->opening) : NULL;
+  if (below == NULL) {
+    count (&req->store->counters, COUNT_FETCH_FAILURES, 1);
+    return EIO;
+  }
+  req->next = below->next;
+  req->source = &below->source;
+  return 0;
+}
+
 /* Once over these blocks.  Returns an errno. */
 static int
 walk_once (struct walk *w, uint64_t first, uint64_t end)
@@ -319,6 +337,9 @@ walk_once (struct walk *w, uint64_t first, uint64_t end)
         return err;
       continue;
     }
+    err = need_source (w->req);
+    if (err != 0)
+      return err;
     exact = first < exact_end;
     stop = exact ? end_of_run (w, first, exact_end, 0)
       : end_of_run (w, first, end, GAP_BYTES);
@@ -398,7 +419,7 @@ result (int r, int *err)
 }
 
 int
-fetch_read (const struct request *req, void *buf, uint32_t count_,
+fetch_read (struct request *req, void *buf, uint32_t count_,
             uint64_t offset, int *err)
 {
   struct store *const store = req->store;
@@ -430,7 +451,7 @@ fetch_read (const struct request *req, void *buf, uint32_t count_,
 }
 
 int
-fetch_block (const struct request *req, uint64_t block, int *err)
+fetch_block (struct request *req, uint64_t block, int *err)
 {
   struct store *const store = req->store;
   int r;
@@ -473,7 +494,7 @@ find_left_out (struct store *store, uint64_t first, uint64_t end)
 }
 
 int
-fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
+fetch_cache (struct request *req, uint32_t count_, uint64_t offset,
              int *err)
 {
   struct store *const store = req->store;
@@ -486,7 +507,8 @@ fetch_cache (const struct request *req, uint32_t count_, uint64_t offset,
     return 0;
   if (atomic_load (&store->broken))
     return result (EIO, err);
-  if (req->source->can_extents)
+  r = need_source (req);
+  if (r == 0 && req->source->can_extents)
     extents_learn (req, first, end);
   /* With clone-write=through what is written while it is being fetched is not kept. */
   for (round = 0; r == 0 && first < end; ++round) {

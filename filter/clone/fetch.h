@@ -28,28 +28,29 @@ struct source {
   bool can_fast_zero, can_flush;
 };
 
-/* One request: whose disk, and who to ask for what it lacks.  next is NULL if
- * all is present.
- */
+struct opening;
+
+/* One request: whose disk, and who to ask for what it lacks. */
 struct request {
   struct store *store;
   const struct source *source;
-  nbdkit_next *next;
+  nbdkit_next *next;            /* NULL: the source is not open, and is opened so: */
+  struct opening *opening;      /* when something absent is met; NULL: never */
 };
 
 /* All of these return -1 with *err set on failure, else 0. */
 
 /* A client's read. */
-extern int fetch_read (const struct request *req, void *buf, uint32_t count,
+extern int fetch_read (struct request *req, void *buf, uint32_t count,
                        uint64_t offset, int *err);
 
 /* Bring what is absent of this range here.  Fails if it can't be kept, too: with ENOSPC
  * if there is no room for it.
  */
-extern int fetch_cache (const struct request *req, uint32_t count,
+extern int fetch_cache (struct request *req, uint32_t count,
                         uint64_t offset, int *err);
 
 /* Make one block present, as a part of it is about to be written. */
-extern int fetch_block (const struct request *req, uint64_t block, int *err);
+extern int fetch_block (struct request *req, uint64_t block, int *err);
 
 #endif /* CLONE_FETCH_H */

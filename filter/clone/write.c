@@ -68,21 +68,11 @@ is_needed (const struct store *store, const struct change *ch, uint64_t edge)
     !map_has (store->map, edge, edge + 1);
 }
 
-bool
-write_needs_source (const struct store *store, uint32_t count_, uint64_t offset,
-                    uint32_t flags)
-{
-  const struct change ch = change_of (store, NULL, count_, offset, flags);
-
-  return !(flags & NBDKIT_FLAG_FAST_ZERO) &&
-    (is_needed (store, &ch, ch.first) || is_needed (store, &ch, ch.end - 1));
-}
-
 /* The blocks at the edges, of which only a part is written, have to be present
  * for that.
  */
 static int
-fetch_edges (const struct request *req, const struct change *ch, int *err)
+fetch_edges (struct request *req, const struct change *ch, int *err)
 {
   const struct store *const store = req->store;
   const uint64_t edges[2] = { ch->first, ch->end - 1 };
@@ -102,7 +92,7 @@ fetch_edges (const struct request *req, const struct change *ch, int *err)
 }
 
 static int
-write_local (const struct request *req, const struct change *ch, int *err)
+write_local (struct request *req, const struct change *ch, int *err)
 {
   struct store *const store = req->store;
   struct claim claim;
@@ -170,7 +160,7 @@ put_edge (struct store *store, const struct change *ch, uint64_t block)
  * end up with the same one.
  */
 static int
-write_through (const struct request *req, const struct change *ch, int *err)
+write_through (struct request *req, const struct change *ch, int *err)
 {
   struct store *const store = req->store;
   const uint32_t unit = req->source->minimum;
@@ -221,7 +211,7 @@ commit (const struct request *req, int *err)
 }
 
 int
-write_disk (const struct request *req, const void *data, uint32_t count_,
+write_disk (struct request *req, const void *data, uint32_t count_,
             uint64_t offset, uint32_t flags, int *err)
 {
   struct store *const store = req->store;

@@ -12,7 +12,6 @@
 #ifndef CLONE_WRITE_H
 #define CLONE_WRITE_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "fetch.h"
@@ -21,13 +20,9 @@
  * callbacks: NBDKIT_FLAG_FUA, and for zeroes NBDKIT_FLAG_MAY_TRIM and
  * NBDKIT_FLAG_FAST_ZERO.  Returns -1 with *err set on failure.
  */
-extern int write_disk (const struct request *req, const void *data,
+extern int write_disk (struct request *req, const void *data,
                        uint32_t count, uint64_t offset, uint32_t flags,
                        int *err);
-
-/* Does a write like that have to read the source first, with clone-write=local? */
-extern bool write_needs_source (const struct store *store, uint32_t count,
-                                uint64_t offset, uint32_t flags);
 
 /* Make durable what has been written. */
 extern int write_flush (const struct request *req, int *err);
