@@ -463,13 +463,23 @@ request_of (nbdkit_next *next, const struct handle *h)
   };
 }
 
+/* What a callback says of an errno. */
+static int
+result (int r, int *err)
+{
+  if (r == 0)
+    return 0;
+  *err = r;
+  return -1;
+}
+
 static int
 clone_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count_,
              uint64_t offset, uint32_t flags, int *err)
 {
   struct request req = request_of (next, handle);
 
-  return fetch_read (&req, buf, count_, offset, err);
+  return result (fetch_read (&req, buf, count_, offset), err);
 }
 
 static int
@@ -478,7 +488,7 @@ clone_cache (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
 {
   struct request req = request_of (next, handle);
 
-  return fetch_cache (&req, count_, offset, err);
+  return result (fetch_cache (&req, count_, offset), err);
 }
 
 static int
@@ -487,7 +497,7 @@ clone_pwrite (nbdkit_next *next, void *handle, const void *buf,
 {
   struct request req = request_of (next, handle);
 
-  return write_disk (&req, buf, count_, offset, flags, err);
+  return result (write_disk (&req, buf, count_, offset, flags), err);
 }
 
 static int
@@ -496,7 +506,7 @@ clone_zero (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
 {
   struct request req = request_of (next, handle);
 
-  return write_disk (&req, NULL, count_, offset, flags, err);
+  return result (write_disk (&req, NULL, count_, offset, flags), err);
 }
 
 static int
@@ -505,7 +515,8 @@ clone_trim (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
 {
   struct request req = request_of (next, handle);
 
-  return write_disk (&req, NULL, count_, offset, flags | NBDKIT_FLAG_MAY_TRIM, err);
+  flags |= NBDKIT_FLAG_MAY_TRIM;
+  return result (write_disk (&req, NULL, count_, offset, flags), err);
 }
 
 static int
@@ -513,7 +524,7 @@ clone_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
 {
   const struct request req = request_of (next, handle);
 
-  return write_flush (&req, err);
+  return result (write_flush (&req), err);
 }
 
 static int

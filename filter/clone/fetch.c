@@ -409,18 +409,8 @@ whom_to_join (const struct store *store, uint64_t blocks)
   };
 }
 
-static int
-result (int r, int *err)
-{
-  if (r == 0)
-    return 0;
-  *err = r;
-  return -1;
-}
-
 int
-fetch_read (struct request *req, void *buf, uint32_t count_,
-            uint64_t offset, int *err)
+fetch_read (struct request *req, void *buf, uint32_t count_, uint64_t offset)
 {
   struct store *const store = req->store;
   const uint64_t first = store_block (store, offset);
@@ -433,7 +423,7 @@ fetch_read (struct request *req, void *buf, uint32_t count_,
   int r;
 
   if (store_is_lost (store, first, end))
-    return result (EIO, err);
+    return EIO;
   if (map_has (store->map, first, end)) {
     count (&store->counters, COUNT_HITS, 1);
     r = read_present (&w, first, end);
@@ -447,11 +437,11 @@ fetch_read (struct request *req, void *buf, uint32_t count_,
     r = EIO;
   if (w.fetched)
     count (&store->counters, COUNT_MISSES, 1);
-  return result (r, err);
+  return r;
 }
 
 int
-fetch_block (struct request *req, uint64_t block, int *err)
+fetch_block (struct request *req, uint64_t block)
 {
   struct store *const store = req->store;
   int r;
@@ -468,7 +458,7 @@ fetch_block (struct request *req, uint64_t block, int *err)
       store_report (store, "write", store_offset (store, block), r);
     }
     if (r != 0)
-      return result (r, err);
+      return r;
     /* If it could not be stored, as somebody writes it, it will be there once
      * they have.
      */
@@ -494,8 +484,7 @@ find_left_out (struct store *store, uint64_t first, uint64_t end)
 }
 
 int
-fetch_cache (struct request *req, uint32_t count_, uint64_t offset,
-             int *err)
+fetch_cache (struct request *req, uint32_t count_, uint64_t offset)
 {
   struct store *const store = req->store;
   const uint64_t end = store_block_after (store, offset + count_);
@@ -506,7 +495,7 @@ fetch_cache (struct request *req, uint32_t count_, uint64_t offset,
   if (first == end)
     return 0;
   if (atomic_load (&store->broken))
-    return result (EIO, err);
+    return EIO;
   r = need_source (req);
   if (r == 0 && req->source->can_extents)
     extents_learn (req, first, end);
@@ -520,5 +509,5 @@ fetch_cache (struct request *req, uint32_t count_, uint64_t offset,
     if (r == 0)
       first = find_left_out (store, first, end);
   }
-  return result (r, err);
+  return r;
 }

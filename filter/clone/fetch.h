@@ -38,19 +38,17 @@ struct request {
   struct opening *opening;      /* when something absent is met; NULL: never */
 };
 
-/* All of these return -1 with *err set on failure, else 0. */
+/* All of these return 0 or an errno. */
 
 /* A client's read. */
-extern int fetch_read (struct request *req, void *buf, uint32_t count,
-                       uint64_t offset, int *err);
+extern int fetch_read (struct request *req, void *buf, uint32_t count, uint64_t offset);
 
 /* Bring what is absent of this range here.  Fails if it can't be kept, too: with ENOSPC
  * if there is no room for it.
  */
-extern int fetch_cache (struct request *req, uint32_t count,
-                        uint64_t offset, int *err);
+extern int fetch_cache (struct request *req, uint32_t count, uint64_t offset);
 
 /* Make one block present, as a part of it is about to be written. */
-extern int fetch_block (struct request *req, uint64_t block, int *err);
+extern int fetch_block (struct request *req, uint64_t block);
 
 #endif /* CLONE_FETCH_H */

@@ -72,71 +72,60 @@ is_needed (const struct store *store, const struct change *ch, uint64_t edge)
  * for that.
  */
 static int
-fetch_edges (struct request *req, const struct change *ch, int *err)
+fetch_edges (struct request *req, const struct change *ch)
 {
   const struct store *const store = req->store;
   const uint64_t edges[2] = { ch->first, ch->end - 1 };
-  int i;
+  int i, err = 0;
 
-  for (i = 0; i < 2; ++i) {
-    if (!is_needed (store, ch, edges[i]))
-      continue;
-    if (ch->flags & NBDKIT_FLAG_FAST_ZERO) {
-      *err = ENOTSUP;
-      return -1;
-    }
-    if (fetch_block (req, edges[i], err) == -1)
-      return -1;
-  }
-  return 0;
+  for (i = 0; i < 2 && err == 0; ++i)
+    if (is_needed (store, ch, edges[i]))
+      err = ch->flags & NBDKIT_FLAG_FAST_ZERO
+        ? EOPNOTSUPP : fetch_block (req, edges[i]);
+  return err;
 }
 
 static int
-write_local (struct request *req, const struct change *ch, int *err)
+write_local (struct request *req, const struct change *ch)
 {
   struct store *const store = req->store;
   struct claim claim;
-  int r;
+  int err = fetch_edges (req, ch);
 
-  if (fetch_edges (req, ch, err) == -1)
-    return -1;
+  if (err != 0)
+    return err;
   if (map_has (store->map, ch->first, ch->end))
-    r = put (store, ch, ch->offset, ch->offset + ch->count);
+    err = put (store, ch, ch->offset, ch->offset + ch->count);
   else {
     claims_begin_write (&store->claims, &claim, ch->whole_first, ch->whole_end,
                         false);
-    r = put (store, ch, ch->offset, ch->offset + ch->count);
-    if (r == 0)
+    err = put (store, ch, ch->offset, ch->offset + ch->count);
+    if (err == 0)
       map_set (store->kept, ch->whole_first, ch->whole_end);
     claims_end (&store->claims, &claim);
   }
   store_note_change (store, ch->first, ch->end);
-  if (r != 0)
-    *err = r;
-  return r == 0 ? 0 : -1;
+  return err;
 }
 
 /* -- clone-write=through --------------------------------------------------- */
 
 static int
-write_source (const struct request *req, const struct change *ch, int *err)
+write_source (const struct request *req, const struct change *ch)
 {
   nbdkit_next *const next = req->next;
   const uint32_t flags =
     ch->flags & ~(req->source->can_fua == NBDKIT_FUA_NONE
                   ? NBDKIT_FLAG_FUA : 0);
+  int err = 0;
 
-  *err = 0;
   if ((ch->data != NULL
-       ? next->pwrite (next, ch->data, ch->count, ch->offset, flags, err)
-       : next->zero (next, ch->count, ch->offset, flags, err)) == -1 ||
-      (flags != ch->flags && req->source->can_flush &&
-       next->flush (next, 0, err) == -1)) {
-    if (*err == 0)
-      *err = EIO;
-    return -1;
-  }
-  return 0;
+       ? next->pwrite (next, ch->data, ch->count, ch->offset, flags, &err)
+       : next->zero (next, ch->count, ch->offset, flags, &err)) == 0 &&
+      (flags == ch->flags || !req->source->can_flush ||
+       next->flush (next, 0, &err) == 0))
+    return 0;
+  return err != 0 ? err : EIO;
 }
 
 /* Put what of an edge is written into the file, if its block is present.  If it
@@ -160,27 +149,27 @@ put_edge (struct store *store, const struct change *ch, uint64_t block)
  * end up with the same one.
  */
 static int
-write_through (struct request *req, const struct change *ch, int *err)
+write_through (struct request *req, const struct change *ch)
 {
   struct store *const store = req->store;
   const uint32_t unit = req->source->minimum;
   struct change here = *ch;
   struct claim claim;
-  int r, e = 0;
+  int err;
 
   /* What the plugin has done has to be done here too, quick or not. */
   here.flags &= ~NBDKIT_FLAG_FAST_ZERO;
 
   claims_begin_write (&store->claims, &claim, ch->first, ch->end, true);
-  r = write_source (req, ch, err);
-  if (r == 0) {
-    e = put (store, &here, store_offset (store, ch->whole_first),
-             store_offset (store, ch->whole_end));
-    if (e == 0)
-      e = put_edge (store, &here, ch->first);
-    if (e == 0 && ch->end - 1 != ch->first)
-      e = put_edge (store, &here, ch->end - 1);
-    if (e == 0)
+  err = write_source (req, ch);
+  if (err == 0) {
+    err = put (store, &here, store_offset (store, ch->whole_first),
+               store_offset (store, ch->whole_end));
+    if (err == 0)
+      err = put_edge (store, &here, ch->first);
+    if (err == 0 && ch->end - 1 != ch->first)
+      err = put_edge (store, &here, ch->end - 1);
+    if (err == 0)
       map_set (store->kept, ch->whole_first, ch->whole_end);
     store_note_change (store, ch->first, ch->end);
   }
@@ -191,56 +180,40 @@ write_through (struct request *req, const struct change *ch, int *err)
                 store_block_after (store, (ch->offset + ch->count + unit - 1)
                                    / unit * unit));
   claims_end (&store->claims, &claim);
-  if (e != 0) {
-    *err = e;
-    r = -1;
-  }
-  return r;
+  return err;
 }
 
 /* -------------------------------------------------------------------------- */
 
-static int
-commit (const struct request *req, int *err)
-{
-  const int r = store_commit (req->store);
-
-  if (r != 0)
-    *err = r;
-  return r == 0 ? 0 : -1;
-}
-
 int
 write_disk (struct request *req, const void *data, uint32_t count_,
-            uint64_t offset, uint32_t flags, int *err)
+            uint64_t offset, uint32_t flags)
 {
   struct store *const store = req->store;
   const struct change ch = change_of (store, data, count_, offset, flags);
-  int r;
+  int err;
 
   /* It could be gone at once, and a reader could tell. */
-  if (atomic_load (&store->broken)) {
-    *err = EIO;
-    return -1;
-  }
+  if (atomic_load (&store->broken))
+    return EIO;
   map_note_write (store->kept);
   count (&store->counters, COUNT_WRITTEN_BYTES, count_);
-  r = (options.through ? write_through : write_local) (req, &ch, err);
-  if (r == 0 && flags & NBDKIT_FLAG_FUA)
-    r = commit (req, err);
+  err = (options.through ? write_through : write_local) (req, &ch);
+  if (err == 0 && flags & NBDKIT_FLAG_FUA)
+    err = store_commit (store);
   /* The server dies of this error if it was not asked to be fast.  The plugin may
    * fail with it when an edge is read.
    */
-  if (r == -1 && *err == EOPNOTSUPP && !(flags & NBDKIT_FLAG_FAST_ZERO))
-    *err = EIO;
-  return r;
+  return err == EOPNOTSUPP && !(flags & NBDKIT_FLAG_FAST_ZERO) ? EIO : err;
 }
 
 int
-write_flush (const struct request *req, int *err)
+write_flush (const struct request *req)
 {
+  int err = 0;
+
   if (options.through && req->source->can_flush &&
-      req->next->flush (req->next, 0, err) == -1)
-    return -1;
-  return commit (req, err);
+      req->next->flush (req->next, 0, &err) == -1)
+    return err != 0 ? err : EIO;
+  return store_commit (req->store);
 }

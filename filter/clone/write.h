@@ -18,13 +18,12 @@
 
 /* Write these bytes or, if data is NULL, zeroes.  Flags are those of the
  * callbacks: NBDKIT_FLAG_FUA, and for zeroes NBDKIT_FLAG_MAY_TRIM and
- * NBDKIT_FLAG_FAST_ZERO.  Returns -1 with *err set on failure.
+ * NBDKIT_FLAG_FAST_ZERO.  Returns 0 or an errno.
  */
 extern int write_disk (struct request *req, const void *data,
-                       uint32_t count, uint64_t offset, uint32_t flags,
-                       int *err);
+                       uint32_t count, uint64_t offset, uint32_t flags);
 
-/* Make durable what has been written. */
-extern int write_flush (const struct request *req, int *err);
+/* Make durable what has been written.  Returns 0 or an errno. */
+extern int write_flush (const struct request *req);
 
 #endif /* CLONE_WRITE_H */
