@@ -4,54 +4,32 @@
 
 /* See default-name.h. */
 
+#include <stddef.h>
 #include <string.h>
-
-#include <pthread.h>
 
 #include "default-name.h"
 
-/* The name, by whether it was said over TLS; NULL if the client has not asked. */
-static pthread_key_t keys[2];
-static int nr_keys;             /* made */
-
-int
-default_name_load (void)
-{
-  int err = 0;
-
-  while (nr_keys < 2 && err == 0) {
-    err = pthread_key_create (&keys[nr_keys], NULL);
-    if (err == 0)
-      nr_keys++;
-  }
-  return err;
-}
-
-void
-default_name_unload (void)
-{
-  while (nr_keys > 0)
-    pthread_key_delete (keys[--nr_keys]);
-}
+/* The name, by whether it was said over TLS; NULL if the client has not asked.  With this
+ * model it is a part of the thread itself; what else glibc gets and gives back for a
+ * thread, the thread sanitizer sees as a race.
+ */
+static __thread const char *names[2] __attribute__ ((tls_model ("initial-exec")));
 
 void
 default_name_forget (void)
 {
-  pthread_setspecific (keys[false], NULL);
-  pthread_setspecific (keys[true], NULL);
+  names[false] = names[true] = NULL;
 }
 
 void
 default_name_note (const char *name, bool is_tls)
 {
-  pthread_setspecific (keys[is_tls], name);
+  names[is_tls] = name;
 }
 
 bool
 default_name_is (const char *name, bool is_tls)
 {
-  const char *of_default = pthread_getspecific (keys[is_tls]);
-
   return *name == '\0' ||
-    (of_default != NULL && strcmp (name, of_default) == 0);
+    (names[is_tls] != NULL && strcmp (name, names[is_tls]) == 0);
 }

@@ -18,10 +18,6 @@
 
 #include <stdbool.h>
 
-/* In .load and .unload.  Returns 0 or an errno. */
-extern int default_name_load (void);
-extern void default_name_unload (void);
-
 /* In .preconnect: a client that has not asked. */
 extern void default_name_forget (void);
 

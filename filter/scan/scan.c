@@ -9,7 +9,6 @@
  * scan does is in scanner.h, and docs/design.md is a tour of the rest.
  */
 
-#include <errno.h>
 #include <fnmatch.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -53,7 +52,6 @@ static struct generation *background_generation;
 
 /* What clients read: all that is done for the line on the read path. */
 static struct line_clients clients;
-static int default_name_error;  /* errno of default_name_load */
 
 /* Per connection. */
 struct handle {
@@ -84,8 +82,7 @@ first_warning (enum warning warning)
 static void
 scan_load (void)
 {
-  if (times_loaded++ == 0)
-    default_name_error = default_name_load ();
+  times_loaded++;
 }
 
 static int
@@ -120,11 +117,6 @@ scan_config_complete (nbdkit_next_config_complete *next,
   }
   if (options_complete () == -1)
     return -1;
-  if (default_name_error != 0) {
-    errno = default_name_error;
-    nbdkit_error ("scan: pthread_key_create: %m");
-    return -1;
-  }
   config.policy = library_policy (options.policy, error);
   if (config.policy == NULL) {
     nbdkit_error ("scan-policy=%s: %s", options.policy, error);
@@ -269,7 +261,6 @@ scan_unload (void)
     return;
   scans_leave (background);
   recorder_free (recorder);
-  default_name_unload ();
   exports_free ();
   budget_free (budget);
   line_free (line);
