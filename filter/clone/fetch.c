@@ -22,7 +22,6 @@
 
 #include "cleanup.h"
 #include "clock.h"
-#include "debug.h"
 #include "disk.h"
 #include "extents.h"
 #include "fetch.h"
@@ -46,7 +45,8 @@
 /* How often a prefetch is made, if what it brings is out of date each time. */
 #define CACHE_ROUNDS 4
 
-int clone_debug_joins;
+/* -D clone.joins=1: a line for each request that waits for somebody else's fetch. */
+NBDKIT_DLL_PUBLIC int clone_debug_joins;
 
 struct walk {
   struct request *req;

@@ -13,9 +13,11 @@
 
 #include "cleanup.h"
 #include "clock.h"
-#include "debug.h"
 #include "line.h"
 #include "reads.h"
+
+/* -D scan.pace=1: how much may be on its way. */
+NBDKIT_DLL_PUBLIC int scan_debug_pace;
 
 struct line {
   struct line_clients *clients; /* immutable */

@@ -18,7 +18,6 @@
 
 #include "budget.h"
 #include "contexts.h"
-#include "debug.h"
 #include "default-name.h"
 #include "escape.h"
 #include "exports.h"
@@ -30,10 +29,6 @@
 #include "recorder.h"
 #include "report.h"
 #include "scans.h"
-
-int scan_debug_decisions;
-int scan_debug_reads;
-int scan_debug_pace;
 
 /* Written before the server serves, and by nobody after. */
 static unsigned times_loaded;   /* all share these variables */

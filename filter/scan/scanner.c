@@ -13,9 +13,11 @@
 
 #include "cleanup.h"
 #include "clock.h"
-#include "debug.h"
 #include "scanner-internal.h"
 #include "stats.h"
+
+/* -D scan.reads=1: every client read that a policy is told of. */
+NBDKIT_DLL_PUBLIC int scan_debug_reads;
 
 /* -- what the policy may ask about ----------------------------------------- */
 

@@ -12,7 +12,6 @@
 
 #include "cleanup.h"
 #include "clock.h"
-#include "debug.h"
 #include "escape.h"
 #include "scanner-internal.h"
 #include "stats.h"
@@ -26,6 +25,9 @@
  * one without an end doesn't keep a processor busy.
  */
 #define WALK_REST_NS (NS_PER_SECOND / 100)
+
+/* -D scan.decisions=1: every decision of a policy. */
+NBDKIT_DLL_PUBLIC int scan_debug_decisions;
 
 static void
 step_prefetch (struct scanner *s, struct worker *w,

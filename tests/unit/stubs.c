@@ -14,17 +14,11 @@
 
 #include <pthread.h>
 
-#include "debug.h"
 #include "plugin.h"
 #include "quirks.h"
 #include "stubs.h"
 
 #define STUB __attribute__ ((visibility ("default")))
-
-/* scan.c has them. */
-int scan_debug_decisions;
-int scan_debug_reads;
-int scan_debug_pace;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
