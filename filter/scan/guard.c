@@ -14,11 +14,11 @@
 #include "cleanup.h"
 #include "guard.h"
 
-/* The cow filter's default block size. */
-static uint64_t block = 65536;
+/* The cow filter's default. */
+#define DEFAULT_BLOCK 65536
 
-/* Written at start-up only. */
-static bool enabled;
+/* Of the blocks below; 0: there is nothing to guard.  Written at start-up only. */
+static uint64_t block;
 
 /* Leaf lock; guards the list and all that is on it. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -26,15 +26,9 @@ static pthread_cond_t prefetch_ended = PTHREAD_COND_INITIALIZER;
 static struct guard_op *ops;
 
 void
-guard_set_block (uint64_t bytes)
+guard_enable (uint64_t bytes)
 {
-  block = bytes;
-}
-
-void
-guard_enable (void)
-{
-  enabled = true;
+  block = bytes > 0 ? bytes : DEFAULT_BLOCK;
 }
 
 /* Every byte that can be in one block with a byte of the range.  Ranges end
@@ -97,7 +91,7 @@ wait_for_prefetches (struct range range)
 void
 guard_begin_write (struct guard_op *op, struct range range)
 {
-  if (!enabled)
+  if (block == 0)
     return;
   if (!announce_write (op, range))
     return;
@@ -109,7 +103,7 @@ guard_begin_write (struct guard_op *op, struct range range)
 bool
 guard_begin_prefetch (struct guard_op *op, struct range range)
 {
-  if (!enabled)
+  if (block == 0)
     return true;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);
@@ -123,7 +117,7 @@ guard_begin_prefetch (struct guard_op *op, struct range range)
 void
 guard_end (struct guard_op *op)
 {
-  if (!enabled)
+  if (block == 0)
     return;
 
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&lock);

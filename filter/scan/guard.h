@@ -36,11 +36,10 @@ struct guard_op {
   bool is_write;
 };
 
-/* The size of the blocks below, and that there is something to guard: until
- * then nobody waits or is turned away.  At start-up only.
+/* There is something to guard: until then nobody waits or is turned away.  block is the
+ * size of the blocks below, 0 if that is the cow filter's default.  At start-up only.
  */
-extern void guard_set_block (uint64_t bytes);
-extern void guard_enable (void);
+extern void guard_enable (uint64_t block);
 
 /* A client's write begins: waits for the prefetches that it overlaps. */
 extern void guard_begin_write (struct guard_op *op, struct range range);

@@ -140,10 +140,8 @@ scan_config_complete (nbdkit_next_config_complete *next,
     if (recorder == NULL)
       return -1;
   }
-  if (options.cow_block_size > 0)
-    guard_set_block (options.cow_block_size);
   if (options.method == SOURCE_READ || options.cow_on_cache)
-    guard_enable ();
+    guard_enable (options.cow_block_size);
   layers_advise ();
   return next (nxdata);
 }

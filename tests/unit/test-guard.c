@@ -136,8 +136,7 @@ int
 main (void)
 {
   test_not_enabled ();
-  guard_enable ();
-  guard_set_block (BLOCK);
+  guard_enable (BLOCK);
   test_writes ();
   test_edges ();
   test_threads ();
