@@ -6,10 +6,11 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "clock.h"
+#include "options.h"
 #include "plugin.h"
-#include "quirks.h"
 #include "source.h"
 
 /* The most that is asked of .extents at once: nearly all that a count can say,
@@ -32,6 +33,20 @@ struct source {
   struct source_info info;
 };
 
+/* Would a .cache never come back?  The split plugin's loops for ever, whoever asks (seen
+ * with nbdkit 1.32.5), and a server with a scan in there can't be ended.
+ * tests/upstream/split-cache-hang tells whether that is mended.
+ *
+ * The cache and clone filters read, and do not pass .cache on; one is between us and the
+ * plugin if a parameter of its has passed by.
+ */
+static bool
+cache_hangs (void)
+{
+  return strcmp (plugin_name (), "split") == 0 && !options.cache_below &&
+    !options.clone_below;
+}
+
 int
 source_ask (nbdkit_next *next, struct source_info *info)
 {
@@ -49,7 +64,7 @@ source_ask (nbdkit_next *next, struct source_info *info)
   r = next->can_cache (next);
   if (r == -1)
     return -1;
-  info->can_cache = r == NBDKIT_CACHE_NATIVE && !quirks_cache_hangs ();
+  info->can_cache = r == NBDKIT_CACHE_NATIVE && !cache_hangs ();
   r = next->can_extents (next);
   if (r == -1)
     return -1;
@@ -60,7 +75,7 @@ source_ask (nbdkit_next *next, struct source_info *info)
 void
 source_warn_no_cache (void)
 {
-  if (quirks_cache_hangs ())
+  if (cache_hangs ())
     nbdkit_error ("scan: warning: the .cache of the split plugin never comes "
                   "back, not scanning; add --filter=clone after this filter, "
                   "with clone-file=FILE");

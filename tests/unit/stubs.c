@@ -15,7 +15,6 @@
 #include <pthread.h>
 
 #include "plugin.h"
-#include "quirks.h"
 #include "stubs.h"
 
 #define STUB __attribute__ ((visibility ("default")))
@@ -377,10 +376,10 @@ stub_open_contexts (void)
   return open_contexts;
 }
 
-bool
-quirks_cache_hangs (void)
+const char *
+plugin_name (void)
 {
-  return false;
+  return "stub";
 }
 
 bool

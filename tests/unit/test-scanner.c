@@ -15,12 +15,16 @@
 #include "clock.h"
 #include "library.h"
 #include "line.h"
+#include "options.h"
 #include "scanner.h"
 #include "stubs.h"
 
 #define BLOCK 4096
 #define BLOCKS 16
 #define FINISHED "finished scanning"
+
+/* As if no parameter had been given. */
+struct options options;
 
 static struct vm_config vm_config = {
   .memory_bytes = 16 * 1024 * 1024,
