@@ -250,7 +250,7 @@ def key (result):
                                       "stack"))
 
 
-def run_all (args, cells, path, files):
+def run_all (cells, path, files):
     """Run what is not there yet, and append it to the results."""
     done = {key (r) for r in load (path)}
     todo = [c for c in cells if key (c[0]) not in done]
@@ -306,7 +306,7 @@ def main ():
     if (args.fresh or args.name == "quick") and os.path.exists (path):
         os.unlink (path)
     try:
-        run_all (args, cells, path, files)
+        run_all (cells, path, files)
     except KeyboardInterrupt:
         print ("\nStopped; the same command goes on.  So far:")
     report.write (load (path), os.path.join (OUT, args.name))

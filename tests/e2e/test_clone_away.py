@@ -213,7 +213,7 @@ def test_several_exports (tmp_path):
         server.wait_line ("gate: open [0-9]+ a$")
 
 
-def test_a_temporary_clone (tmp_path):
+def test_a_temporary_clone ():
     with nbdkit ([CLONE], gate ()) as server:
         h = server.connect ()
         h.pwrite (b"w" * BLOCK, 0)

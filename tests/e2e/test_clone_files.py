@@ -348,7 +348,7 @@ def test_a_server_that_is_killed_while_its_command_runs (disk, tmp_path):
 
 @pytest.mark.skipif (os.geteuid () != 0 or CHECK_WITH != "",
                      reason="only root can become another user")
-def test_a_clone_that_the_user_may_not_open (tmp_path):
+def test_a_clone_that_the_user_may_not_open ():
     """Who may open it is seen when the server has become that user."""
     with tempfile.TemporaryDirectory () as folder:
         os.chmod (folder, 0o755)

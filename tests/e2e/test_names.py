@@ -55,15 +55,11 @@ def labels (path):
     return found
 
 
-@pytest.fixture
-def server_of (tmp_path):
-    def make (*args):
-        return nbdkit ([SCAN], gate ("size=64K", "quiet=open", "quiet=cache"),
-                       [*args], VERBOSE)
-    return make
+def server_of (*args):
+    return nbdkit ([SCAN], gate ("size=64K", "quiet=open", "quiet=cache"), args, VERBOSE)
 
 
-def test_each_export_has_its_own_series (server_of, tmp_path):
+def test_each_export_has_its_own_series (tmp_path):
     stats = tmp_path / "stats"
     with server_of ("scan-exports=*", f"scan-stats={stats}") as server:
         for name in NAMES:
@@ -105,7 +101,7 @@ def plain (line):
     return line if RAW else line.replace (b"\\\\", b"\\")
 
 
-def test_totals_in_the_debug_log (server_of):
+def test_totals_in_the_debug_log ():
     """One line for an export, whatever it is called."""
     with server_of ("scan-exports=*") as server:
         visit (server, b"a\nb")
@@ -120,7 +116,7 @@ def test_bytes_of_a_trace_do_not_reach_the_terminal (tmp_path):
     assert r"\x1b[2J\x07\xff\xfe not a trace" in error
 
 
-def test_what_a_policy_prints (server_of, tmp_path):
+def test_what_a_policy_prints (tmp_path):
     """Its lines are its own, but for what would move the cursor."""
     policy = tmp_path / "prints.lua"
     policy.write_text (r"""

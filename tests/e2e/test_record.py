@@ -28,7 +28,7 @@ def contents (path):
     return [(int (w[0]) / BLOCK, int (w[1]) / BLOCK, w[3]) for w in words]
 
 
-def recorded (path, *args, policy="reverse", options=()):
+def recorded (*args, policy="reverse", options=()):
     return nbdkit ([SCAN], gate (f"size={SIZE}"),
                    [f"scan-policy={policy}", f"scan-size={BLOCK}", *args],
                    ["-v", *options])
@@ -37,7 +37,7 @@ def recorded (path, *args, policy="reverse", options=()):
 def test_second_start_replays_the_first (tmp_path):
     trace = tmp_path / "trace"
     args = [f"scan-trace={trace}", "scan-arg-then=reverse"]
-    with recorded (trace, *args, policy="learn") as server:
+    with recorded (*args, policy="learn") as server:
         h = server.connect ()
         server.wait_line (FINISHED)
         # As reverse does.
@@ -47,7 +47,7 @@ def test_second_start_replays_the_first (tmp_path):
     assert contents (trace) == [(40, 1, "1"), (7, 2, "1"), (3, 1, "1")]
     assert os.listdir (tmp_path) == ["trace"]
 
-    with recorded (trace, *args, "scan-arg-gap=0", policy="learn") as server:
+    with recorded (*args, "scan-arg-gap=0", policy="learn") as server:
         h = server.connect ()
         server.wait_line (FINISHED)
         calls = [c.offset // BLOCK for c in server.calls ("cache")]
@@ -66,7 +66,7 @@ def test_a_link_stays_one (tmp_path):
     real, link = tmp_path / "real" / "trace", tmp_path / "link"
     real.touch ()
     link.symlink_to ("real/trace")
-    with recorded (link, f"scan-record={link}") as server:
+    with recorded (f"scan-record={link}") as server:
         server.connect ().pread (BLOCK, 0)
     assert contents (real) == [(0, 1, "1")]
     assert os.readlink (link) == "real/trace"
@@ -96,7 +96,7 @@ def test_any_policy_and_its_client (tmp_path):
 @pytest.mark.parametrize ("policy", ["reverse", "readahead"])
 def test_background (policy, tmp_path):
     trace = tmp_path / "trace"
-    with recorded (trace, f"scan-record={trace}", "scan-background=true",
+    with recorded (f"scan-record={trace}", "scan-background=true",
                    policy=policy) as server:
         if policy == "reverse":
             server.wait_line (FINISHED)
@@ -109,7 +109,7 @@ def test_killed (tmp_path):
     """What was written is there, and what was not is not missed by anybody."""
     trace = tmp_path / "trace"
     trace.write_text ("0 4096\n")
-    with recorded (trace, f"scan-record={trace}") as server:
+    with recorded (f"scan-record={trace}") as server:
         h = server.connect ()
         h.pread (BLOCK, 9 * BLOCK)
         server.poll (lambda: trace.read_text () != "0 4096\n", "the file")
@@ -129,7 +129,7 @@ def test_two_servers (before, tmp_path):
     if before:
         trace.write_text (before)
     args = [f"scan-trace={trace}"]
-    with recorded (trace, *args) as first, recorded (trace, *args) as second:
+    with recorded (*args) as first, recorded (*args) as second:
         first.connect ().pread (BLOCK, 9 * BLOCK)
         first.poll (lambda: trace.exists () and trace.read_text () != before, "the file")
         second.connect ().pread (BLOCK, 5 * BLOCK)
@@ -139,14 +139,14 @@ def test_two_servers (before, tmp_path):
     assert 5 not in [offset for offset, _, _ in contents (trace)]
     assert os.listdir (tmp_path) == ["trace"]
     # Neither has left it locked.
-    with recorded (trace, *args) as third:
+    with recorded (*args) as third:
         third.connect ().pread (BLOCK, 5 * BLOCK)
     assert contents (trace)[0][0] in (5, 9) and third.errors () == []
 
 
 def test_says_what_it_has_learnt (tmp_path):
     trace = tmp_path / "trace"
-    with recorded (trace, f"scan-record={trace}") as server:
+    with recorded (f"scan-record={trace}") as server:
         server.connect ().pread (3 * BLOCK, 0)
     found = [re.search (LEARNT, line) for line in server.log]
     assert [m.groups () for m in found if m] == [("3", "the server ends")]
@@ -154,7 +154,7 @@ def test_says_what_it_has_learnt (tmp_path):
 
 def test_one_export (tmp_path):
     trace = tmp_path / "trace"
-    with recorded (trace, f"scan-record={trace}", "scan-exports=*") as server:
+    with recorded (f"scan-record={trace}", "scan-exports=*") as server:
         server.connect ("a").pread (BLOCK, 0)
         server.connect ("b").pread (BLOCK, BLOCK)
         server.connect ("a").pread (BLOCK, 2 * BLOCK)
@@ -165,7 +165,7 @@ def test_one_export (tmp_path):
 
 def test_nothing_read (tmp_path):
     trace = tmp_path / "trace"
-    with recorded (trace, f"scan-record={trace}") as server:
+    with recorded (f"scan-record={trace}") as server:
         server.connect ()
     assert os.listdir (tmp_path) == []
 

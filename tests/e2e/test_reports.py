@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_written_is_refused ():
     assert error.startswith ("scan-stats=/nonexistent/x: ")
 
 
-def test_progress_without_a_terminal (tmp_path):
+def test_progress_without_a_terminal ():
     with nbdkit ([SCAN], gate (f"size={16 * BLOCK}", f"data=0+{12 * BLOCK}"),
                  [f"scan-size={BLOCK}", "scan-progress=true", "scan-policy=data"],
                  ["-v"]) as server:
@@ -226,7 +226,7 @@ def test_watch_shows_the_pace (tmp_path):
 
 
 @pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit by itself")
-def test_progress_is_no_wider_than_the_terminal (tmp_path):
+def test_progress_is_no_wider_than_the_terminal ():
     """Else each second leaves a line behind."""
     shown = shown_on_terminal (
         ["nbdkit", "-U", "-", f"--filter={SCAN}", "memory", "1M", "scan-progress=true",
@@ -339,7 +339,7 @@ def progress (server):
     return [line for line in server.log if line.startswith ("scan: ")]
 
 
-def test_reads_are_no_progress (tmp_path):
+def test_reads_are_no_progress ():
     """An empty trace: nothing is scanned, whatever the client reads."""
     with nbdkit ([SCAN, "cache"], ["memory", "1M"],
                  ["scan-progress=true", "scan-policy=replay",
@@ -351,7 +351,7 @@ def test_reads_are_no_progress (tmp_path):
     assert not any ("100%" in line for line in progress (server))
 
 
-def test_progress_tells_of_hits (tmp_path):
+def test_progress_tells_of_hits ():
     """At the end: what it was good for, and 100 % once."""
     with nbdkit ([SCAN], gate (f"size={16 * BLOCK}", "hold=cache"),
                  [f"scan-size={BLOCK}", "scan-progress=true", "scan-ahead=false"],
@@ -371,7 +371,7 @@ def test_progress_tells_of_hits (tmp_path):
                          "came late; 64K fetched, 48K of it never read")
 
 
-def test_the_sum_at_the_end_is_of_all_exports (tmp_path):
+def test_the_sum_at_the_end_is_of_all_exports ():
     """Also of those that were let go."""
     with nbdkit ([SCAN], gate ("size=64K"),
                  ["scan-exports=*", "scan-progress=true", "scan-policy=replay",
@@ -408,7 +408,7 @@ def test_advice (tmp_path, policy, read, advice):
     assert advice in progress (server)[-1]
 
 
-def test_a_client_that_leaves_in_a_prefetch (tmp_path):
+def test_a_client_that_leaves_in_a_prefetch ():
     """What fails then is no fault, and no scan goes on."""
     with nbdkit ([SCAN], gate (f"size={16 * BLOCK}", "hold=cache"),
                  [f"scan-size={BLOCK}"], ["-v"]) as server:

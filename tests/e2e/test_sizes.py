@@ -154,7 +154,7 @@ def test_counters_go_on_when_the_size_changes (first, tmp_path):
 
 
 @pytest.mark.parametrize ("threads", [1, 4])
-def test_granules_larger_than_a_prefetch (disk, policy, tmp_path, threads):
+def test_granules_larger_than_a_prefetch (disk, tmp_path, threads):
     """At 6 TiB four prefetches of 2 MiB make one."""
     path, resize = disk
     stats = tmp_path / "stats"
