@@ -4,9 +4,9 @@
 --- How much may be on its way from the source: the filter's pace, once more.
 --
 -- This is filter/scan/pace.c, function by function, so that a policy meets in the
--- simulator what it meets in the server; filter/scan/pace.h says how it works.  Times
--- are in seconds here.  After a change of either, change the other:
--- tests/unit/test-pace-events.c compares them.
+-- simulator what it meets in the server; filter/scan/pace.h says how it works, and what
+-- is said of a function or a step there is not said again here.  Times are in seconds.
+-- Change both: tests/unit/test-pace-events.c compares them.
 --
 -- @module scan.pace
 
@@ -43,7 +43,6 @@ local function bytes_seconds (p, bytes)
   return p.serial * bytes / smallest_piece (p)
 end
 
--- How long a piece takes where nothing is in its way.
 local function alone_seconds (p)
   return p.least + bytes_seconds (p, p.is_by_requests and p.piece or smallest_piece (p))
 end
@@ -68,7 +67,6 @@ local function set_level (p, phase, level)
   p.owed = { nr = 0 }
 end
 
--- Such a search goes on, however long its first transfers have to wait for credit.
 local function is_beginning (p)
   return p.phase == "first" and p.piece > 0
 end
@@ -83,7 +81,6 @@ local function begin_anew (p, now)
   set_level (p, "first", 0)
 end
 
--- So many bytes in whole smallest pieces, one at least.
 local function whole_pieces (p, bytes)
   local most = math.floor (math.min (bytes, p.largest))
   return math.max (smallest_piece (p), most - most % M.SMALLEST)
@@ -95,7 +92,6 @@ local function hold (p, window)
   if not p.is_by_requests then p.piece = whole_pieces (p, p.window / M.DEPTH) end
 end
 
--- Do the bytes alone take most of the time, with so many times what is carried now?
 local function is_full (p, times)
   return bytes_seconds (p, times * p.bandwidth) >= FULL
 end
@@ -106,8 +102,6 @@ local function may_be (p, piece)
     and p.least + bytes_seconds (p, piece) <= PIECE_TIMES * (p.least + p.serial)
 end
 
--- The same number of larger pieces; of much larger ones if many of those would not fill
--- the line either.
 local function try_larger (p, level)
   local times = may_be (p, 4 * p.piece) and not is_full (p, 4) and 4 or 2
   p.low_level, p.low_piece = level, p.piece
@@ -119,7 +113,6 @@ local function end_larger (p, level, piece)
   p.is_by_requests = piece > p.guessed
   p.piece = p.is_by_requests and piece or smallest_piece (p)
   local window = math.min (level, window_of (p))
-  -- Two went side by side, and do.
   if p.is_by_requests and p.low.in_flight >= 2 * piece then
     if window >= (1 + ROUNDING) * piece then
       window = math.max (window, 2 * piece)
@@ -137,14 +130,11 @@ local function mean_of (sum)
            trip = sum.trip / sum.nr }
 end
 
--- Has more in flight brought more?
 local function has_grown (low, high)
   local added = high.in_flight / low.in_flight - 1
   return added > 0 and rate_of (high) >= rate_of (low) * (1 + MORE_BRINGS * added)
 end
 
--- More in flight brings no more, or was not reached.  If bytes are not what limits,
--- larger pieces may.
 local function end_more (p, m, is_reached)
   p.low, p.bandwidth = m, rate_of (m)
   local window = math.max (is_reached and window_of (p) or m.in_flight, p.piece)
@@ -157,8 +147,6 @@ end
 -- Enough is known of a level, by its phase.
 local DECIDE = {}
 
--- A trip that is longer than it was in the last search may have waited for what is the
--- client's, which was in flight: the least of a few counts.
 local function is_tried_again (p, m)
   local known = p.least + (p.piece < smallest_piece (p) and 0 or p.serial)
   if p.nr_tries > 0 then m.trip = math.min (m.trip, p.low.trip) end
@@ -174,8 +162,6 @@ local function is_tried_again (p, m)
   return false
 end
 
--- Eight of such pieces fill the line if bytes are what limits: those of one take an
--- eighth of the latency.  That is a guess, so a larger one is left to be compared to it.
 local function first_piece (p, count)
   local most = math.min (p.largest / 2, FIRST_TIMES * count)
   if p.serial > 0 then
@@ -184,9 +170,6 @@ local function first_piece (p, count)
   return whole_pieces (p, most)
 end
 
--- What bytes take, from a piece of twice the size of one before: what it took longer than
--- that, or, if that one began beside the client and this one did not, than the smallest
--- of all.  Not known if it is short, or has waited less.
 local function measure_twice (p, trip, count, is_beside)
   local before = p.before
   if count < 2 * before.count or is_beside and before.trip > CLEARLY * trip then
@@ -204,15 +187,11 @@ local function measure_twice (p, trip, count, is_beside)
   return true
 end
 
--- It is known what bytes take: beside so much of the client's, the smallest piece takes
--- this long.
 local function end_first (p, theirs, trip, count)
-  -- That the line is thin, it says itself.
   p.serial, p.shown_serial = math.max (p.serial, math.min (p.shown_serial, p.least)), 0
   p.low = { in_flight = p.piece, ours = p.piece, trip = trip }
   p.piece = first_piece (p, count)
   p.guessed = p.piece
-  -- It took so long that the next is due: the rest of it comes first.
   if p.moved >= p.anew then p.anew = p.moved + ANEW_SECONDS end
   if p.serial > p.least then
     p.bandwidth = p.piece / p.serial
@@ -223,8 +202,6 @@ local function end_first (p, theirs, trip, count)
                          math.min (p.window / 2, M.DEPTH * p.piece)))
 end
 
--- A piece alone has taken this long; one of the client's was there, too, if more was
--- in flight, and if it has waited for that, that is its time.
 function DECIDE.first (p, m, count)
   local smallest = smallest_piece (p)
   local theirs, trip = m.in_flight - p.piece, m.trip
@@ -245,16 +222,12 @@ function DECIDE.first (p, m, count)
   if is_known and count > M.LEAST then
     p.serial = math.max (0, m.trip - p.least) * smallest / (count - M.LEAST)
   end
-  -- A smaller one takes no longer than this, but may have been held up: the first of all
-  -- is, while a connection is made.
   if m.trip * CLEARLY < p.least then
     p.least = m.trip
     p.piece = math.min (p.largest, M.LEAST)
     return set_level (p, "first", 0)
   end
   p.least = is_known and math.min (p.least, m.trip) or m.trip
-  -- Beside a client its bytes may be in that, or a wait for them.  With nobody there,
-  -- that bytes are all it takes may be said of a smaller one that was there already.
   local is_thin = p.serial > p.least
   local is_doubtful = theirs == 0 and is_thin
     or theirs > 0 and not is_thin and trip > CLEARLY * p.least
@@ -269,28 +242,23 @@ end
 
 function DECIDE.more (p, m)
   if not has_grown (p.low, m) then return end_more (p, m, true) end
-  -- Nothing has waited at the level before.
   if not p.low_is_burst then
     p.least = math.max (p.least, p.low.trip - bytes_seconds (p, p.piece))
   end
-  -- Nor now, and so few are far from full.
   local times = p.piece <= M.SMALLEST and m.trip <= CLEARLY * p.low.trip and 4 or 2
   p.low = m
   set_level (p, "more", times * p.level)
 end
 
 function DECIDE.larger (p, m)
-  -- Their least trip counts: others may have been held up.
   local should = p.piece / p.low_piece
     * (p.least + bytes_seconds (p, p.low_piece)) / (p.least + bytes_seconds (p, p.piece))
   if m.in_flight / p.full.least < LARGER_BEATS * p.bandwidth
      or m.ours / p.full.least < MORE_BRINGS * should * p.low.ours / p.low.trip then
-    -- One that is held up says nothing.
     if p.full.nr < 2 then return end
     return end_larger (p, p.low_level, p.low_piece)
   end
   p.low, p.bandwidth = m, rate_of (m)
-  -- Several of them side by side may fill the line by now, or, beside a client, nearly.
   if may_be (p, 2 * p.piece) and (p.level < 2 * p.piece
      or not is_full (p, m.in_flight > m.ours and 1 or FULL)) then
     return try_larger (p, p.level)
@@ -298,9 +266,6 @@ function DECIDE.larger (p, m)
   end_larger (p, p.level, p.piece)
 end
 
--- The window was narrowed: is as much carried?  Then bytes are what limits, and this is
--- what they take, also for the next search, which a burst may tell less.  If not, back.
--- Returns whether it went back.
 local function judge_narrower (p, carried)
   local wider = p.wider
   p.wider = nil
@@ -318,12 +283,8 @@ local function judge_narrower (p, carried)
   return true
 end
 
--- Transfers take clearly longer in the mean than by themselves, and not all of them do:
--- are they in a queue of ours?  What is carried would need less in flight, in smaller
--- pieces if not two of these.  Returns whether the level is another one now.
 local function narrow (p, sum)
   local m = mean_of (sum)
-  -- Pieces that are cut short are less than they are charged.
   local part = math.min (1, p.brought.count / p.brought.nr / p.piece)
   local carried = { in_flight = part * m.in_flight, trip = m.trip }
   if p.wider and judge_narrower (p, carried) then return true end
@@ -333,7 +294,6 @@ local function narrow (p, sum)
     p.was_long = false
     return false
   end
-  -- If only once, something has stood still for a moment.
   p.was_long = not p.was_long
   if p.was_long then
     hold (p, p.window)
@@ -345,7 +305,6 @@ local function narrow (p, sum)
   if window_of (p) < 2 * p.piece then
     p.bandwidth, p.is_by_requests = rate_of (carried), false
   end
-  -- Probes only lead up from two pieces on.
   local window = math.max (window_of (p), 2 * smallest_piece (p))
   hold (p, math.min (p.window, window))
   return true
@@ -357,9 +316,6 @@ function DECIDE.hold (p, m)
   if p.window >= 2 * p.piece then
     return set_level (p, "probe", p.window + math.max (p.window / 4, p.piece))
   end
-  -- One at a time waits for nobody, or for one read of the client's.  If it takes longer,
-  -- what was there already was taken for the line; or, of large pieces, there was a burst
-  -- in which bytes cost nothing, which the next search knows.
   local reads = m.in_flight > m.ours and 2 or 1
   if p.full.least > reads * BESIDE * alone_seconds (p) then
     if p.piece <= smallest_piece (p) then return begin_anew (p, p.moved) end
@@ -370,16 +326,12 @@ end
 
 function DECIDE.probe (p, m)
   if has_grown (p.low, m) then
-    -- A search like any other.  Its latency is not that of the window, whose trip has a
-    -- queue in it: by chance a probe may seem to bring more each time.
     p.anew = p.moved + ANEW_SECONDS
     p.low = m
-    -- What bytes took when the window was narrowed, they do not take.
     p.serial, p.found_serial, p.shown_serial = p.found_serial or p.serial, nil, 0
     return set_level (p, "more", 2 * p.level)
   end
   p.bandwidth = rate_of (m)
-  -- Several went side by side, and do again, if need be smaller ones.
   p.is_by_requests = p.is_by_requests and window_of (p) >= 2 * p.piece
   hold (p, window_of (p))
 end
@@ -389,14 +341,11 @@ end
 -- Not of "first" and "larger", where whatever is in flight is all of it.
 local GIVE_UP = {}
 
--- If no more was in flight than before, it is not known whether that brings more: what
--- was reached is what there is.
 function GIVE_UP.more (p, reached)
   local is_more = reached.in_flight > CLEARLY * p.low.in_flight
   end_more (p, reached, is_more and not has_grown (p.low, reached))
 end
 
--- It carries at least what it has carried.
 function GIVE_UP.probe (p, reached)
   if rate_of (reached) > p.bandwidth then
     p.bandwidth = rate_of (reached)
@@ -409,8 +358,6 @@ function GIVE_UP.hold (p, reached)
   if not narrow (p, p.missed) then GIVE_UP.probe (p, reached) end
 end
 
--- While the level doubles, transfers wait for those of the burst that it begins with.
--- None waits for less than what is in flight, so the least trip counts.
 local function mean_of_level (p)
   local m = mean_of (p.full)
   if p.phase == "more" then m.trip = p.full.least end
@@ -419,14 +366,10 @@ end
 
 -- -- what the client pays, and is paid ----------------------------------------------
 
--- May a piece be in the client's way?
 local function is_tight (p)
   return p.level < math.max (2 * p.piece, M.DEPTH * smallest_piece (p))
 end
 
--- The part of its trip that a transfer may cost the client: by how many go side by side;
--- once that is known, what a read waits that comes while its bytes are on the line, half
--- of what they take, as a client's reads come one in a trip.
 local function cost_of (p)
   if (p.phase == "hold" or p.phase == "probe") and p.level >= 2 * p.piece then
     local seconds = bytes_seconds (p, p.piece)
@@ -465,10 +408,8 @@ local function charge_client (p, client)
   return math.max (bytes - bytes / math.max (client.reads, 1), smallest_piece (p))
 end
 
--- So many in a row came at once: from near by, or they were there already.
 local function is_near (p) return p.nr_near >= NEAR_IN_A_ROW end
 
--- In the client's pauses all is free.
 local function has_room (p, client, is_paused)
   if not is_paused
      and (is_near (p) or is_tight (p) and p.least > 0 and p.credit <= 0) then
@@ -481,7 +422,6 @@ local function has_room (p, client, is_paused)
   return p.ours + client + p.piece * ROUNDING <= p.level
 end
 
--- What has been on its way for so long, with nothing else moving, is lost.
 local function forget_hung (p, now)
   if p.nr_ours == 0 or now < p.moved + HUNG_SECONDS then return end
   p.forgotten, p.ours, p.nr_ours = p.level_id, 0, 0
@@ -501,7 +441,6 @@ function Pace:take (client, now)
   if charge > 0 or client.begun ~= self.client_begun then self.busy = now end
   self.client_begun = client.begun
   earn (self, client, now)
-  -- What comes at once is in nobody's way for long.
   local pause = is_near (self) and 0 or alone_seconds (self)
   local is_paused = charge == 0 and now >= self.busy + math.max (pause, M.NEAR_SECONDS)
   if not has_room (self, charge, is_paused) then return nil end
@@ -532,7 +471,6 @@ function Pace:begin (transfer, client, now)
     or transfer.in_flight + self.piece * ROUNDING > self.level
   transfer.is_settled = (self.nr_ended > 0 or self.nr_ours == 1)
     and self.nr_older == 0
-  -- Of those that begin together the last stands for all.
   local last = self.last
   transfer.weight = 1
   if last and last.level_id == transfer.level_id
@@ -558,7 +496,6 @@ function Pace:done (transfer, count, now)
   self.nr_ended, self.moved = self.nr_ended + 1, now
   if charge == 0 then return end
   self.credit = self.credit - transfer.cost * trip
-  -- It says nothing, and those that it stood for have to do so themselves.
   if (count == 0 or trip < M.NEAR_SECONDS) and transfer.level_id == self.level_id
      and transfer.is_settled and transfer.weight > 1 then
     self.owed = { nr = self.owed.nr + transfer.weight - 1,
