@@ -539,6 +539,16 @@ def nbdkit (filters, plugin, args=(), options=()):
     server.stop ()
 
 
+def fails (err, call, *args):
+    """A client's request fails with this errno."""
+    try:
+        call (*args)
+    except nbd.Error as error:
+        assert error.errnum == err, error
+    else:
+        raise AssertionError (f"it did not fail: {os.strerror (err)}")
+
+
 def refused (filters, plugin, args=(), options=()):
     """Run an nbdkit that should not start; returns its error messages."""
     with tempfile.TemporaryDirectory (prefix="scan-e2e-") as reports:

@@ -10,7 +10,7 @@ import os
 import nbd
 import pytest
 
-from harness import CLONE, SCAN, gate, nbdkit, pattern
+from harness import CLONE, SCAN, fails, gate, nbdkit, pattern
 
 K = 1024
 M = 1024 * K
@@ -252,9 +252,7 @@ def test_a_small_read_waits_for_a_large_prefetch_that_ends_as_soon ():
 def test_a_failed_read_marks_nothing ():
     with clone ("fail=read:1-1") as server:
         h = server.connect ()
-        with pytest.raises (nbd.Error) as error:
-            h.pread (BLOCK, 0)
-        assert error.value.errnum == errno.EIO
+        fails (errno.EIO, h.pread, BLOCK, 0)
         assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
         assert reads (server) == [(0, BLOCK), (0, BLOCK)]
 
@@ -368,9 +366,8 @@ def test_nothing_is_written_to_the_plugin ():
 def test_a_fast_zero_is_fast_or_refused ():
     with clone () as server:
         h = server.connect ()
-        with pytest.raises (nbd.Error) as error:
-            h.zero (100, 10, nbd.CMD_FLAG_FAST_ZERO)    # needs a fetch
-        assert error.value.errnum == errno.EOPNOTSUPP
+        # Needs a fetch.
+        fails (errno.EOPNOTSUPP, h.zero, 100, 10, nbd.CMD_FLAG_FAST_ZERO)
         h.zero (64 * K, 0, nbd.CMD_FLAG_FAST_ZERO)
         assert h.pread (64 * K, 0) == b"\0" * 64 * K
         assert reads (server) == []
@@ -383,9 +380,7 @@ def test_a_source_may_fail_as_it_likes (what):
         h = server.connect ()
         server.send (f"fail read {errno.ENOTSUP}")
         server.wait_line ("done fail read")
-        with pytest.raises (nbd.Error) as error:
-            getattr (h, what) (b"w" if what == "pwrite" else 100, 10)
-        assert error.value.errnum == errno.EIO
+        fails (errno.EIO, getattr (h, what), b"w" if what == "pwrite" else 100, 10)
         server.send ("fail read 0")
         server.wait_line ("done fail read 0")
         assert h.pread (BLOCK, 0) == pattern (0, BLOCK)
@@ -481,9 +476,7 @@ def test_through_a_prefetch_that_is_always_too_late_fails ():
             call = server.next_call ("read")
             h.pwrite (b"w" * 100, 100)
             server.release (call)
-        with pytest.raises (nbd.Error) as error:
-            finish (h, cookie)
-        assert error.value.errnum == errno.EIO
+        fails (errno.EIO, finish, h, cookie)
 
 
 def test_through_a_write_that_the_plugin_refuses_changes_nothing ():
@@ -491,9 +484,7 @@ def test_through_a_write_that_the_plugin_refuses_changes_nothing ():
         h = server.connect ()
         h.cache (64 * K, 0)
         for offset in 0, 256 * K:
-            with pytest.raises (nbd.Error) as error:
-                h.pwrite (b"w" * BLOCK, offset)
-            assert error.value.errnum == errno.EIO
+            fails (errno.EIO, h.pwrite, b"w" * BLOCK, offset)
             assert h.pread (BLOCK, offset) == pattern (offset, BLOCK)
 
 

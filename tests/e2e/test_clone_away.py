@@ -12,7 +12,7 @@ import threading
 import nbd
 import pytest
 
-from harness import CHECK_WITH, CLONE, SCAN, gate, nbdkit, pattern
+from harness import CHECK_WITH, CLONE, SCAN, fails, gate, nbdkit, pattern
 from test_clone_files import clone
 
 K = 1024
@@ -29,12 +29,6 @@ def disk (tmp_path):
     with clone (path) as server:
         server.connect ().cache (HALF, 0)
     return path
-
-
-def fails (err, call, *args):
-    with pytest.raises (nbd.Error) as error:
-        call (*args)
-    assert error.value.errnum == err
 
 
 def is_read (h, count, offset):
@@ -365,9 +359,7 @@ def test_a_default_export_without_a_name (tmp_path):
         # nbdkit would ask for the name, and must not while it serves the client.
         name.write_text ("\n")
         there.touch ()
-        with pytest.raises (nbd.Error) as error:
-            h.pread (BLOCK, HALF)
-        assert error.value.errnum == errno.EIO
+        fails (errno.EIO, h.pread, BLOCK, HALF)
         assert server.connect ().pread (BLOCK, HALF) == bytes (BLOCK)
 
 

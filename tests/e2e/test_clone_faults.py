@@ -13,7 +13,7 @@ import subprocess
 import nbd
 import pytest
 
-from harness import (CLONE, PLUGINS, SCAN, file_limit, gate, nbdkit, pattern,
+from harness import (CLONE, PLUGINS, SCAN, fails, file_limit, gate, nbdkit, pattern,
                      refused)
 from test_clone import Read, extents, finish, with_extents
 from test_clone_files import clone, crashing, damage, make, map_of, newest_slot, reads
@@ -46,12 +46,6 @@ def fail (tmp_path, monkeypatch):
             path.unlink ()
 
     return failing
-
-
-def fails (err, call, *args):
-    with pytest.raises (nbd.Error) as error:
-        call (*args)
-    assert error.value.errnum == err
 
 
 @pytest.fixture
@@ -854,9 +848,7 @@ def test_a_limit_for_files_ends_no_server (disk):
         with file_limit (M):
             server = stack.enter_context (clone (disk, plugin=[size]))
         h = server.connect ()
-        with pytest.raises (nbd.Error) as error:
-            h.pwrite (b"w" * BLOCK, 2 * M)
-        assert error.value.errnum == errno.ENOSPC
+        fails (errno.ENOSPC, h.pwrite, b"w" * BLOCK, 2 * M)
         assert h.pread (2 * BLOCK, 2 * M) == pattern (2 * M, 2 * BLOCK)
         h.pwrite (b"w" * BLOCK, BLOCK, nbd.CMD_FLAG_FUA)
         assert h.pread (2 * BLOCK, 0) == b"w" * 2 * BLOCK

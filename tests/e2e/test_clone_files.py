@@ -18,7 +18,7 @@ import tempfile
 import nbd
 import pytest
 
-from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, gate, nbdkit, pattern,
+from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, fails, gate, nbdkit, pattern,
                      refused)
 
 K = 1024
@@ -753,12 +753,6 @@ def free (folder):
     return st.f_bavail * st.f_frsize
 
 
-def has_no_room (call, *args):
-    with pytest.raises (nbd.Error) as error:
-        call (*args)
-    assert error.value.errnum == errno.ENOSPC
-
-
 def test_fetches_leave_the_reserve (small):
     with clone (small / "disk", "clone-reserve=512K", plugin=["size=4M"]
                 ) as server:
@@ -767,7 +761,7 @@ def test_fetches_leave_the_reserve (small):
             assert h.pread (64 * K, offset) == pattern (offset, 64 * K)
         assert free (small) >= 512 * K
         n = len (reads (server))
-        has_no_room (h.cache, M, 3 * M)         # not fetched for nothing
+        fails (errno.ENOSPC, h.cache, M, 3 * M)         # not fetched for nothing
         assert len (reads (server)) == n
         h.pwrite (b"w" * 256 * K, 2 * M)        # that's what it is for
         h.flush ()
@@ -787,10 +781,10 @@ def test_a_prefetch_of_more_than_there_is_room_for (small):
     with clone (small / "disk", "clone-reserve=512K", "clone-fetch-size=64K",
                 plugin=["size=4M"]) as server:
         h = server.connect ()
-        has_no_room (h.cache, 4 * M, 0)
+        fails (errno.ENOSPC, h.cache, 4 * M, 0)
         assert 512 * K <= free (small) < 512 * K + 64 * K
         n = len (reads (server))
-        has_no_room (h.cache, 4 * M, 0)         # not fetched for nothing
+        fails (errno.ENOSPC, h.cache, 4 * M, 0)         # not fetched for nothing
         h.cache (64 * K, 0)                     # is there
         assert len (reads (server)) == n
         assert (small / "disk").stat ().st_blocks * 512 == n * 64 * K
@@ -857,9 +851,9 @@ def test_no_room_at_all (small):
         h = server.connect ()
         for offset in range (0, 4 * M, 64 * K):
             assert h.pread (64 * K, offset) == pattern (offset, 64 * K)
-        has_no_room (h.cache, M, 3 * M)
-        has_no_room (h.pwrite, b"w" * M, 2 * M)
-        has_no_room (h.pwrite, b"w", 3 * M + 100)       # its edge has no room
+        fails (errno.ENOSPC, h.cache, M, 3 * M)
+        fails (errno.ENOSPC, h.pwrite, b"w" * M, 2 * M)
+        fails (errno.ENOSPC, h.pwrite, b"w", 3 * M + 100)       # its edge has no room
         h.flush ()
         assert h.pread (64 * K, M) == pattern (M, 64 * K)
     with clone (small / "disk", plugin=["size=4M"]) as server:
