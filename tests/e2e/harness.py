@@ -39,6 +39,7 @@ import threading
 import time
 
 import nbd
+import pytest
 
 TOP = os.path.dirname (os.path.dirname (os.path.dirname (
     os.path.abspath (__file__))))
@@ -537,6 +538,13 @@ def nbdkit (filters, plugin, args=(), options=()):
         server.kill ()
         raise
     server.stop ()
+
+
+def needs (*programs):
+    """A mark: skip a test where one of these is missing."""
+    missing = [p for p in programs if not shutil.which (p, path=os.environ["PATH"]
+                                                        + ":/usr/sbin:/sbin")]
+    return pytest.mark.skipif (missing != [], reason=f"no {', '.join (missing)}")
 
 
 def fails (err, call, *args):

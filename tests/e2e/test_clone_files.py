@@ -18,8 +18,8 @@ import tempfile
 import nbd
 import pytest
 
-from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, fails, gate, nbdkit, pattern,
-                     refused)
+from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, fails, gate, nbdkit, needs,
+                     pattern, refused)
 
 K = 1024
 M = 1024 * K
@@ -274,8 +274,7 @@ def test_a_clone_is_locked_for_others (disk):
                 fcntl.lockf (f, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.skipif (not shutil.which ("qemu-img") or not shutil.which ("qemu-io"),
-                     reason="needs qemu-img and qemu-io")
+@needs ("qemu-img", "qemu-io")
 def test_qemu_reads_a_clone_that_is_in_use (disk):
     """If it is told to, as for any image that somebody writes to."""
     def qemu (tool, *args):

@@ -14,18 +14,13 @@ import subprocess
 import nbd
 import pytest
 
-from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP
+from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP, needs
 
 UNITS = os.path.join (TOP, "packaging/systemd")
 RULES = os.path.join (TOP, "packaging/prometheus/nbdkit-scan.rules.yml")
 DASHBOARD = os.path.join (TOP, "packaging/prometheus/grafana-dashboard.json")
 
 pytestmark = pytest.mark.skipif (CHECK_WITH != "", reason="not about the filter")
-
-
-def needs (program):
-    return pytest.mark.skipif (shutil.which (program) is None,
-                               reason=f"there is no {program}")
 
 
 def read (*path):

@@ -6,16 +6,15 @@ system is for tests/chroot/make-install): what pages name is there, and all goes
 
 import os
 import re
-import shutil
 import subprocess
 
 import pytest
 
-from harness import CHECK_WITH, TOP
+from harness import CHECK_WITH, TOP, needs
 
 pytestmark = [
     pytest.mark.skipif (CHECK_WITH != "", reason="nothing of it runs under a checker"),
-    pytest.mark.skipif (shutil.which ("pod2man") is None, reason="needs perl's pod2man"),
+    needs ("pod2man"),
 ]
 
 
@@ -177,7 +176,7 @@ def test_what_a_changed_file_is_in_the_way_of_is_not_forgotten (place, name, kep
 
 # -- the rpm ---------------------------------------------------------------------
 
-@pytest.mark.skipif (shutil.which ("rpmspec") is None, reason="there is no rpmspec")
+@needs ("rpmspec")
 def test_the_spec_is_read_where_nothing_is_installed_yet (tmp_path):
     """As dnf builddep does, to know what to install."""
     none = tmp_path / "pkg-config"

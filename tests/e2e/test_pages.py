@@ -25,7 +25,7 @@ import nbd
 import pytest
 
 from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP, dump_config,
-                     stock_filter)
+                     needs, stock_filter)
 
 pytestmark = pytest.mark.skipif (CHECK_WITH != "",
                                  reason="the servers are started by a shell")
@@ -334,12 +334,6 @@ def test_page (page, here):
 
 
 # -- what takes more than one line ---------------------------------------------
-
-def needs (*programs):
-    missing = [p for p in programs if not shutil.which (p, path=os.environ["PATH"]
-                                                        + ":/usr/sbin:/sbin")]
-    return pytest.mark.skipif (missing != [], reason=f"no {', '.join (missing)}")
-
 
 @needs ("nbdsh", "mke2fs", "debugfs", "qemu-img")
 def test_fleet (here):

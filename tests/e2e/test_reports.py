@@ -8,7 +8,6 @@ import fcntl
 import os
 import pty
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -17,7 +16,8 @@ import termios
 import nbd
 import pytest
 
-from harness import CHECK_WITH, CLONE, SCAN, TOP, file_limit, gate, nbdkit, refused
+from harness import (CHECK_WITH, CLONE, SCAN, TOP, file_limit, gate, nbdkit, needs,
+                     refused)
 
 BLOCK = 4096
 FINISHED = "scan: finished scanning the plugin"
@@ -73,7 +73,7 @@ def test_counters (tmp_path):
     assert os.listdir (tmp_path) == ["scan.prom"]       # no half-written file
 
 
-@pytest.mark.skipif (not shutil.which ("promtool"), reason="no promtool")
+@needs ("promtool")
 def test_counters_are_what_prometheus_reads (tmp_path):
     stats, server_of = scanned (tmp_path)
     with server_of as server:

@@ -23,7 +23,7 @@ import time
 import nbd
 import pytest
 
-from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP, nbdkit
+from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP, nbdkit, needs
 
 FINISHED = "scan: finished scanning the plugin"
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
@@ -41,12 +41,6 @@ each_layer = pytest.mark.parametrize ("layer", LAYERS)
 
 # libcurl, libssh and GnuTLS have reports of their own under the checkers.
 pytestmark = pytest.mark.skipif (CHECK_WITH != "", reason="about other's libraries")
-
-
-def needs (*programs):
-    missing = [p for p in programs if shutil.which (p) is None
-               and shutil.which ("/usr/sbin/" + p) is None]
-    return pytest.mark.skipif (missing != [], reason=f"no {', '.join (missing)}")
 
 
 def free_port ():

@@ -27,7 +27,7 @@ import time
 import nbd
 import pytest
 
-from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP, nbdkit
+from harness import CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, TOP, nbdkit, needs
 
 SIZE = 5 * 1024 * 1024 + 512        # blocks of 1M, the last one short
 BLOCK = 1024 * 1024
@@ -376,7 +376,7 @@ def test_tls_psk (layer, images, tmp_path, monkeypatch):
 
 
 @needs_plain_nbdkit
-@pytest.mark.skipif (not shutil.which ("certtool"), reason="certtool is not installed")
+@needs ("certtool")
 @way ("--tls=require --tls-certificates=DIR")
 def test_tls_certificates (layer, images, tmp_path, monkeypatch):
     def certtool (*words):
