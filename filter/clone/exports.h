@@ -34,8 +34,11 @@ struct export {
   /* Immutable. */
   char *name;
   char *path;                   /* of its file; NULL: temporary */
+  uint64_t number;              /* exports are counted */
 
-  /* Held while the store is opened, made or closed; guards these. */
+  /* Held by a user while it opens, makes or closes the store; guards these.  They may
+   * also be looked at by the only user, and with the lock of the list if there is none.
+   */
   pthread_mutex_t lock;
   struct store *store;          /* NULL: not open; stays while it is used */
   bool has_past;                /* it was open before */
@@ -47,7 +50,6 @@ struct export {
   /* Protected by the lock of the list. */
   unsigned users;
   unsigned visitors;            /* of the users */
-  uint64_t number;              /* exports are counted */
   struct export *next;
 };
 
