@@ -4,7 +4,7 @@
 
 /* Who is doing what to the blocks that are absent.
  *
- * A fetch is a claim to read from the plugin, so that others can join it, and
+ * A fetch is a claim to read from the source, so that others can join it, and
  * then one to store each run of blocks in the clone's file.  A write of absent
  * blocks is a claim to write.  The rules:
  *
@@ -14,10 +14,10 @@
  *   - bits are set before the claim ends.
  *
  * So a fetch never stores over a client's data, however late it comes, and who
- * writes whole blocks never waits for the plugin's answer to somebody else's read.
+ * writes whole blocks never waits for the source's answer to somebody else's read.
  * (Who writes a part of one that is absent needs the rest, and may join the read.)
  *
- * How long reads of the plugin take is measured, by their length, so that one
+ * How long reads of the source take is measured, by their length, so that one
  * can be joined that is expected to end soon.
  *
  * Claims live on the stack of who makes them; nothing is allocated.  One lock,
@@ -92,7 +92,7 @@ extern enum claim_result claims_begin_read (struct claims *claims,
                                             uint64_t first, uint64_t *end,
                                             struct join join, uint64_t now_ns);
 
-/* Claim to ask the plugin about blocks; nobody joins that. */
+/* Claim to ask the source about blocks; nobody joins that. */
 extern void claims_begin_ask (struct claims *claims, struct claim *claim,
                               uint64_t first, uint64_t end);
 
@@ -121,7 +121,7 @@ extern void claims_begin_write (struct claims *claims, struct claim *claim,
 /* Wait until nobody stores or writes this block, or until then, by the monotonic clock. */
 extern void claims_settle (struct claims *claims, uint64_t block, uint64_t deadline_ns);
 
-/* What is being read from the plugin here is out of date. */
+/* What is being read from the source here is out of date. */
 extern void claims_spoil (struct claims *claims, uint64_t first, uint64_t end);
 
 /* From now on what is present is what is in this map, and what is being read from the
@@ -132,7 +132,7 @@ extern void claims_distrust (struct claims *claims, struct map *map);
 /* End any claim, and wake those who wait for it. */
 extern void claims_end (struct claims *claims, struct claim *claim);
 
-/* End a claim to read, which the plugin has answered: so long it takes. */
+/* End a claim to read, which the source has answered: so long it takes. */
 extern void claims_end_read (struct claims *claims, struct claim *claim,
                              uint64_t now_ns);
 

@@ -15,7 +15,7 @@
  *   map.c          which blocks are present; map-file.c has that on disk
  *   claims.c       who is fetching, storing and writing which absent blocks
  *   fetch.c        reads and prefetches
- *   extents.c      where holes are: asked of the plugin, and told to clients
+ *   extents.c      where holes are: asked of the source, and told to clients
  *   write.c        writes, zeroes and trims
  *   committer.c    the thread that commits in the background
  */

@@ -12,14 +12,14 @@
 
 enum counter {
   COUNT_HITS,                   /* client reads of what was present */
-  COUNT_MISSES,                 /* that had to read from the plugin */
+  COUNT_MISSES,                 /* that had to read from the source */
   COUNT_JOINS,                  /* that waited for somebody else's fetch */
-  COUNT_FETCHES,                /* reads of the plugin, that went well */
+  COUNT_FETCHES,                /* reads of the source, that went well */
   COUNT_FETCHED_BYTES,
   COUNT_FETCH_FAILURES,
   COUNT_KEPT_BYTES,             /* of what was fetched */
   COUNT_NOT_KEPT,               /* fetches, or a part of them */
-  COUNT_HOLE_BYTES,             /* present because the plugin has holes there */
+  COUNT_HOLE_BYTES,             /* present because the source has holes there */
   COUNT_WRITTEN_BYTES,          /* by clients, zeroes and trims too */
   COUNT_COMMITS,
   NR_COUNTERS

@@ -22,7 +22,7 @@ ask_source (const struct request *req, uint32_t count_, uint64_t offset,
 {
   struct store *const store = req->store;
   const uint32_t unit = req->source->minimum;
-  /* Widened to what the plugin wants; what is too much the server cuts off. */
+  /* Widened to what the source wants; what is too much the server cuts off. */
   const uint64_t lo = offset / unit * unit;
   const uint64_t most = lo + UINT32_MAX / unit * unit;
   const uint64_t hi = min64 ((offset + count_ + unit - 1) / unit * unit,

@@ -9,7 +9,7 @@
  * second time, joining nobody: so a fetch that fails is tried again by each who
  * had joined it, side by side, and nobody waits twice.
  *
- * A read of the plugin that asked for more than had to be may have failed for that:
+ * A read of the source that asked for more than had to be may have failed for that:
  * what it was of is gone over again *exactly*, with no read of what isn't needed, be
  * it the rest of a block, which is not kept then.  So a failure costs one read more at
  * the most.
@@ -59,7 +59,7 @@ struct walk {
   uint64_t joined_first, joined_end;
   uint64_t joined_number;       /* of the last of these claims */
   bool fetched;
-  int source_err;               /* of the last read of the plugin, or 0 */
+  int source_err;               /* of the last read of the source, or 0 */
   int keep_err;                 /* why something was not kept, or 0 */
 };
 
@@ -80,7 +80,7 @@ read_present (const struct walk *w, uint64_t first, uint64_t end)
   return err;
 }
 
-/* The most that one read of the plugin asks for, in units that it takes. */
+/* The most that one read of the source asks for, in units that it takes. */
 static uint32_t
 most_of_source (const struct walk *w)
 {
@@ -98,7 +98,7 @@ end_of_run (const struct walk *w, uint64_t first, uint64_t end, uint32_t gap_byt
 {
   const struct store *store = w->req->store;
   const struct source *const source = w->req->source;
-  /* Where it may end, as it is widened to what the plugin wants. */
+  /* Where it may end, as it is widened to what the source wants. */
   const uint64_t limit = store_offset (store, first)
     / source->minimum * source->minimum + most_of_source (w);
   const uint64_t gap = gap_bytes / store->block_size;
@@ -132,7 +132,7 @@ overlay_present (const struct walk *w, struct range range)
   return err;
 }
 
-/* Read the plugin, and nothing else: at once, unless one block is more than that, as a
+/* Read the source, and nothing else: at once, unless one block is more than that, as a
  * clone's may be that was made with others.  Returns an errno.
  */
 static int
@@ -156,8 +156,8 @@ read_source (const struct walk *w, char *data, uint64_t offset, uint64_t bytes)
   return 0;
 }
 
-/* What is read of the plugin for these blocks; exactly: of what a client wants of them.
- * The plugin may want requests in larger units.
+/* What is read of the source for these blocks; exactly: of what a client wants of them.
+ * The source may want requests in larger units.
  */
 static struct range
 bytes_to_read (const struct walk *w, uint64_t first, uint64_t end, bool exact)
@@ -199,7 +199,7 @@ is_of_a_place (int err)
   }
 }
 
-/* A read of the plugin for these blocks has failed.  Would it be asked for less if they
+/* A read of the source for these blocks has failed.  Would it be asked for less if they
  * were gone over exactly?  So it is, too, if somebody has written there meanwhile.
  */
 static bool

@@ -129,7 +129,7 @@ write_source (const struct request *req, const struct change *ch)
 }
 
 /* Put what of an edge is written into the file, if its block is present.  If it
- * isn't, it is left to be fetched: the plugin has it.
+ * isn't, it is left to be fetched: the source has it.
  */
 static int
 put_edge (struct store *store, const struct change *ch, uint64_t block)
@@ -145,7 +145,7 @@ put_edge (struct store *store, const struct change *ch, uint64_t block)
               to < end ? to : end);
 }
 
-/* Overlapping writes come one after the other, so that the plugin and the file
+/* Overlapping writes come one after the other, so that the source and the file
  * end up with the same one.
  */
 static int
@@ -157,7 +157,7 @@ write_through (struct request *req, const struct change *ch)
   struct claim claim;
   int err;
 
-  /* What the plugin has done has to be done here too, quick or not. */
+  /* What the source has done has to be done here too, quick or not. */
   here.flags &= ~NBDKIT_FLAG_FAST_ZERO;
 
   claims_begin_write (&store->claims, &claim, ch->first, ch->end, true);
@@ -173,7 +173,7 @@ write_through (struct request *req, const struct change *ch)
       map_set (store->kept, ch->whole_first, ch->whole_end);
     store_note_change (store, ch->first, ch->end);
   }
-  /* What others read of the plugin meanwhile may be what was there before.
+  /* What others read of the source meanwhile may be what was there before.
    * They read, and keep, whole units of what it wants.
    */
   claims_spoil (&store->claims, store_block (store, ch->offset / unit * unit),
@@ -201,7 +201,7 @@ write_disk (struct request *req, const void *data, uint32_t count_,
   err = (options.through ? write_through : write_local) (req, &ch);
   if (err == 0 && flags & NBDKIT_FLAG_FUA)
     err = store_commit (store);
-  /* The server dies of this error if it was not asked to be fast.  The plugin may
+  /* The server dies of this error if it was not asked to be fast.  The source may
    * fail with it when an edge is read.
    */
   return err == EOPNOTSUPP && !(flags & NBDKIT_FLAG_FAST_ZERO) ? EIO : err;

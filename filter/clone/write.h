@@ -4,7 +4,7 @@
 
 /* What changes the disk: writes, zeroes and trims.
  *
- * All go to the clone's file; with clone-write=through to the plugin first.  A
+ * All go to the clone's file; with clone-write=through to the source first.  A
  * trim is a zero that gives the space back, so a disk reads the same whatever
  * is below.
  */
