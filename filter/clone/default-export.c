@@ -18,8 +18,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char *names[NR_ASKERS];  /* NULL: not known */
 
-/* With this model as in scan/default-name.c. */
-static __thread bool told __attribute__ ((tls_model ("initial-exec")));
+static __thread bool told;
 
 /* Of the exportname filter; written at start-up only. */
 static bool is_made_up;

@@ -9,11 +9,8 @@
 
 #include "default-name.h"
 
-/* The name, by whether it was said over TLS; NULL if the client has not asked.  With this
- * model it is a part of the thread itself; what else glibc gets and gives back for a
- * thread, the thread sanitizer sees as a race.
- */
-static __thread const char *names[2] __attribute__ ((tls_model ("initial-exec")));
+/* The name, by whether it was said over TLS; NULL if the client has not asked. */
+static __thread const char *names[2];
 
 void
 default_name_forget (void)
