@@ -6,6 +6,7 @@ system is for tests/chroot/make-install): what pages name is there, and all goes
 
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -189,3 +190,27 @@ def test_the_spec_is_read_where_nothing_is_installed_yet (tmp_path):
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert run.returncode == 0, run.stderr
     assert "nbdkit-devel >= 1.32" in run.stdout.splitlines ()
+
+
+# -- the Debian package ----------------------------------------------------------
+
+@needs ("dh_gencontrol")
+def test_the_deb_takes_any_revision_of_its_nbdkit_and_no_other_version (tmp_path):
+    shutil.copytree (os.path.join (TOP, "debian"), tmp_path / "debian")
+    subprocess.run (["debian/rules", "override_dh_gencontrol"], cwd=tmp_path, check=True,
+                    stdout=subprocess.DEVNULL)
+    control = tmp_path / "debian/nbdkit-filter-scan-lua/DEBIAN/control"
+    limits = re.findall (r"\bnbdkit \((\S+) (\S+)\)", control.read_text ())
+    assert limits, control.read_text ()
+    version = subprocess.run (["pkg-config", "--modversion", "nbdkit"], check=True,
+                              text=True, stdout=subprocess.PIPE).stdout.strip ()
+
+    def taken (candidate):
+        return all (subprocess.run (["dpkg", "--compare-versions", candidate, *limit]
+                                    ).returncode == 0 for limit in limits)
+
+    for revision in "-1", "-1+deb12u1", "-1+b1", "-1~bpo12+1", "-0ubuntu1", "-0~mine":
+        assert taken (version + revision), revision
+    start, _, last = version.rpartition (".")
+    for other in int (last) - 1, int (last) + 1, int (last + "0"), f"{last}.1":
+        assert not taken (f"{start}.{other}-1"), other
