@@ -222,3 +222,48 @@ def test_prometheus_takes_what_the_dashboard_asks (tmp_path):
     run = subprocess.run (["promtool", "check", "rules", str (path)], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert run.returncode == 0, run.stdout
+
+
+@needs ("promtool")
+def test_the_dashboard_tells_disks_and_machines_apart (tmp_path):
+    """Each panel has a line for each disk that is chosen, with a legend of its own: of the
+    counters of four disks, as `collect` makes them, and of one without."""
+    own = {"nbdkit_scan_state": ("state", ["running"]),
+           "nbdkit_scan_reads_by_result_total": ("result", ["hit", "late", "miss"])}
+    disks = [{"instance": machine, "disk": disk, "export": "x"}
+             for machine in ("m1", "m2") for disk in ("a", "b")]
+    disks.append ({"instance": "m1", "export": "x"})
+
+    def labels (of):
+        return "{" + ", ".join (f'{k}="{v}"' for k, v in of.items ()) + "}"
+
+    series = []
+    for name in known_metrics ():
+        label, values = own.get (name, ("export", ["x"]))
+        series += [{"series": name + labels ({**disk, label: value}),
+                    "values": "1x10" if name == "nbdkit_scan_state" else "60+60x10"}
+                   for disk in disks for value in values]
+
+    tests = []
+    for panel in json.loads (read (DASHBOARD))["panels"]:
+        for target in panel["targets"]:
+            shown = re.findall (r"{{(\w+)}}", target["legendFormat"])
+            several = "result" in shown and own["nbdkit_scan_reads_by_result_total"][1]
+            for machines, chosen in ("m1|m2", ".*"), ("m1", "a|b"), (".*", "b"):
+                expr = target["expr"].replace ("$__rate_interval", "5m").replace (
+                    "$instance", machines).replace ("$disk", chosen).replace ("$export", ".*")
+                samples = [
+                    {**disk, **({"result": r} if several else {}),
+                     **({"state": "running"} if "state" in shown else {})}
+                    for disk in disks for r in several or [""]
+                    if re.fullmatch (machines, disk["instance"])
+                    and re.fullmatch (chosen, disk.get ("disk", ""))]
+                tests.append ({
+                    "expr": f"count by ({', '.join (shown)}) ({expr})", "eval_time": "10m",
+                    "exp_samples": [{"labels": labels (s), "value": 1} for s in samples]})
+    path = tmp_path / "tests.json"
+    path.write_text (json.dumps ({"rule_files": [], "tests": [
+        {"interval": "1m", "input_series": series, "promql_expr_test": tests}]}))
+    run = subprocess.run (["promtool", "test", "rules", str (path)], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert run.returncode == 0, run.stdout
