@@ -406,8 +406,8 @@ run-deb:
 	  echo 'debhelper is missing: apt-get install debhelper' >&2; exit 1; }
 	$(Q)rm -rf build/deb
 	$(Q)mkdir -p build/deb/source
-	$(Q)tar --exclude=./build --exclude=./.git -cf - . | \
-	  tar -C build/deb/source -xf -
+	$(Q)packaging/files > build/deb/files
+	$(Q)tar --null -T build/deb/files -cf - | tar -C build/deb/source -xf -
 	$(Q)cd build/deb/source && dpkg-buildpackage -us -uc
 	$(Q)rm -rf build/deb/source
 	@ls build/deb/*.deb
@@ -457,7 +457,7 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 
 run-lint:
 	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/prometheus/collect packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest tests/restore/guest-work
+	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/files packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/prometheus/collect packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest tests/restore/guest-work
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)

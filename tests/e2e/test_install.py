@@ -214,3 +214,26 @@ def test_the_deb_takes_any_revision_of_its_nbdkit_and_no_other_version (tmp_path
     start, _, last = version.rpartition (".")
     for other in int (last) - 1, int (last) + 1, int (last + "0"), f"{last}.1":
         assert not taken (f"{start}.{other}-1"), other
+
+
+# -- what goes into packages -----------------------------------------------------
+
+@needs ("git")
+def test_packages_have_what_git_has_or_all_of_a_tarball (tmp_path):
+    for name in "README.md", "packaging/files", "build/a.o", "notes", "later", "with space":
+        (tmp_path / name).parent.mkdir (exist_ok=True)
+        (tmp_path / name).write_text (name)
+    shutil.copy (os.path.join (TOP, "packaging/files"), tmp_path / "packaging")
+
+    def packed ():
+        names = subprocess.run ([tmp_path / "packaging/files"], check=True, text=True,
+                                stdout=subprocess.PIPE).stdout.split ("\0")
+        assert names.pop () == ""
+        return {os.path.normpath (name) for name in names}
+
+    ours = {"README.md", "packaging/files", "later", "with space"}
+    assert packed () == {*ours, "notes"}
+    # Before a commit, too, and with what is changed and not added.
+    subprocess.run (["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run (["git", "add", *ours], cwd=tmp_path, check=True)
+    assert packed () == ours
