@@ -43,6 +43,11 @@ def test_systemd_finds_nothing_wrong_with_the_unit (tmp_path):
     assert ours == [] and run.returncode == 0, run.stdout
 
 
+def test_a_disk_that_cannot_start_does_not_lose_its_socket ():
+    """It does at the limit of starts, which the pauses alone keep just below."""
+    assert unit ("Restart") == "on-failure" and unit ("StartLimitIntervalSec") == "0"
+
+
 def unit (key):
     """What the service says of it."""
     return re.search (rf"^{key}=((?:.*\\\n)*.*)$", read (
