@@ -2,8 +2,8 @@
  * Copyright (c) 2026, the authors of the scriptable nbdkit scan filter
  */
 
-/* See pace.h.  What each constant and each rule is worth is measured: docs/performance.md,
- * "What each part of pace is worth".
+/* See pace.h.  What each constant and each rule is worth is measured:
+ * docs/performance-parts.md.
  */
 
 #include <math.h>

@@ -53,7 +53,7 @@ ELSEWHERE = [
     ("docs/tutorial.md", r"\$ ", "tests/spec/tutorial_spec.lua"),
     ("docs/tutorial.md", "nbdfuse", "needs FUSE and a mount"),
     ("docs/restore.md", "mkdir|nbdkit|qemu|rm|scan-policy map", "test_restore"),
-    ("docs/performance.md", "for part|lua5.4|tests/bench/truth.py", "takes minutes to hours"),
+    ("docs/performance(-parts)?.md", "for part|lua5.4", "takes minutes to hours"),
     ("docs/upstream.md", "tests/upstream/", "test_upstream.py"),
     ("docs/upstream.md", "nbdkit .*(h.cache|error-pread|4098M)",
      "hangs, fails or is refused; test_upstream.py"),
