@@ -55,7 +55,8 @@ struct handle {
   bool has_source;              /* the layer below is open */
   struct source source;
 
-  struct opening *opening;      /* NULL: it can't do without the source */
+  struct opening *opening;      /* NULL: not a client's, or clone-write=through */
+  bool may_do_without;          /* the source: the clone is there, and its size known */
   enum outage_turn turn;        /* until .prepare; NOT_NOW: none */
 };
 
@@ -126,6 +127,7 @@ clone_get_ready (int thread_model)
   uid_t owner;
 
   contexts_init ();
+  opening_init (thread_model);
   user = geteuid ();
   process = getpid ();
   return is_begun (&owner) && owner == user ? exports_start () : 0;
@@ -261,16 +263,17 @@ open_source (nbdkit_next_open *next, nbdkit_context *context, int readonly,
   const bool is_complete = can_do_without (store) && map_complete (store->map);
   bool is_to_be_tried = true;
 
-  if (can_do_without (store) && opening_is_for_client ()) {
+  if (!options.through && opening_is_for_client ()) {
     h->opening = opening_new (h->export, context, exportname);
     if (h->opening == NULL)
       return -1;
+    h->may_do_without = can_do_without (store);
   }
   if (is_complete) {
     h->store = store;
     return 0;
   }
-  if (h->opening != NULL) {
+  if (h->may_do_without) {
     h->turn = outage_connect (&h->export->outage);
     is_to_be_tried = h->turn != OUTAGE_NOT_NOW;
   }
@@ -278,7 +281,7 @@ open_source (nbdkit_next_open *next, nbdkit_context *context, int readonly,
     next (context, readonly || !options.through, exportname) != -1;
   if (h->has_source)
     return 0;
-  if (h->opening == NULL)
+  if (!h->may_do_without)
     return -1;
   do_without (h);
   return 0;
@@ -298,6 +301,7 @@ clone_open (nbdkit_next_open *next, nbdkit_context *context,
   if (h->export != NULL && exports_open_store (h->export) == 0 &&
       open_source (next, context, readonly, exportname, h) == 0)
     return h;
+  opening_free (h->opening);
   exports_put (h->export);
   free (h);
   return NULL;
@@ -325,7 +329,7 @@ clone_prepare (nbdkit_next *next, void *handle, int readonly)
     return 0;
   size = next->get_size (next);
   if (size == -1 || opening_ask (next, &h->source, readonly) == -1) {
-    if (h->opening == NULL)
+    if (!h->may_do_without)
       return -1;
     opening_give_up (h->opening);
     do_without (h);
@@ -453,20 +457,22 @@ static struct request
 request_of (nbdkit_next *next, const struct handle *h)
 {
   static const struct source none = { .minimum = 1, .maximum = UINT32_MAX };
-  const struct below *const below = opening_below (h->opening);
+  struct below *const below = opening_below (h->opening);
 
   return (struct request) {
     .store = h->store,
-    .source = h->has_source ? &h->source : below != NULL ? &below->source : &none,
-    .next = h->has_source ? next : below != NULL ? below->next : NULL,
+    .source = below != NULL ? &below->source : h->has_source ? &h->source : &none,
+    .next = below != NULL ? below->next : h->has_source ? next : NULL,
     .opening = h->opening,
+    .below = below,
   };
 }
 
-/* What a callback says of an errno. */
+/* The end of a request, and what a callback says of its errno. */
 static int
-result (int r, int *err)
+end_of (const struct request *req, int r, int *err)
 {
+  opening_release (req->opening, req->below);
   if (r == 0)
     return 0;
   *err = r;
@@ -479,7 +485,7 @@ clone_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count_,
 {
   struct request req = request_of (next, handle);
 
-  return result (fetch_read (&req, buf, count_, offset), err);
+  return end_of (&req, fetch_read (&req, buf, count_, offset), err);
 }
 
 static int
@@ -488,7 +494,7 @@ clone_cache (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
 {
   struct request req = request_of (next, handle);
 
-  return result (fetch_cache (&req, count_, offset), err);
+  return end_of (&req, fetch_cache (&req, count_, offset), err);
 }
 
 static int
@@ -497,7 +503,7 @@ clone_pwrite (nbdkit_next *next, void *handle, const void *buf,
 {
   struct request req = request_of (next, handle);
 
-  return result (write_disk (&req, buf, count_, offset, flags), err);
+  return end_of (&req, write_disk (&req, buf, count_, offset, flags), err);
 }
 
 static int
@@ -506,7 +512,7 @@ clone_zero (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
 {
   struct request req = request_of (next, handle);
 
-  return result (write_disk (&req, NULL, count_, offset, flags), err);
+  return end_of (&req, write_disk (&req, NULL, count_, offset, flags), err);
 }
 
 static int
@@ -516,7 +522,7 @@ clone_trim (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
   struct request req = request_of (next, handle);
 
   flags |= NBDKIT_FLAG_MAY_TRIM;
-  return result (write_disk (&req, NULL, count_, offset, flags), err);
+  return end_of (&req, write_disk (&req, NULL, count_, offset, flags), err);
 }
 
 static int
@@ -524,7 +530,7 @@ clone_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
 {
   const struct request req = request_of (next, handle);
 
-  return result (write_flush (&req), err);
+  return end_of (&req, write_flush (&req), err);
 }
 
 static int
@@ -534,8 +540,11 @@ clone_extents (nbdkit_next *next, void *handle, uint32_t count_,
 {
   const struct request req = request_of (next, handle);
 
-  return extents_tell (&req, count_, offset, flags & NBDKIT_FLAG_REQ_ONE,
-                       extents, err);
+  const int r = extents_tell (&req, count_, offset, flags & NBDKIT_FLAG_REQ_ONE,
+                              extents, err);
+
+  opening_release (req.opening, req.below);
+  return r;
 }
 
 static struct nbdkit_filter filter = {
