@@ -459,6 +459,31 @@ describe ("scan.testing", function ()
       assert.equal (1, at)
     end)
 
+    it ("rests where nothing was asked for since it settled", function ()
+      local turns = {}
+      run (function (disk)
+        local function settle ()
+          disk:settle ()
+          turns[#turns + 1] = ("%.6f"):format (disk:now ())
+        end
+        disk:prefetch (0)
+        for _ = 1, 3 do settle () end
+        disk:prefetch (MiB)
+        settle ()
+      end, { threads = 4, prefetch_seconds = 1 })
+      assert.same ({ "1.000000", "1.001000", "1.002000", "2.002000" }, turns)
+    end)
+
+    it ("comes back from that rest when the client goes", function ()
+      local at
+      run (function (disk)
+        disk:settle ()
+        disk:settle ()
+        at = disk:now ()
+      end, { events = { { at = 0.0005, close = true } } })
+      assert.equal (0.0005, at)
+    end)
+
     it ("does not wait to settle when the client goes", function ()
       local at
       run (function (disk)

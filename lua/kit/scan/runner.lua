@@ -207,7 +207,8 @@ end
 -- What the policy asked for becomes the runner's state.  A policy can yield by
 -- itself, so nothing is taken on trust.
 local function take_request (runner, what, a, b)
-  runner.requests = runner.requests + 1
+  local rests = what == "settle" and runner.asked == "settle"
+  runner.requests, runner.asked = runner.requests + 1, what
   if runner.closed then
     runner.state, runner.dropped = "finished", what
   elseif what == "prefetch" and inside (runner, a) and positive (b)
@@ -218,6 +219,9 @@ local function take_request (runner, what, a, b)
     runner.waits = runner.waits + 1
     runner.state = "waiting"
     runner.deadline = a and runner.now () + math.max (a, M.WAIT_MIN_SECONDS)
+  elseif rests then
+    -- Nothing is in flight; a policy that asks for nothing else would spin.
+    runner.state, runner.deadline = "waiting", runner.now () + M.WAIT_MIN_SECONDS
   elseif what == "settle" then
     runner.state = "settling"
   elseif what == "next_data" and inside (runner, a) then
