@@ -400,40 +400,6 @@ end
             server.errors ()[0]
 
 
-ODD = """\
-local odd = { false, -1, 0, 1, 4096, 65535, 65536, 1.5, 2^10, 2^70, 0/0, 1/0, "4096",
-              "x", true, math.mininteger, math.maxinteger }
-return function (disk)
-  for i = 1, #odd do
-    for j = 1, #odd do
-      print (i, j, pcall (disk.prefetch, disk, odd[i] or nil, odd[j] or nil))
-    end
-  end
-end
-"""
-
-
-def test_the_kit_and_the_filter_say_the_same_of_a_range (tmp_path):
-    policy = tmp_path / "odd.lua"
-    policy.write_text (ODD)
-    path = ";".join (f"{TOP}/lua/{d}/?.lua" for d in ("library", "runtime", "kit"))
-    script = (f"local result = require 'scan.testing'.run {{ policy = '{policy}', "
-              f"size = {SIZE}, block = {BLOCK}, print = print }}\n"
-              "for _, p in ipairs (result.prefetches) do print (p[1], p[2]) end")
-    kit = subprocess.run (["lua5.4", "-e", script], check=True, text=True,
-                          env={**os.environ, "LUA_PATH": path + ";;"},
-                          stdout=subprocess.PIPE).stdout.splitlines ()
-    with nbdkit ([SCAN], gate (f"size={SIZE}"), [
-            *ARGS, "scan-pace=false", f"scan-policy={policy}"], VERBOSE) as server:
-        server.connect ()
-        server.wait_line (ENDED)
-        said = [line.split ("scan: policy: ")[1] for line in server.log
-                if "scan: policy: " in line]
-        said += [f"{c.offset}\t{c.count}" for c in server.calls ("cache")]
-    assert said == kit
-    assert sum ("true" in line for line in said) > 20
-
-
 def test_one_export_with_a_bad_policy_leaves_the_others_alone (tmp_path):
     policy = tmp_path / "picky.lua"
     policy.write_text ("""\

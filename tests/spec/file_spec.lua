@@ -137,6 +137,30 @@ describe ("scan.file", function ()
                    rows_of (file.new (read_at)))
     end)
 
+    it ("are handed over only if they are not plain", function ()
+      local handed = {}
+      local handle = open ("1 2 -3\n\n4K 0x10 # four\n1.5K 1\n5 6 x\n7 0\n")
+      local rows = {}
+      for offset, count, third in handle:rows (3, false, function (number)
+        handed[#handed + 1] = number
+      end) do
+        rows[#rows + 1] = { offset, count, third }
+      end
+      assert.same ({ { 1, 2, -3 }, { 4096, 16 } }, rows)
+      assert.same ({ 4, 5, 6 }, handed)
+    end)
+
+    it ("come from what only has lines, too", function ()
+      local rows = {}
+      local source = { lines = function () return ("1 2\n3 x\n"):gmatch ("[^\n]+") end }
+      for offset, count in file.rows (source, 2, false, function (number, line)
+        return number, #line
+      end) do
+        rows[#rows + 1] = { offset, count }
+      end
+      assert.same ({ { 1, 2 }, { 2, 3 } }, rows)
+    end)
+
     it ("come from the runner but for what that leaves", function ()
       local asked = {}
       local function read_rows (offset, columns, log)

@@ -24,6 +24,7 @@
 -- @module scan.extents
 
 local host = require "scan.host"
+local scan_file = require "scan.file"
 local sizes = require "scan.sizes"
 
 -- A policy's strings have no patterns, and their methods are the policy's.
@@ -61,21 +62,6 @@ local function parser (name)
   end
 end
 
--- What `rows` of a file does, for one that has only lines.
-local function rows_of (file, parse)
-  local next_line, state = file:lines ()
-  local number = 0
-  return function ()
-    while true do
-      local line = next_line (state)
-      if not line then return nil end
-      number = number + 1
-      local offset, count, priority = parse (number, line)
-      if offset then return offset, count, priority end
-    end
-  end
-end
-
 --- Read a list.  A bad line is an error that names it.  Lines that go on where the one
 -- before them ends are one range.  A million others take 33 MB.
 -- @tparam table file with `lines`, from `scan.open` or `io.open`
@@ -86,11 +72,9 @@ function M.read (file, name)
     error ("extents.read: a file expected, as scan.open gives it, got "
            .. host.shown (file), 2)
   end
-  local parse = parser (name)
   -- The ranges of a priority are lists of their offsets and counts.
   local list, by_priority = {}, {}
-  for offset, count, priority in
-    file.rows and file:rows (3, false, parse) or rows_of (file, parse) do
+  for offset, count, priority in scan_file.rows (file, 3, false, parser (name)) do
     priority = priority or 0
     local group = by_priority[priority]
     if not group then

@@ -17,10 +17,12 @@
 --
 -- @module scan.trace
 
+local scan_file = require "scan.file"
 local sizes = require "scan.sizes"
 
 local find, match, sub = string.find, string.match, string.sub
 local tonumber = tonumber
+local is_log_line, log_field = scan_file.is_log_line, scan_file.log_field
 local parse_size = sizes.parse
 
 local M = {}
@@ -58,19 +60,6 @@ function M.time (line)
   return (days * DAY_SECONDS + seconds) * MICROSECONDS + tonumber (fraction)
 end
 
--- A line of a log begins with its time, or with "!" where the filter had none: from
--- nbdkit 1.48 on that is so before the first client comes.
-local function is_log_line (line)
-  return sub (line, 1, 2) == "! " or M.time (line) ~= nil
-end
-
--- A number field of a log line; the log writes them in hexadecimal.
-local function field (line, name)
-  local _, last = find (line, " " .. name .. "=", 1, true)
-  local digits = last and match (line, "^0x%x+", last + 1)
-  return digits and parse_size (digits)
-end
-
 local function check_range (number, line, offset, count)
   if not offset or not count or offset < 0 or count < 0
   or offset > math.maxinteger - count then
@@ -91,7 +80,7 @@ local function log_line (state, number, line)
     return nil
   end
   if not find (line, " Read ", 1, true) then return nil end
-  local offset, count = field (line, "offset"), field (line, "count")
+  local offset, count = log_field (line, "offset"), log_field (line, "count")
   check_range (number, line, offset, count)
   local now = M.time (line) or state.last or 0
   state.first, state.last = state.first or now, now
@@ -145,9 +134,8 @@ end
 -- @tparam table file as for `each`
 -- @treturn function iterator over offset, count (bytes)
 function M.ranges (file)
-  if not file.rows then return M.each (file) end
   local state = { reading = {} }
-  return file:rows (2, true, function (number, line)
+  return scan_file.rows (file, 2, true, function (number, line)
     local offset, count = parse_line (state, number, line)
     return offset, count
   end)

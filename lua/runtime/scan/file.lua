@@ -8,6 +8,12 @@
 --
 -- @module scan.file
 
+local sizes = require "scan.sizes"
+
+-- A policy's strings have no patterns, and their methods are the policy's.
+local find, gmatch, match, sub = string.find, string.gmatch, string.match, string.sub
+local parse_size = sizes.parse
+
 local M = {}
 
 local CHUNK_BYTES = 64 * 1024
@@ -98,33 +104,101 @@ local function position (file)
   return file.offset - #file.buffer + file.at - 1
 end
 
---- Iterate over the rows of numbers in the lines that are left: "offset count", or
--- what is a read in a log of nbdkit's log filter.
--- @tparam integer columns how many numbers a line may have, 2 or 3
--- @tparam boolean log true if there may be lines of a log
--- @tparam function parse `parse (number, line)` gets the lines that the runner can't
--- read by itself; returns offset, count and perhaps a third number, or nil if the
--- line has none
--- @treturn function iterator over offset, count (bytes), third number or nil
-function File:rows (columns, log, parse)
-  local read_rows = self.read_rows
+local LOG_TIME = "^%d%d%d%d%-%d%d%-%d%d %d%d:%d%d:%d%d%.%d%d%d%d%d%d "
+
+--- Is this a line of a log?  It begins with its time, or with "!" where the log filter
+-- had none: from nbdkit 1.48 on that is so before the first client comes.
+-- @tparam string line
+-- @treturn boolean
+function M.is_log_line (line)
+  return sub (line, 1, 2) == "! " or find (line, LOG_TIME) ~= nil
+end
+
+--- A number field of such a line; the log writes them in hexadecimal.
+-- @tparam string line
+-- @tparam string name of the field
+-- @treturn integer|nil
+function M.log_field (line, name)
+  local _, last = find (line, " " .. name .. "=", 1, true)
+  local digits = last and match (line, "^0x%x+", last + 1)
+  return digits and parse_size (digits)
+end
+
+local function plain_size (word)
+  return word and (find (word, "^%d+%a?$") or find (word, "^0[xX]%x+$"))
+    and parse_size (word)
+end
+
+local function plain_integer (word)
+  local sign, digits = match (word, "^(%-?)(%d+)$")
+  local n = digits and math.tointeger (tonumber (digits))
+  return n and (sign == "-" and -n or n)
+end
+
+-- What rows.c of the filter makes of a line: a row; false if it has none; nil if that is
+-- for the policy to say.
+local function plain_row (line, columns, log)
+  local offset, count, third
+  if log and M.is_log_line (line) then
+    if not find (line, " Read ", 1, true) or find (line, " ...Read ", 1, true) then
+      return false
+    end
+    offset, count = M.log_field (line, "offset"), M.log_field (line, "count")
+  else
+    local words = {}
+    for word in gmatch (match (line, "^[^#]*"), "%S+") do words[#words + 1] = word end
+    if #words == 0 then return false end
+    offset, count = plain_size (words[1]), plain_size (words[2])
+    third = words[3] and plain_integer (words[3])
+    if #words > (columns < 3 and 2 or 3) or words[3] and not third then return nil end
+  end
+  if offset and count and count > 0 and offset <= math.maxinteger - count then
+    return offset, count, third
+  end
+end
+
+local function each_row (file, next_of, columns, log, parse)
+  local read_rows = file.read_rows
   return function ()
     while true do
       local offset, count, third
       if read_rows then
         local after, passed
-        after, passed, offset, count, third = read_rows (position (self), columns, log)
-        self.offset, self.buffer, self.at = after, "", 1
-        self.number = self.number + passed
+        after, passed, offset, count, third = read_rows (position (file), columns, log)
+        file.offset, file.buffer, file.at = after, "", 1
+        file.number = file.number + passed
       end
       if not offset then
-        local line = next_line (self)
+        local line = next_of (file)
         if not line then return nil end
-        offset, count, third = parse (self.number, line)
+        if not read_rows then offset, count, third = plain_row (line, columns, log) end
+        if offset == nil then offset, count, third = parse (file.number, line) end
       end
       if offset then return offset, count, third end
     end
   end
+end
+
+--- Iterate over the rows of numbers in the lines that are left: "offset count", or
+-- what is a read in a log of nbdkit's log filter.
+-- @tparam integer columns how many numbers a line may have, 2 or 3
+-- @tparam boolean log true if there may be lines of a log
+-- @tparam function parse `parse (number, line)` gets the lines that are not plainly
+-- one of these; returns offset, count and perhaps a third number, or nil if the line has
+-- none
+-- @treturn function iterator over offset, count (bytes), third number or nil
+function File:rows (columns, log, parse)
+  return each_row (self, next_line, columns, log, parse)
+end
+
+--- The same of any file that has `lines`.
+function M.rows (file, columns, log, parse)
+  if file.rows then return file:rows (columns, log, parse) end
+  local next_of, state = file:lines ()
+  return each_row ({ number = 0 }, function (counted)
+    counted.number = counted.number + 1
+    return next_of (state)
+  end, columns, log, parse)
 end
 
 --- Make a handle.
@@ -133,7 +207,7 @@ end
 -- @tparam[opt] function read_rows `read_rows (offset, columns, log)` goes on from the
 -- line at this offset over lines that have no row, and returns the offset of the next
 -- line, how many it has passed, and the row in the last of these; or no row, if the
--- next line is not plainly one
+-- next line is not plainly one; without it the lines are looked at here
 -- @treturn table file with `read`, `lines` and `rows`
 function M.new (read_at, read_rows)
   return setmetatable ({ read_at = read_at, read_rows = read_rows, offset = 0,
