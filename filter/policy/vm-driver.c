@@ -200,8 +200,8 @@ driver_closed (lua_State *L)
   return 1;
 }
 
-/* Take what was given to disk:prefetch as it is, if it is plainly right: an offset
- * at 2, and perhaps a count at 3.
+/* Take what was given to disk:prefetch as it is, if it is plainly right: a disk at 1,
+ * an offset at 2, and perhaps a count at 3.
  */
 static bool
 is_plain_range (lua_State *L, const struct vm_driver *driver,
@@ -209,7 +209,7 @@ is_plain_range (lua_State *L, const struct vm_driver *driver,
 {
   lua_Integer offset, count = driver->block;
 
-  if (!lua_isinteger (L, 2))
+  if (!lua_istable (L, 1) || !lua_isinteger (L, 2))
     return false;
   offset = lua_tointeger (L, 2);
   if (!lua_isnoneornil (L, 3)) {
@@ -242,9 +242,8 @@ driver_prefetch (lua_State *L)
     lua_pushvalue (L, lua_upvalueindex (3));
     lua_pushinteger (L, scan->driver->size);
     lua_pushinteger (L, scan->driver->block);
-    lua_pushvalue (L, 2);
-    lua_pushvalue (L, 3);
-    lua_call (L, 4, 2);         /* offset count, or nil message */
+    lua_rotate (L, 1, 3);       /* prefetch_range size block disk offset count */
+    lua_call (L, 5, 2);         /* offset count, or nil message */
     if (lua_isnil (L, -2))
       return luaL_error (L, "%s", lua_tostring (L, -1));
     range.offset = lua_tointeger (L, -2);

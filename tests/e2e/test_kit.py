@@ -67,6 +67,33 @@ end
     assert sum ("true" in line for line in said) > 20
 
 
+def test_a_dot_for_a_colon (tmp_path):
+    said = said_by_both (tmp_path, """\
+return function (disk)
+  for _, name in ipairs { "prefetch", "wait", "next_data", "pread", "missing" } do
+    print (pcall (disk[name]))
+    print (pcall (disk[name], 0, 4096))
+    print (pcall (disk[name], "disk", 0, 4096))
+  end
+  pcall (disk.prefetch, {}, 8192)
+end
+""")
+    assert said.pop () == "8192\t4096" and len (said) == 15
+    assert all ("call it with a colon" in line for line in said)
+
+
+def test_a_disk_that_was_written_to (tmp_path):
+    said = said_by_both (tmp_path, """\
+return function (disk)
+  disk.block, disk.size = 512, 1 << 20
+  disk:prefetch (0)
+  print (pcall (disk.prefetch, disk, 65536))
+end
+""")
+    assert "offset 65536 is outside the disk (size 65536)" in said[0]
+    assert said[1:] == ["0\t4096"]
+
+
 TIME = "2026-01-31 23:59:59.999000 connection=1 "
 ROWS = ["0 512", "", " # a comment", "4K 0x10 7 # three", "1 2 -3", "1 2 3.5", "1 2 3 4",
         "1", "x 1", "1.5 1", "1 0", "0x 1", "0x1b 0X1B", "8s 1S", "1Q 1", "7E 1", "8E 1",

@@ -145,7 +145,9 @@ describe ("scan-policy", function ()
       ["x = = 1"] = { "loading it: .*p.lua:1: " },
       ["return 5"] = { "should return a function of the disk" },
       ["return function (d) d.prefetch (0) end"] =
-        { "p.lua:1", "hint: is there a colon" },
+        { "p.lua:1: disk:prefetch: called without the disk", "call it with a colon" },
+      ["return function (d) d:prefetch () end"] =
+        { "p.lua:1", "hint: is there an offset" },
       ["local kept return function (d) kept = kept or d kept:reads () end"] =
         { "a client after another one: .*p.lua:1: this disk belongs to a scan" },
       ["return function (d) d:prefetch (d.size) end"] =

@@ -100,6 +100,25 @@ describe ("scan.host", function ()
     assert.matches ("^mine.lua:2: ", failure (chunk))
   end)
 
+  it ("says that a colon is missing", function ()
+    driver.missing = function () error "not asked" end
+    for _, name in ipairs { "prefetch", "wait", "next_data", "pread", "missing" } do
+      assert.matches (("^tests/spec/host_spec.lua:%%d+: disk:%s: called without the disk, "
+                       .. "got 0; call it with a colon$"):format (name),
+                      failure (function (disk) disk[name] (0, 512) end))
+      assert.matches ("got nil; call", failure (function (disk) disk[name] () end))
+    end
+  end)
+
+  it ("takes the size and the block of the scan, not of its table", function ()
+    assert.same ({ "prefetch", 900, 100 }, { request (function (disk)
+      disk.size, disk.block = nil, 50
+      disk:prefetch (900)
+    end) })
+    assert.same ({ "prefetch", 0, 300 },
+                 { request (function (disk) disk.prefetch ({}, 0) end) })
+  end)
+
   it ("yields waits, with and without a time", function ()
     assert.same ({ "wait", n = 2 },
                  table.pack (request (function (disk) disk:wait () end)))

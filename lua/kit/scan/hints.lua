@@ -39,9 +39,7 @@ local HINTS = {
   { "gave up after", "for scan-policy run that is --close N" },
   { "instructions without coming back", "a loop should prefetch, wait or return; "
     .. "disk:wait () comes back when the client reads" },
-  { "field 'driver'", "call the disk's methods with a colon: disk:prefetch (offset)" },
-  { "number of bytes, got nil", "is there a colon, and an offset, as in "
-    .. "disk:prefetch (offset)?" },
+  { "number of bytes, got nil", "is there an offset, as in disk:prefetch (offset)?" },
   { "bytes, got '", "what is in quotes is a string; scan.sizes and scan.args make "
     .. "numbers of what operators write" },
   { "a policy expected", "scan.policy (NAME) finds one by its name" },

@@ -78,9 +78,10 @@ local function make_driver (runner, options)
   driver.results = take_all "results"
   driver.failures = take_all "failures"
 
+  local prefetch = host.prefetcher (options)
   function driver.prefetch (...)
     check_scan ()
-    return host.prefetch (...)
+    return prefetch (...)
   end
 
   function driver.missing (_, from, to)

@@ -35,8 +35,8 @@
 --     idle ()               -> seconds
 --     closed ()             -> boolean
 --     now ()                -> seconds
---     prefetch              optional: `M.prefetch` after a check, or what does the
---                           same faster
+--     prefetch              optional: what `M.prefetcher` gives after a check, or what
+--                           does the same faster
 --
 -- Arguments are checked here, once for all runners, and a bad one is the
 -- caller's error (level 2).  The filter checks ranges again: a policy can
@@ -102,43 +102,53 @@ local function check (level, where, n, wrong)
   return n
 end
 
+-- What is wrong with the disk that a method was given; nil if nothing is.  Called with a
+-- dot, it has the first argument for the disk.  Another table may stand for a disk.
+local function wrong_disk (disk)
+  if type (disk) == "table" then return nil end
+  return "called without the disk, got " .. M.shown (disk) .. "; call it with a colon"
+end
+
+local function check_disk (name, disk)
+  local wrong = wrong_disk (disk)
+  if wrong then error (("disk:%s: %s"):format (name, wrong), 3) end
+end
+
 --- What `disk:prefetch` makes of its arguments, here and in the filter, which calls
 -- this for all that are not plainly right.
 -- @tparam integer size of the disk
 -- @tparam integer block bytes
+-- @param disk that it was called for
 -- @param offset
 -- @param[opt] count
 -- @treturn integer|nil offset, or nil if there is something wrong
 -- @treturn integer|string count, cut at the end of the disk; or a message
-function M.prefetch_range (size, block, offset, count)
-  local first, wrong = to_offset (size, offset)
-  local length = block
+function M.prefetch_range (size, block, disk, offset, count)
+  local first, length, wrong = nil, block, wrong_disk (disk)
+  if not wrong then first, wrong = to_offset (size, offset) end
   if first and count ~= nil then length, wrong = to_count (count) end
   if wrong then return nil, "disk:prefetch: " .. wrong end
   if length > size - first then length = size - first end
   return first, length
 end
 
---- Prefetch this range next.  Returns when there is room for another prefetch
--- (with one thread: when this one is done, well or not; see `failures`).
--- @tparam integer offset in bytes, inside the disk
--- @tparam[opt] integer count in bytes, one block if left out; cut at the end
--- of the disk, and issued a block at a time if it is more than a block
-function Disk:prefetch (offset, count)
-  -- Without a colon there is no disk here: but then the offset is what is missing.
-  local first, length = M.prefetch_range (offset and self.size, offset and self.block,
-                                          offset, count)
-  if not first then error (length, 2) end
-  yield ("prefetch", first, length)
+--- The method `prefetch`, for a driver that has something to check first.
+-- @tparam table driver
+-- @treturn function
+function M.prefetcher (driver)
+  local size, block = driver.size, driver.block
+  return function (disk, offset, count)
+    local first, length = M.prefetch_range (size, block, disk, offset, count)
+    if not first then error (length, 2) end
+    yield ("prefetch", first, length)
+  end
 end
-
---- That method, for a driver that has something to check first.
-M.prefetch = Disk.prefetch
 
 --- Nothing to do now: come back after a client read, a failed prefetch, or the
 -- given time.  It may come back early; look again.
 -- @tparam[opt] number seconds
 function Disk:wait (seconds)
+  check_disk ("wait", self)
   -- NaN fails both comparisons.
   if seconds ~= nil and not (type (seconds) == "number"
                              and seconds >= 0 and seconds < huge) then
@@ -163,6 +173,7 @@ end
 -- @treturn boolean|nil true, only if asked briefly: so far there was a hole, and
 -- perhaps it goes on
 function Disk:next_data (offset, briefly)
+  check_disk ("next_data", self)
   offset = check (3, "disk:next_data", to_offset (self.size, offset))
   while true do
     local data, more = yield ("next_data", offset)
@@ -176,6 +187,7 @@ end
 -- @tparam integer count in bytes, at most 1 MiB; cut at the end of the disk
 -- @treturn string|nil the bytes, or nil and an errno name
 function Disk:pread (offset, count)
+  check_disk ("pread", self)
   offset = check (3, "disk:pread", to_offset (self.size, offset))
   count = check (3, "disk:pread", to_count (count))
   if count > M.PREAD_MAX_BYTES then
@@ -190,6 +202,7 @@ end
 local function missing_of (driver)
   local missing, size = driver.missing, driver.size
   return function (disk, from, to)
+    if type (disk) ~= "table" then check_disk ("missing", disk) end
     if math_type (from) ~= "integer" then
       from = check (3, "disk:missing", to_whole (from, "from"))
     end
@@ -223,7 +236,15 @@ function M.disk (driver)
 
     -- Each disk has its methods in itself, so that a policy can spoil its own
     -- disk but not the next scan's, and so that finding them is quick.
-    prefetch = driver.prefetch or Disk.prefetch,
+
+    --- Prefetch this range next.  Returns when there is room for another prefetch
+    -- (with one thread: when this one is done, well or not; see `failures`).
+    -- @function disk:prefetch
+    -- @tparam integer offset in bytes, inside the disk
+    -- @tparam[opt] integer count in bytes, one block if left out; cut at the end
+    -- of the disk, and issued a block at a time if it is more than a block
+    prefetch = driver.prefetch or M.prefetcher (driver),
+
     wait = Disk.wait,
     settle = Disk.settle,
     next_data = Disk.next_data,
