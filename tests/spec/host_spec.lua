@@ -103,8 +103,8 @@ describe ("scan.host", function ()
   it ("says that a colon is missing", function ()
     driver.missing = function () error "not asked" end
     for _, name in ipairs { "prefetch", "wait", "next_data", "pread", "missing" } do
-      assert.matches (("^tests/spec/host_spec.lua:%%d+: disk:%s: called without the disk, "
-                       .. "got 0; call it with a colon$"):format (name),
+      assert.matches (("^tests/spec/host_spec.lua:%%d+: disk:%s: called without the "
+                       .. "disk, got 0; call it with a colon$"):format (name),
                       failure (function (disk) disk[name] (0, 512) end))
       assert.matches ("got nil; call", failure (function (disk) disk[name] () end))
     end

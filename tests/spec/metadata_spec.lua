@@ -132,6 +132,14 @@ describe ("metadata", function ()
                .. '-d "$2" "$1"', KiB)
   end)
 
+  for block, cluster in pairs { [1024] = 8192, [4096] = 16384 } do
+    it (("finds it with clusters of %d bytes"):format (cluster), function ()
+      if not needs ("mke2fs", "dumpe2fs") then return end
+      check_ext (('truncate -s 2G "$1"; mke2fs -q -F -t ext4 -O bigalloc -b %d -C %d '
+                  .. '-N 30000 -d "$2" "$1" 2>/dev/null'):format (block, cluster), block)
+    end)
+  end
+
   local MANY_INODES = [[
       { echo /; echo 0 0; echo 'd--755 0 0'
         seq 5000 | sed 's:.*:f& ---644 0 0 /dev/null:'; echo '$'; } > "$2/proto"

@@ -16,6 +16,8 @@ local M = {}
 local INCOMPAT_META_BG, INCOMPAT_64BIT = 0x10, 0x80
 -- gdt_csum or metadata_csum: the unused part of an inode table is known.
 local RO_COMPAT_CHECKSUMS = 0x10 | 0x400
+-- A bit of a bitmap stands for a cluster of blocks.
+local RO_COMPAT_BIGALLOC = 0x200
 local INODES_UNUSED = 0x1
 local DESCRIPTORS_AT_ONCE_BYTES = 65536
 
@@ -27,9 +29,10 @@ local function superblock (disk, base, size)
   local function u16 (at) return (unpack ("<I2", sb, at + 1)) end
   local function u32 (at) return (unpack ("<I4", sb, at + 1)) end
 
-  local incompat = u32 (0x60)
+  local incompat, ro_compat = u32 (0x60), u32 (0x64)
   local log_block = u32 (0x18)
-  if log_block > 6 then return nil end
+  local log_ratio = ro_compat & RO_COMPAT_BIGALLOC ~= 0 and u32 (0x1c) - log_block or 0
+  if log_block > 6 or log_ratio < 0 or log_ratio > 16 then return nil end
   local fs = {
     block = 1024 << log_block,
     blocks = u32 (0x04),
@@ -38,7 +41,7 @@ local function superblock (disk, base, size)
     inodes_per_group = u32 (0x28),
     inode = u32 (0x4c) == 0 and 128 or u16 (0x58),
     descriptor = 32,
-    checksums = u32 (0x64) & RO_COMPAT_CHECKSUMS ~= 0,
+    checksums = ro_compat & RO_COMPAT_CHECKSUMS ~= 0,
   }
   if incompat & INCOMPAT_64BIT ~= 0 then
     fs.blocks = fs.blocks | u32 (0x150) << 32
@@ -47,7 +50,7 @@ local function superblock (disk, base, size)
   local bits = 8 * fs.block
   if fs.blocks <= fs.first_block or fs.blocks > size // fs.block
      or fs.first_block > 1
-     or fs.blocks_per_group < 256 or fs.blocks_per_group > bits
+     or fs.blocks_per_group < 256 or fs.blocks_per_group > bits << log_ratio
      or fs.inodes_per_group < 1 or fs.inodes_per_group > bits
      or fs.inode < 128 or fs.inode > fs.block or fs.inode & fs.inode - 1 ~= 0
      or fs.descriptor < 32 or fs.descriptor > 1024
@@ -98,7 +101,8 @@ function M.walk (disk, base, size, visit)
     end
   end
 
-  local descriptors = (fs.first_block + 1) * fs.block
+  -- In the block after the superblock's, which is the second one if they are small.
+  local descriptors = (1024 // fs.block + 1) * fs.block
   local length = fs.groups * fs.descriptor
   if descriptors >= size then return true end
   length = math.min (length, size - descriptors)
