@@ -86,7 +86,12 @@ describe ("scan-policy", function ()
 
   it ("says when what it prints does not arrive", function ()
     local trace = write ("t", "4096 4096\n")
-    for _, command in ipairs { "list", "run reverse", ("translate --from %s --to %s %s")
+    for _, command in ipairs { "list", "run reverse", "plot reverse --trace " .. TRACE,
+                               "--version", "--help", "check --help",
+                               "watch --count 2 --interval 1ms "
+                                 .. write ("w.prom",
+                                           'nbdkit_scan_size_bytes{export=""} 1\n'),
+                               ("translate --from %s --to %s %s")
                                  :format (trace, trace, write ("u", "0 512\n")) } do
       local _, _, status = os.execute (
         ("%s lua/bin/scan-policy %s >/dev/full 2>%s/err")

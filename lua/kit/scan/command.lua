@@ -9,6 +9,7 @@
 --
 -- @module scan.command
 
+local output = require "scan.command.output"
 local world = require "scan.world"
 
 -- Not all who install by hand have it.
@@ -25,9 +26,19 @@ local NAMES = { "check", "run", "simulate", "plot", "new", "translate", "watch",
 local COMMANDS = {}
 for _, name in ipairs (NAMES) do COMMANDS[name] = require ("scan.command." .. name) end
 
+local function print_and_exit (text)
+  output.write (text, "\n")
+  os.exit (output.finish (0))
+end
+
+local function add_help (parser)
+  parser:add_help { action = function () print_and_exit (parser:get_help ()) end }
+end
+
 local function make_parser ()
   local parser = argparse ("scan-policy",
     "Check, run, simulate and draw policies of nbdkit's scan filter, without a server.")
+  add_help (parser)
   parser:epilog [[
 Begin here:
   scan-policy new mine            write mine.lua and its test, mine_spec.lua
@@ -39,27 +50,18 @@ Begin here:
 A trace is made with nbdkit --filter=log PLUGIN ... logfile=boot.log
 'scan-policy COMMAND --help' has more examples.]]
   parser:flag ("--version", "Show the version and exit."):action (function ()
-    print ("scan-policy " .. world.version ())
-    os.exit (0)
+    print_and_exit ("scan-policy " .. world.version ())
   end)
   parser:command_target ("command")
   parser:require_command (true)
   for _, name in ipairs (NAMES) do
     local module = COMMANDS[name]
     local command = parser:command (name, module.about)
+    add_help (command)
     if module.epilog then command:epilog (module.epilog) end
     if module.add_options then module.add_options (command) end
   end
   return parser
-end
-
--- What is printed has to arrive: a trace that ends where a disk is full looks like one.
--- (print would flush each line, and forget that it could not.)
-local function finish_output (status)
-  local ok, message = io.stdout:flush ()
-  if ok or status ~= 0 then return status end
-  io.stderr:write ("scan-policy: standard output: ", message, "\n")
-  return 1
 end
 
 --- Do what the arguments say.
@@ -81,7 +83,7 @@ function M.main (arguments)
     if type (message) == "table" and message.message then return message end
     return debug.traceback (message)
   end, options)
-  if done then return finish_output (status) end
+  if done then return output.finish (status) end
   if type (status) == "table" then
     io.stderr:write ("scan-policy: ", status.message, "\n")
   else

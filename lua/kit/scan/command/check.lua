@@ -6,6 +6,7 @@
 -- @module scan.command.check
 
 local inputs = require "scan.command.inputs"
+local output = require "scan.command.output"
 local dry_run = require "scan.dry_run"
 
 local M = {}
@@ -33,7 +34,7 @@ function M.run (options)
   disk.reads = loaded and loaded.reads
   local policy = inputs.policy (options.policy, options)
   local report = inputs.guarded (dry_run.check, policy, disk)
-  for _, line in ipairs (report.lines) do io.write (line, "\n") end
+  for _, line in ipairs (report.lines) do output.write (line, "\n") end
   return report.ok and 0 or 1
 end
 

@@ -46,7 +46,7 @@ function M.run (options)
     inputs.refuse (options.map .. " " .. why_not (options.map, message))
   end
   local width = output.is_terminal (1) and output.terminal_size () or 80
-  for _, line in ipairs (mapview.lines (map, width)) do io.write (line, "\n") end
+  for _, line in ipairs (mapview.lines (map, width)) do output.write (line, "\n") end
   if options.output then
     local name = options.map:match ("([^/]*)$"):gsub ("%.map$", "")
     output.write_file (options.output, mapview.svg (map, name))

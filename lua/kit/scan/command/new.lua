@@ -6,6 +6,7 @@
 -- @module scan.command.new
 
 local inputs = require "scan.command.inputs"
+local output = require "scan.command.output"
 local template = require "scan.template"
 local world = require "scan.world"
 
@@ -56,14 +57,14 @@ function M.run (options)
       inputs.refuse (("%s: %s"):format (path, why))
     end
   end
-  io.write (("wrote %s and %s; next:\n"):format (policy_path, spec_path))
-  io.write ("  scan-policy check ", policy_path, "\n")
+  output.write (("wrote %s and %s; next:\n"):format (policy_path, spec_path))
+  output.write ("  scan-policy check ", policy_path, "\n")
   -- Where Lua would not find the kit by itself, busted must be told.
   local path = os.getenv ("LUA_PATH") or
     "/usr/share/lua/5.4/?.lua;/usr/local/share/lua/5.4/?.lua"
   local found = package.searchpath ("scan.testing", path)
   local where = found and "" or ("LUA_PATH='%s;;' "):format (world.LUA_PATH)
-  io.write (("  %sbusted --lua=/usr/bin/lua5.4 %s\n"):format (where, spec_path))
+  output.write (("  %sbusted --lua=/usr/bin/lua5.4 %s\n"):format (where, spec_path))
   return 0
 end
 

@@ -13,6 +13,34 @@ local M = {}
 -- Seconds of real time between two lines of progress where there is no terminal.
 local PROGRESS_SECONDS = 10
 
+-- Why something that was printed has not arrived.
+local failure
+
+local function note (ok, message)
+  failure = failure or not ok and message
+end
+
+--- Print to standard output.  That it could not is kept for `finish`; print would flush
+-- each line, and forget.
+function M.write (...)
+  note (io.stdout:write (...))
+end
+
+--- What is printed is to be seen now.
+function M.flush ()
+  note (io.stdout:flush ())
+end
+
+--- What is printed has to arrive: a trace that ends where a disk is full looks like one.
+-- @tparam integer status with which to exit
+-- @treturn integer status, 1 if something did not arrive
+function M.finish (status)
+  M.flush ()
+  if not failure or status ~= 0 then return status end
+  io.stderr:write ("scan-policy: standard output: ", failure, "\n")
+  return 1
+end
+
 --- Is this descriptor a terminal?
 function M.is_terminal (descriptor)
   return os.execute ("test -t " .. descriptor) or false
@@ -66,7 +94,7 @@ function M.print_table (rows, left)
       local padding = (" "):rep (widths[i] - #cell)
       cells[i] = i <= left and cell .. padding or padding .. cell
     end
-    io.write ((table.concat (cells, "  "):gsub ("%s+$", "")), "\n")
+    M.write ((table.concat (cells, "  "):gsub ("%s+$", "")), "\n")
   end
 end
 

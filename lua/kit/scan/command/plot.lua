@@ -40,11 +40,11 @@ function M.run (options)
     without_seconds = without.seconds,
   })
   if not options.output then
-    io.write (svg)
+    output.write (svg)
     return 0
   end
   output.write_file (options.output, svg)
-  io.write (("%s: %d reads, %d prefetches\n")
+  output.write (("%s: %d reads, %d prefetches\n")
               :format (options.output, #result.reads, #result.timeline))
   return 0
 end

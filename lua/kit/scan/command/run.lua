@@ -103,7 +103,7 @@ function M.run (options)
   local ending = result.finished and "the policy has finished"
     or options.close and "the client has gone"
     or "the policy waits for a client that does nothing more"
-  io.write (("%d prefetches; %s\n"):format (#result.prefetches, ending))
+  output.write (("%d prefetches; %s\n"):format (#result.prefetches, ending))
   return 0
 end
 

@@ -48,7 +48,7 @@ function M.run (options)
   local list, counts = inputs.guarded (translate.translate, options.from, options.to,
                                        load, meter.show)
   meter.clear ()
-  for _, range in ipairs (list) do io.write (range[1], " ", range[2], "\n") end
+  for _, range in ipairs (list) do output.write (range[1], " ", range[2], "\n") end
   local function share (n) return ("%.1f %%"):format (100 * n / counts.blocks) end
   io.stderr:write (("%s: %d blocks of 4K: %s found by content, %s placed by their "
                     .. "neighbours, %s left in place%s\n")

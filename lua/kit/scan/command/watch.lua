@@ -68,8 +68,8 @@ function M.run (options)
   end
   view.size = output.terminal_size
   function view.write (text)
-    io.write (text)
-    io.flush ()
+    output.write (text)
+    output.flush ()
   end
   function view.date () return (os.date ("%H:%M:%S")) end
 
