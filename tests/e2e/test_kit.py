@@ -94,6 +94,18 @@ end
     assert said[1:] == ["0\t4096"]
 
 
+def test_names_that_are_none (tmp_path):
+    said = said_by_both (tmp_path, """\
+for _, name in ipairs { 5, false, true, {} } do
+  print (pcall (scan.open, name or nil))
+  print (pcall (scan.policy, name or nil))
+end
+return function () end
+""")
+    assert "false\tscan.open: a file's name should be a string, got number" in said
+    assert "false\tscan.policy: a policy's name should be a string, got nil" in said
+
+
 TIME = "2026-01-31 23:59:59.999000 connection=1 "
 ROWS = ["0 512", "", " # a comment", "4K 0x10 7 # three", "1 2 -3", "1 2 3.5", "1 2 3 4",
         "1", "x 1", "1.5 1", "1 0", "0x 1", "0x1b 0X1B", "8s 1S", "1Q 1", "7E 1", "8E 1",

@@ -376,6 +376,8 @@ describe ("scan.sandbox", function ()
     it ("says how to give a file", function ()
       assert.matches ("policy.lua:1: scan.open: no file 'trace' was given; "
                       .. "use scan%-file%-trace=FILE", failure ("scan.open 'trace'"))
+      assert.matches ("policy.lua:1: scan.open: a file's name should be a string, got "
+                      .. "number", failure ("scan.open (5)"))
     end)
   end)
 
@@ -390,6 +392,8 @@ describe ("scan.sandbox", function ()
 
     it ("passes on why there is none", function ()
       assert.matches ("policy.lua:1: no policy other", failure ("scan.policy 'other'"))
+      assert.matches ("policy.lua:1: scan.policy: a policy's name should be a string, got "
+                      .. "nil", failure ("scan.policy ()"))
     end)
   end)
 

@@ -402,6 +402,9 @@ function M.new (native)
   -- @tparam string name
   -- @treturn table file with `read`, `lines` and `rows`
   function env.scan.open (name)
+    if type (name) ~= "string" then
+      error ("scan.open: a file's name should be a string, got " .. type (name), 2)
+    end
     local read_at, read_rows = native.open_file (name)
     if not read_at then
       error (("scan.open: no file '%s' was given; use scan-file-%s=FILE")
@@ -434,6 +437,9 @@ function M.new (native)
   -- @tparam[opt] table args its scan-arg-NAME=VALUE strings
   -- @treturn function of the disk
   function env.scan.policy (name, args)
+    if type (name) ~= "string" then
+      error ("scan.policy: a policy's name should be a string, got " .. type (name), 2)
+    end
     local text, chunk_name = native.find_policy (name)
     if not text then error (chunk_name, 2) end
     return M.load (env, text, chunk_name, args or {})
