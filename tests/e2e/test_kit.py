@@ -106,6 +106,22 @@ return function () end
     assert "false\tscan.policy: a policy's name should be a string, got nil" in said
 
 
+def test_what_is_not_there (tmp_path):
+    (tmp_path / "lib.lua").mkdir ()
+    said = said_by_both (tmp_path, """\
+local function try (f, name) print ((select (2, pcall (f, name)))) end
+for _, name in ipairs { "nothere", "lib", "/etc/passwd", "no/such" } do
+  try (scan.policy, name)
+end
+for _, name in ipairs { "nothere", "lib", "scan.testing", "scan.host", "../x" } do
+  try (require, name)
+end
+return function () end
+""")
+    assert said[0].startswith ("there is no file 'nothere' and no built-in policy of that")
+    assert said[1] == f"{tmp_path}/lib.lua: Is a directory"
+
+
 TIME = "2026-01-31 23:59:59.999000 connection=1 "
 ROWS = ["0 512", "", " # a comment", "4K 0x10 7 # three", "1 2 -3", "1 2 3.5", "1 2 3 4",
         "1", "x 1", "1.5 1", "1 0", "0x 1", "0x1b 0X1B", "8s 1S", "1Q 1", "7E 1", "8E 1",

@@ -166,8 +166,9 @@ describe ("scan-policy", function ()
       ["return function (d) d:find_data (0) end"] = { "hint: a disk has: block, b" },
       ["return require 'scan.extends'"] = { "hint: did you mean 'scan.extents'" },
       ["return require 'scan.partition'"] = { "hint: did you mean 'scan.partitions'" },
+      ["require 'scan.testing'"] = { "hint: it is for tests of policies" },
       ["return scan.policy 'adaptative'"] =
-        { "p.lua: there is no built%-in", "hint: did you mean 'adaptive'" },
+        { "p.lua: there is no file", "hint: did you mean 'adaptive'" },
       ["return function (d) d:prefetch ('0') end"] =
         { "got '0', a string", "hint: what is in quotes is a string" },
       ["return function (d) d:missing (-1) end"] = { "hint: offsets are from 0 up" },
@@ -533,7 +534,7 @@ describe ("scan-policy", function ()
                     fail (1, "simulate default --trace " .. write ("t", "0 1\nx\n")))
     assert.matches ("%-%-trace .*/t: there are no reads in it",
                     fail (1, "simulate default --trace " .. write ("t", "# none\n")))
-    assert.matches ("nonesuch: neither a file nor a built%-in policy",
+    assert.matches ("there is no file 'nonesuch' and no built%-in policy",
                     fail (1, "run nonesuch"))
   end)
 

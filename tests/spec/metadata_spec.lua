@@ -278,7 +278,7 @@ describe ("metadata", function ()
     assert.same ({ 3 * MiB, MiB - 64 * KiB }, result.prefetches[3])
     assert.error_matches (function ()
       testing.run { policy = "metadata", size = 1, args = { ["then"] = "nope" } }
-    end, "scan%-arg%-then: nope: neither a file nor a built%-in policy")
+    end, "scan%-arg%-then: there is no file 'nope' and no built%-in")
   end)
 
   it ("reads what is there already without waiting", function ()

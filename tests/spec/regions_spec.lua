@@ -112,6 +112,6 @@ describe ("regions", function ()
       testing.run { policy = "regions", size = 1 }
     end, "scan%-file%-regions")
     assert.error_matches (function () run ("", { args = { ["then"] = "nope" } }) end,
-                          "scan%-arg%-then: nope: neither a file nor a built%-in policy")
+                          "scan%-arg%-then: there is no file 'nope' and no built%-in")
   end)
 end)

@@ -167,7 +167,7 @@ describe ("replay", function ()
     assert.error_matches (function () run ("", { args = { order = "size" } }) end,
                           "scan%-arg%-order: one of time, offset expected, got 'size'")
     assert.error_matches (function () run ("", { args = { ["then"] = "nope" } }) end,
-                          "scan%-arg%-then: nope: neither a file nor a built%-in policy")
+                          "scan%-arg%-then: there is no file 'nope' and no built%-in")
     assert.error_matches (function () testing.run { policy = "replay", size = 1 } end,
                           "scan%-file%-trace")
   end)

@@ -392,8 +392,8 @@ describe ("scan.sandbox", function ()
 
     it ("passes on why there is none", function ()
       assert.matches ("policy.lua:1: no policy other", failure ("scan.policy 'other'"))
-      assert.matches ("policy.lua:1: scan.policy: a policy's name should be a string, got "
-                      .. "nil", failure ("scan.policy ()"))
+      assert.matches ("policy.lua:1: scan.policy: a policy's name should be a string, "
+                      .. "got nil", failure ("scan.policy ()"))
     end)
   end)
 

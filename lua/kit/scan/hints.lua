@@ -35,13 +35,14 @@ local HINTS = {
     .. "(disk.blocks - 1) * disk.block" },
   { "attempt to yield from outside a coroutine", "disk:prefetch and its like are for "
     .. "the function that the policy returns, not for the chunk that returns it" },
-  { "no file '", "scan-policy takes it as --file NAME=FILE" },
+  { "scan.open: no file '", "scan-policy takes it as --file NAME=FILE" },
   { "gave up after", "for scan-policy run that is --close N" },
   { "instructions without coming back", "a loop should prefetch, wait or return; "
     .. "disk:wait () comes back when the client reads" },
   { "number of bytes, got nil", "is there an offset, as in disk:prefetch (offset)?" },
   { "bytes, got '", "what is in quotes is a string; scan.sizes and scan.args make "
     .. "numbers of what operators write" },
+  { "module 'scan.testing'", "it is for tests of policies; the filter does not have it" },
   { "a policy expected", "scan.policy (NAME) finds one by its name" },
   { "a function value", "disk:reads () and its like are for a loop: for offset, count "
     .. "in disk:reads () do" },
@@ -159,7 +160,7 @@ local function misspelt (message)
   else
     word = message:match ("module '([%w_.]+)' not found")
     near = word and nearest (word, world.modules ())
-    word = message:match ("no built%-in policy '([%w_-]+)'")
+    word = message:match ("no file '([%w_-]+)' and no built%-in")
     near = near or word and nearest (word, built_in_names ())
   end
   return near and ("did you mean '%s'?"):format (near)

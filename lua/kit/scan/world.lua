@@ -51,9 +51,12 @@ end
 --- The path for Lua to find all modules of ours, as in LUA_PATH.
 M.LUA_PATH = ("D/library/?.lua;D/runtime/?.lua;D/kit/?.lua"):gsub ("D", lua_dir)
 
+-- As errno has it.
+local ENOENT = 2
+
 local function read_file (path)
-  local handle, message = io.open (path, "rb")
-  if not handle then return nil, message end
+  local handle, message, code = io.open (path, "rb")
+  if not handle then return nil, message, code end
   local text, read_message = handle:read ("a")
   handle:close ()
   if not text then return nil, path .. ": " .. read_message end
@@ -63,6 +66,7 @@ end
 --- Read a whole file.
 -- @tparam string path
 -- @treturn string|nil its contents, or nil and a message that names it
+-- @treturn integer|nil errno if it can't even be opened
 M.read_file = read_file
 
 -- The mark that some editors begin UTF-8 with and an interpreter line are not Lua; the
@@ -120,10 +124,13 @@ function M.list ()
   return list
 end
 
-local function built_in_names ()
+-- In the server's words.
+local function unknown_policy (name)
   local names = {}
   for i, policy in ipairs (M.list ()) do names[i] = policy.name end
-  return table.concat (names, ", ")
+  return nil, ("there is no file '%s' and no built-in policy of that name; the "
+               .. "built-in policies are: %s")
+    :format (name:sub (1, 128), table.concat (names, ", "))
 end
 
 local function built_in (name)
@@ -147,17 +154,11 @@ end
 function M.find (name)
   local text, path = built_in (name)
   if text then return text, path end
-  local handle, message, code = io.open (name, "rb")
-  if handle then
-    handle:close ()
-    local read_message
-    text, read_message = read_file (name)
-    if text then return code_of (text), name end
-    return nil, read_message
-  end
-  if name:find ("/", 1, true) or code ~= 2 then return nil, message end
-  return nil, ("%s: neither a file nor a built-in policy; the built-in ones are: %s")
-    :format (name, built_in_names ())
+  local message, code
+  text, message, code = read_file (name)
+  if text then return code_of (text), name end
+  if name:find ("/", 1, true) or code ~= ENOENT then return nil, message end
+  return unknown_policy (name)
 end
 
 -- While a policy runs, `("x"):upper ()` finds what the policy's own `string` has.
@@ -314,9 +315,6 @@ local function find_module (dir, name)
     end
     if ours ("library") then return ours ("library") end
     if ours ("runtime") then return nil, "it is not for policies" end
-    if ours ("kit") then
-      return nil, "the filter does not have it; it is for tests of policies"
-    end
   end
   local path = ("%s/%s.lua"):format (dir (), (name:gsub ("%.", "/")))
   local text, message = read_file (path)
@@ -336,19 +334,21 @@ end
 -- given as an argument.
 local function find_policy (dir, args, name)
   local text, path = built_in (name)
-  if not text and not name:find ("/", 1, true) then
-    path = ("%s/%s.lua"):format (dir (), (name:gsub ("%.lua$", "")))
-    text = code_of (read_file (path))
-  end
   if text then return text, "@" .. path end
+  if not name:find ("/", 1, true) then
+    path = ("%s/%s.lua"):format (dir (), (name:gsub ("%.lua$", "")))
+    local message, code
+    text, message, code = read_file (path)
+    if text then return code_of (text), "@" .. path end
+    if code ~= ENOENT then return nil, message end
+  end
   for _, value in pairs (args) do
     if value == name then
       text, path = M.find (name)
       return text, text and "@" .. path or path
     end
   end
-  return nil, ("there is no built-in policy '%s', and no file of that name "
-               .. "beside the policy"):format (name)
+  return unknown_policy (name)
 end
 
 -- Names that were warned of.
