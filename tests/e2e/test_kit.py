@@ -149,3 +149,21 @@ return function () end
 """, rows=tmp_path / "rows")
     assert "3\ttrue\t4096\t16\t7" in said and "2\ttrue\t512\t1024\tnil" in said
     assert "left\t8\t1" in said and "left\t1\t5" not in said
+
+
+def test_no_request_in_the_last_turn (tmp_path):
+    """tests/spec/testing_spec.lua has the kit."""
+    policy = tmp_path / "last.lua"
+    policy.write_text ("""\
+return function (disk)
+  print "waits"
+  repeat disk:wait () until disk:closed ()
+  coroutine.yield ("nonsense")
+end
+""")
+    with nbdkit ([SCAN], gate (f"size={SIZE}"), [f"scan-policy={policy}"],
+                 ["-v"]) as server:
+        h = server.connect ()
+        server.wait_line ("scan: policy: waits")
+        server.disconnect (h)
+        server.wait_line ("error: scan: .*last.lua:4: the policy yielded something that")

@@ -584,9 +584,19 @@ describe ("scan.testing", function ()
   it ("reports what is yielded but is no request", function ()
     for _, values in ipairs { {}, { "prefetch" }, { "prefetch", 0, 0 },
                               { "prefetch", 10 * MiB, 1 }, { "pread", 0, 2 * MiB },
-                              { "wait", -1 }, { "hello" }, { 5 } } do
+                              { "wait", -1 }, { "hello" }, { 5 }, { "wait" },
+                              { "settle", 1 }, { "next_data", 0, 1 }, { "pread", 0 },
+                              { "prefetch", 9 * MiB, MiB + 1 },
+                              { "prefetch", 0, 1, 1 } } do
       local result = run (function () coroutine.yield (table.unpack (values)) end)
       assert.matches ("yielded something that is not a request", result.error)
+      -- In the last turn, too.
+      result = run (function (disk)
+        repeat disk:wait () until disk:closed ()
+        coroutine.yield (table.unpack (values))
+      end)
+      assert.matches ("yielded something that is not a request", result.error)
+      assert.is_nil (result.dropped)
     end
   end)
 

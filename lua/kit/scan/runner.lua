@@ -201,22 +201,33 @@ local function inside (runner, offset)
   return math.type (offset) == "integer" and offset >= 0 and offset < runner.size
 end
 
-local function positive (count)
-  return math.type (count) == "integer" and count > 0
+-- Is what was yielded, n values, a request?  As vm.c of the filter sees it.
+local function is_request (runner, n, what, a, b)
+  if what == "settle" then return n == 1 end
+  if what == "wait" then
+    return n == 2 and (a == nil or type (a) == "number" and a >= 0)
+  end
+  if not inside (runner, a) then return false end
+  if what == "next_data" then return n == 2 end
+  return n == 3 and math.type (b) == "integer" and b >= 1 and b <= runner.size - a
+    and (what == "prefetch" or what == "pread" and b <= host.PREAD_MAX_BYTES)
 end
 
 -- What the policy asked for becomes the runner's state.  A policy can yield by
 -- itself, so nothing is taken on trust.
-local function take_request (runner, what, a, b)
+local function take_request (runner, n, what, a, b)
+  if not is_request (runner, n, what, a, b) then
+    return fail_all (runner, nil, "the policy yielded something that is not a request; "
+                     .. "call disk:prefetch and its like instead")
+  end
   local rests = what == "settle" and runner.asked == "settle"
   runner.requests, runner.asked = runner.requests + 1, what
   if runner.closed then
     runner.state, runner.dropped = "finished", what
-  elseif what == "prefetch" and inside (runner, a) and positive (b)
-  and b <= math.maxinteger - a then
+  elseif what == "prefetch" then
     runner.state, runner.offset, runner.is_rest = "prefetching", a, false
-    runner.left = math.min (b, runner.size - a)
-  elseif what == "wait" and (a == nil or type (a) == "number" and a >= 0) then
+    runner.left = b
+  elseif what == "wait" then
     runner.waits = runner.waits + 1
     runner.state = "waiting"
     runner.deadline = a and runner.now () + math.max (a, M.WAIT_MIN_SECONDS)
@@ -225,16 +236,9 @@ local function take_request (runner, what, a, b)
     runner.state, runner.deadline = "waiting", runner.now () + M.WAIT_MIN_SECONDS
   elseif what == "settle" then
     runner.state = "settling"
-  elseif what == "next_data" and inside (runner, a) then
-    runner.state = "asking"
-    return what, a
-  elseif what == "pread" and inside (runner, a) and positive (b)
-  and b <= host.PREAD_MAX_BYTES then
-    runner.state = "asking"
-    return what, a, math.min (b, runner.size - a)
   else
-    return fail_all (runner, nil, "the policy yielded something that is not a request; "
-                     .. "call disk:prefetch and its like instead")
+    runner.state = "asking"
+    return what, a, b
   end
 end
 
@@ -262,7 +266,7 @@ local function resume (runner)
     runner.state, runner.returned = "finished", true
     return "finished"
   end
-  return take_request (runner, results[2], results[3], results[4])
+  return take_request (runner, results.n - 1, table.unpack (results, 2, 4))
 end
 
 -- Can the policy have its next turn?
