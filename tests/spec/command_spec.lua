@@ -145,6 +145,20 @@ describe ("scan-policy", function ()
                       .. "comes after 20128 requests was not looked at\n", out)
     end)
 
+    it ("knows a file with a comma in its name", function ()
+      local path = write ("a,b=c.lua", "return function () end")
+      assert.matches ("^ok    loading it", succeed ("check '" .. path .. "'"))
+    end)
+
+    it ("reads a policy from a pipe", function ()
+      local path = write ("p.lua", "return function (disk) disk:prefetch (0) end")
+      local _, _, status = os.execute (
+        ("cat %s | %s lua/bin/scan-policy check /dev/stdin >%s/out")
+        :format (path, LUA, directory))
+      assert.same ({ succeed ("check " .. path), 0 },
+                   { read (directory .. "/out"), status })
+    end)
+
     -- What is wrong, and what is said about it.
     local faults = {
       ["x = = 1"] = { "loading it: .*p.lua:1: " },

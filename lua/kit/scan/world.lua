@@ -58,15 +58,17 @@ local function read_file (path)
   local handle, message, code = io.open (path, "rb")
   if not handle then return nil, message, code end
   local text, read_message = handle:read ("a")
+  local is_pipe = not handle:seek ()
   handle:close ()
   if not text then return nil, path .. ": " .. read_message end
-  return text
+  return text, nil, nil, is_pipe
 end
 
 --- Read a whole file.
 -- @tparam string path
 -- @treturn string|nil its contents, or nil and a message that names it
 -- @treturn integer|nil errno if it can't even be opened
+-- @treturn boolean|nil is it a pipe, which is empty now?
 M.read_file = read_file
 
 -- The mark that some editors begin UTF-8 with and an interpreter line are not Lua; the
@@ -146,6 +148,9 @@ function M.is_built_in (name)
   return built_in (name) ~= nil
 end
 
+-- Policies that can be read only once, and are loaded several times, by path.
+local piped = {}
+
 --- Find a policy as the filter does: without a slash a built-in, with or without
 -- `.lua`, else a file.
 -- @tparam string name
@@ -154,9 +159,14 @@ end
 function M.find (name)
   local text, path = built_in (name)
   if text then return text, path end
-  local message, code
-  text, message, code = read_file (name)
-  if text then return code_of (text), name end
+  if piped[name] then return piped[name], name end
+  local message, code, is_pipe
+  text, message, code, is_pipe = read_file (name)
+  if text then
+    text = code_of (text)
+    if is_pipe then piped[name] = text end
+    return text, name
+  end
   if name:find ("/", 1, true) or code ~= ENOENT then return nil, message end
   return unknown_policy (name)
 end

@@ -8,6 +8,7 @@
 local hints = require "scan.hints"
 local file = require "scan.file"
 local image = require "scan.image"
+local shell = require "scan.shell"
 local trace = require "scan.trace"
 local words = require "scan.command.words"
 local world = require "scan.world"
@@ -65,9 +66,11 @@ end
 
 --- "NAME,ARG=VALUE,..." and the --arg and --file options, for world.load.
 function M.policy (word, options)
-  local policy, rest = word, ""
-  local handle = io.open (word, "rb")
-  if handle then handle:close () else policy, rest = word:match ("^([^,]*)(.*)$") end
+  local policy, rest = word:match ("^([^,]*)(.*)$")
+  -- There may be a comma in a file's name.  Not opened: from a pipe it is read once.
+  if rest ~= "" and os.execute ("test -e " .. shell.quote (word)) then
+    policy, rest = word, ""
+  end
   local args, files = {}, {}
   for _, entry in ipairs (options.arg) do args[entry[1]] = entry[2] end
   for part in rest:gmatch ("[^,]+") do
