@@ -150,6 +150,15 @@ describe ("scan-policy", function ()
       assert.matches ("^ok    loading it", succeed ("check '" .. path .. "'"))
     end)
 
+    it ("shows what a policy says, and obeys nothing in it", function ()
+      local path = write ("p.lua", [[
+        scan.warn "\7"
+        print "\27[2J"
+        return function () end]])
+      assert.matches ("note  it warns: \\x07\n$", succeed ("check " .. path))
+      assert.equal ("warning: \\x07\n\\x1b[2J\n", select (2, run ("run " .. path)))
+    end)
+
     it ("reads a policy from a pipe", function ()
       local path = write ("p.lua", "return function (disk) disk:prefetch (0) end")
       local _, _, status = os.execute (
@@ -201,6 +210,8 @@ describe ("scan-policy", function ()
         { "p.lua:1: the policy yielded something that is not a request" },
       ["return function (d) error ({}) end"] =
         { "p.lua:1: %(error object is a table value%)" },
+      ["scan.warn '\\27[2J' error ('\\27[31mred\\7')"] =
+        { "loading it: [^\n]*p.lua:1: \\x1b%[31mred\\x07\n$" },
       ["error ({})"] =
         { "loading it: [^\n]*p.lua:1: %(error object is a table value%)" },
     }
@@ -546,6 +557,9 @@ describe ("scan-policy", function ()
                     fail (1, "simulate default --trace /no/such"))
     assert.matches ("%-%-trace .*/t: trace: line 2: ",
                     fail (1, "simulate default --trace " .. write ("t", "0 1\nx\n")))
+    assert.matches ("%-%-trace .*/t: trace: line 1: .* got '\\x1b%[2Jx'\n$",
+                    fail (1, "simulate default --trace " .. write ("t", "\27[2Jx\n")))
+    assert.matches ("got '\\x07'; see scan%-policy", fail (2, "check x --size '\7'"))
     assert.matches ("%-%-trace .*/t: there are no reads in it",
                     fail (1, "simulate default --trace " .. write ("t", "# none\n")))
     assert.matches ("there is no file 'nonesuch' and no built%-in policy",

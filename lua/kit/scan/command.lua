@@ -9,6 +9,7 @@
 --
 -- @module scan.command
 
+local escape = require "scan.escape"
 local output = require "scan.command.output"
 local world = require "scan.world"
 
@@ -75,7 +76,7 @@ function M.main (arguments)
   end
   local ok, options = make_parser ():pparse (arguments)
   if not ok then
-    io.stderr:write ("scan-policy: ", tostring (options),
+    io.stderr:write ("scan-policy: ", escape.text (tostring (options)),
                      "; see scan-policy --help\n")
     return 2
   end
@@ -85,7 +86,7 @@ function M.main (arguments)
   end, options)
   if done then return output.finish (status) end
   if type (status) == "table" then
-    io.stderr:write ("scan-policy: ", status.message, "\n")
+    io.stderr:write ("scan-policy: ", escape.text (status.message), "\n")
   else
     io.stderr:write ("scan-policy: a fault of its own: ", status, "\n")
   end

@@ -8,6 +8,7 @@
 --
 -- @module scan.dry_run
 
+local escape = require "scan.escape"
 local hints = require "scan.hints"
 local ranges = require "scan.ranges"
 local testing = require "scan.testing"
@@ -247,7 +248,7 @@ function M.check (policy, disk)
       :format (world.SERVER_KIB // 1024))
   end
   for _, message in ipairs (warnings) do
-    table.insert (report.lines, "note  it warns: " .. message)
+    table.insert (report.lines, "note  it warns: " .. escape.text (message))
   end
   local globals = loaded:new_globals ()
   if #globals > 0 then

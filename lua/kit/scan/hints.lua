@@ -5,6 +5,7 @@
 --
 -- @module scan.hints
 
+local escape = require "scan.escape"
 local host = require "scan.host"
 local world = require "scan.world"
 
@@ -168,12 +169,12 @@ end
 
 -- -- messages -----------------------------------------------------------------------
 
---- An error message as a policy's author wants it: without our own frames, and with
--- a hint where there is one.
+--- An error message as a policy's author wants it: without our own frames, with a hint
+-- where there is one, and with nothing in it that a terminal would obey.
 -- @tparam string message
 -- @treturn string
 function M.explain (message)
-  message = authors_frames (message)
+  message = authors_frames (escape.text (message))
   -- Tracebacks have words of their own.
   local first = message:match ("^[^\n]*")
   for _, hint in ipairs (HINTS) do

@@ -12,6 +12,7 @@
 --
 -- @module scan.world
 
+local escape = require "scan.escape"
 local sandbox = require "scan.sandbox"
 local shell = require "scan.shell"
 
@@ -333,11 +334,11 @@ local function find_module (dir, name)
 end
 
 local function print_to_stderr (line)
-  io.stderr:write (line, "\n")
+  io.stderr:write (escape.text (line), "\n")
 end
 
 local function warn_on_stderr (message)
-  io.stderr:write ("warning: ", message, "\n")
+  io.stderr:write ("warning: ", escape.text (message), "\n")
 end
 
 -- A policy that another one asks for: a built-in, a file beside it, or what was
