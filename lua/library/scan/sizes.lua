@@ -5,7 +5,8 @@
 --
 -- @module scan.sizes
 
-local match, tonumber, tointeger = string.match, tonumber, math.tointeger
+local format, match = string.format, string.match
+local tonumber, tointeger = tonumber, math.tointeger
 
 local M = {}
 
@@ -31,13 +32,19 @@ function M.parse (word)
   end
   local unit = suffix == "" and 1 or UNITS[suffix:upper ()]
   if not unit or fraction == "." then return nil end
-  if fraction ~= "" then
-    local n = tonumber (digits .. fraction) * unit
-    return n < 2^63 and tointeger (n) or nil
-  end
   -- More digits than an integer has make a float.
   local n = tointeger (tonumber (digits))
-  return n and n <= math.maxinteger // unit and n * unit or nil
+  if not n or n > math.maxinteger // unit then return nil end
+  if fraction == "" then return n * unit end
+  local part = tonumber ("0" .. fraction)
+  local bytes = tointeger (part * unit)
+  -- A float may be whole where what it stands for is not.  What is whole bytes has no
+  -- more digits than there are bits below its unit, 60.
+  if not bytes or match (format ("%.60f", part), "^(.-)0*$")
+                  ~= match ("0" .. fraction, "^(.-)0*$") then
+    return nil
+  end
+  return n * unit + bytes
 end
 
 return M
