@@ -79,6 +79,23 @@ describe ("scan.args", function ()
                     message_of ("integer", { x = "1.5" }, "x", 1))
   end)
 
+  it ("drops no digit of a number in hexadecimal", function ()
+    assert.equal (-16, arguments.integer ({ x = " -0x10 " }, "x", 1))
+    assert.equal (math.maxinteger,
+                  arguments.integer ({ x = "0x7fffffffffffffff" }, "x", 1))
+    for _, word in ipairs { "0x10000000000000005", "0xffffffffffffffff" } do
+      assert.matches ("a whole number expected, got '" .. word .. "'",
+                      message_of ("integer", { x = word }, "x", 1))
+      assert.matches ("a number expected, got '" .. word .. "'",
+                      message_of ("number", { x = word }, "x", 1))
+    end
+  end)
+
+  it ("says that arguments have names", function ()
+    assert.matches ("args_spec.lua:%d+: scan.args: .* strings as names, .* got 1$",
+                    message_of ("check_known", { "order=time" }, { "order" }))
+  end)
+
   it ("reads sizes with nbdkit's suffixes", function ()
     local sizes = { ["100"] = 100, ["100b"] = 100, ["2s"] = 1024, ["64K"] = 65536,
                     ["2m"] = 2097152, ["1G"] = 2^30, ["1T"] = 2^40, ["1P"] = 2^50 }

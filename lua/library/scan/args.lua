@@ -58,6 +58,17 @@ function M.boolean (args, name, default)
   end))
 end
 
+-- As `tonumber`, which drops what of a hexadecimal number is more than 64 bits.
+local function to_number (value)
+  local sign, hex
+  if type (value) == "string" then
+    sign, hex = string.match (value, "^%s*([-+]?)(0[xX]%x+)%s*$")
+  end
+  if not hex then return tonumber (value) end
+  local n = sizes.parse (hex)
+  return n and (sign == "-" and -n or n)
+end
+
 local function range_text (least, most)
   return (least and " from " .. least or "") .. (most and " up to " .. most or "")
 end
@@ -77,7 +88,7 @@ end
 function M.number (args, name, default, least, most)
   local expected = "a number" .. range_text (least, most)
   return (argument (args, name, default, expected, function (value)
-    local n = tonumber (value)
+    local n = to_number (value)
     return in_range (n, least, most) and n or nil
   end))
 end
@@ -92,7 +103,7 @@ end
 function M.integer (args, name, default, least, most)
   local expected = "a whole number" .. range_text (least, most)
   return (argument (args, name, default, expected, function (value)
-    local n = math.tointeger (tonumber (value))
+    local n = math.tointeger (to_number (value))
     return in_range (n, least, most) and n or nil
   end))
 end
@@ -150,6 +161,10 @@ function M.check_known (args, names)
   check_table (names, "args.check_known: a list of names", 3)
   local unknown
   for name in pairs (args) do
+    if type (name) ~= "string" then
+      error (("%s should have strings as names, as in { order = 'time' }, got %s")
+               :format (ARGS, host.shown (name)), 2)
+    end
     local known = is_known (name, names)
     -- The least, so that the message does not depend on the table's order.
     if not known and (unknown == nil or name < unknown) then unknown = name end
