@@ -256,9 +256,9 @@ describe ("throttle", function ()
   end)
 
   it ("wants a rate above 0", function ()
-    for _, rate in ipairs { 0, -1, 0 / 0, "x", false } do
+    for _, rate in ipairs { 0, -1, 0 / 0, 1e-320, "x", false } do
       assert.error_matches (function () combine.throttle (blocks (1), rate) end,
-                            "throttle: a number of bytes per second above 0 expected")
+                            "throttle: a number of bytes per second from 1e%-9 up")
     end
   end)
 end)

@@ -41,9 +41,12 @@ local function policy_functions (what, ...)
   return runs
 end
 
+-- Less is nothing; and what is divided by it may be no number.
+local LEAST = 1e-9
+
 local function positive (value, what, unit)
-  if type (value) ~= "number" or not (value > 0 and value < math.huge) then
-    error (("%s: a number of %s above 0 expected, got %s")
+  if type (value) ~= "number" or not (value >= LEAST and value < math.huge) then
+    error (("%s: a number of %s from 1e-9 up expected, got %s")
            :format (what, unit, host.shown (value)), 3)
   end
   return value
