@@ -155,5 +155,9 @@ def test_scan_policy (tmp_path):
     assert set (complete (tmp_path, "scan-policy check ")) == \
         policies () | {"mine.lua", "share"}
     assert complete (tmp_path, "scan-policy run ahead --thr") == ["--threads"]
+    # Options, and not what is an example.
+    assert complete (tmp_path, "scan-policy new --") == ["--help"]
+    assert {"--help", "--output", "--trace"} < set (
+        complete (tmp_path, "scan-policy plot --"))
     assert set (complete (tmp_path, "scan-policy simulate ahead --trace ")) == \
         {"mine.lua", "rc", "share"}
