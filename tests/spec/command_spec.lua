@@ -560,6 +560,9 @@ describe ("scan-policy", function ()
     assert.matches ("%-%-trace .*/t: trace: line 1: .* got '\\x1b%[2Jx'\n$",
                     fail (1, "simulate default --trace " .. write ("t", "\27[2Jx\n")))
     assert.matches ("got '\\x07'; see scan%-policy", fail (2, "check x --size '\7'"))
+    local image = write ("i", "image")
+    assert.matches ("^scan%-policy: TRACE: %.: Is a directory\n$",
+                    fail (1, ("translate --from %s --to %s ."):format (image, image)))
     assert.matches ("%-%-trace .*/t: there are no reads in it",
                     fail (1, "simulate default --trace " .. write ("t", "# none\n")))
     assert.matches ("there is no file 'nonesuch' and no built%-in policy",

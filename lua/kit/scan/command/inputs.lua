@@ -64,6 +64,16 @@ local function read_file (flag, path)
   return text
 end
 
+--- A file whose lines are read, and its text.
+-- @tparam string flag or argument that names it
+-- @tparam string path
+function M.lines_of (flag, path)
+  local text = read_file (flag, path)
+  return file.new (function (offset, count)
+    return text:sub (offset + 1, offset + count)
+  end), text
+end
+
 --- "NAME,ARG=VALUE,..." and the --arg and --file options, for world.load.
 function M.policy (word, options)
   local policy, rest = word:match ("^([^,]*)(.*)$")
@@ -98,10 +108,7 @@ end
 --- A trace as the simulator wants it, where its last read `stop`s, and the size that its
 -- log tells.
 function M.trace (path)
-  local text = read_file ("--trace", path)
-  local handle = file.new (function (offset, count)
-    return text:sub (offset + 1, offset + count)
-  end)
+  local handle, text = M.lines_of ("--trace", path)
   local ok, reads = pcall (trace.read, handle)
   if not ok then M.refuse (("--trace %s: %s"):format (path, reads)) end
   if #reads == 0 then

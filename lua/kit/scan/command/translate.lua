@@ -35,10 +35,8 @@ end
 function M.run (options)
   local meter = output.progress_meter (options.to, units.bytes)
   local function load (size, block)
-    local handle, message = io.open (options.trace, "rb")
-    if not handle then inputs.refuse (message) end
-    local ok, blocks = pcall (trace.blocks, handle, block, size)
-    handle:close ()
+    local lines = inputs.lines_of ("TRACE", options.trace)
+    local ok, blocks = pcall (trace.blocks, lines, block, size)
     if not ok then inputs.refuse (options.trace .. ": " .. blocks) end
     if #blocks == 0 then
       inputs.refuse (options.trace .. ": there are no reads of this image in it")
