@@ -147,9 +147,9 @@ parse_number (char **text, uint64_t *number)
   return errno == 0;
 }
 
-/* Returns false if a line is not one of ours. */
+/* Returns false if a line, of so many bytes, is not one of ours. */
 static bool
-parse_line (struct journal *j, char *line)
+parse_line (struct journal *j, char *line, size_t length)
 {
   const char *comment;
   struct range range;
@@ -157,6 +157,8 @@ parse_line (struct journal *j, char *line)
   uint8_t history = 1;
   struct entry *entry;
 
+  if (strlen (line) < length)   /* a NUL is in it, as in a disk */
+    return false;
   line += strspn (line, " \t\r\n");
   if (*line == '\0')
     return true;
@@ -188,11 +190,12 @@ load (struct journal *j, FILE *fp, char error[JOURNAL_ERROR_MAX])
 {
   CLEANUP_FREE char *line = NULL;
   size_t size = 0, number = 0, i;
+  ssize_t n;
 
   j->runs = 1;
-  while (getline (&line, &size, fp) != -1) {
+  while ((n = getline (&line, &size, fp)) != -1) {
     number++;
-    if (!parse_line (j, line)) {
+    if (!parse_line (j, line, n)) {
       snprintf (error, JOURNAL_ERROR_MAX, "line %zu is none of a trace that can be "
                 "added to ('offset count' in bytes, of at most 4G each); move the "
                 "file away, or name another one", number);

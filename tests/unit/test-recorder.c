@@ -31,12 +31,18 @@ static char dir[] = "/tmp/test-recorder-XXXXXX";
 static char path[64];
 
 static void
-put_file (const char *text)
+put_bytes (const char *bytes, size_t n)
 {
   FILE *fp = fopen (path, "w");
 
-  fputs (text, fp);
+  fwrite (bytes, 1, n, fp);
   fclose (fp);
+}
+
+static void
+put_file (const char *text)
+{
+  put_bytes (text, strlen (text));
 }
 
 static bool
@@ -172,6 +178,13 @@ test_refuses (void)
     "4096\n", "4096 0\n", "0 4K\n", "-1 1\n", "0 1 2\n", "0 5000000000\n",
     "9223372036854775807 1\n", "99999999999999999999 1\n", "\x7f""ELF\n",
   };
+  static const struct {
+    const char *bytes;
+    size_t n;
+  } disks[] = {
+    { "\0\0\0\0", 4 }, { "\0\n0 4096\n", 9 }, { "0 4096\n\0", 8 },
+    { "0 4096\0\n", 8 }, { "# comment\0\n0 4096\n", 18 },
+  };
   char error[JOURNAL_ERROR_MAX];
   struct journal *j;
   size_t i;
@@ -184,6 +197,13 @@ test_refuses (void)
     j = open_journal (error);
     check (j == NULL && strstr (error, "line 2 is none of a trace") != NULL,
            "refused: %.*s", (int) strcspn (bad[i], "\n"), bad[i]);
+    journal_free (j);
+  }
+  for (i = 0; i < sizeof disks / sizeof *disks; ++i) {
+    put_bytes (disks[i].bytes, disks[i].n);
+    j = open_journal (error);
+    check (j == NULL && strstr (error, "is none of a trace") != NULL,
+           "refused: the NUL of disk %zu", i);
     journal_free (j);
   }
   unlink (path);
