@@ -147,6 +147,15 @@ parse_number (char **text, uint64_t *number)
   return errno == 0;
 }
 
+/* Say that a file is not one to be written anew. */
+static void
+refuse (char error[JOURNAL_ERROR_MAX], const char *what)
+{
+  snprintf (error, JOURNAL_ERROR_MAX, "%s a trace that can be added to ('offset count' "
+            "in bytes, of at most 4G each); move the file away, or name another one",
+            what);
+}
+
 /* Returns false if a line, of so many bytes, is not one of ours. */
 static bool
 parse_line (struct journal *j, char *line, size_t length)
@@ -190,20 +199,24 @@ load (struct journal *j, FILE *fp, char error[JOURNAL_ERROR_MAX])
 {
   CLEANUP_FREE char *line = NULL;
   size_t size = 0, number = 0, i;
+  char what[64];
   ssize_t n;
 
-  j->runs = 1;
   while ((n = getline (&line, &size, fp)) != -1) {
     number++;
     if (!parse_line (j, line, n)) {
-      snprintf (error, JOURNAL_ERROR_MAX, "line %zu is none of a trace that can be "
-                "added to ('offset count' in bytes, of at most 4G each); move the "
-                "file away, or name another one", number);
+      snprintf (what, sizeof what, "line %zu is none of", number);
+      refuse (error, what);
       return -1;
     }
   }
   if (ferror (fp)) {
     snprintf (error, JOURNAL_ERROR_MAX, "%s", strerror (errno));
+    return -1;
+  }
+  /* Comments alone may be anybody's. */
+  if (number > 0 && j->nr_entries == 0 && j->runs == 0) {
+    refuse (error, "it has not one line of");
     return -1;
   }
   if (j->nr_entries == 0 || j->runs < 1)

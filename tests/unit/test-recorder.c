@@ -185,7 +185,9 @@ test_refuses (void)
     { "\0\0\0\0", 4 }, { "\0\n0 4096\n", 9 }, { "0 4096\n\0", 8 },
     { "0 4096\0\n", 8 }, { "# comment\0\n0 4096\n", 18 },
   };
-  char error[JOURNAL_ERROR_MAX];
+  static const char *others[] = { "# my config\n#\n", "\n\n", "#!/bin/sh" };
+  static const char *empty[] = { "", HEADER "1 run\n", HEADER "3 runs\n# none\n" };
+  char error[JOURNAL_ERROR_MAX] = "";
   struct journal *j;
   size_t i;
 
@@ -204,6 +206,19 @@ test_refuses (void)
     j = open_journal (error);
     check (j == NULL && strstr (error, "is none of a trace") != NULL,
            "refused: the NUL of disk %zu", i);
+    journal_free (j);
+  }
+  for (i = 0; i < sizeof others / sizeof *others; ++i) {
+    put_file (others[i]);
+    j = open_journal (error);
+    check (j == NULL && strstr (error, "it has not one line of a trace") != NULL,
+           "refused: what has no entry and is not ours, %zu", i);
+    journal_free (j);
+  }
+  for (i = 0; i < sizeof empty / sizeof *empty; ++i) {
+    put_file (empty[i]);
+    j = open_journal (error);
+    check (j != NULL, "taken: a file without an entry, %zu: %s", i, error);
     journal_free (j);
   }
   unlink (path);
