@@ -20,9 +20,6 @@
 #include "embedded.h"
 #include "library.h"
 
-/* More than this is not a policy or a trace: stop before memory does. */
-#define TEXT_MAX_BYTES (256 * 1024 * 1024)
-
 /* Where our own modules are in the source tree: those that policies may require,
  * and those that run policies.
  */

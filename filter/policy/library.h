@@ -26,6 +26,9 @@ struct text {
   bool builtin;                 /* compiled into the filter */
 };
 
+/* More than this is not a policy or a trace: stop before memory does. */
+#define TEXT_MAX_BYTES (256 * 1024 * 1024)
+
 /* Reads that fail put one line, without a full stop, here. */
 #define LIBRARY_ERROR_MAX 512
 

@@ -18,6 +18,7 @@
 
 #include "cleanup.h"
 #include "journal.h"
+#include "library.h"
 
 /* Twice what the file may hold: its own, and those of this run. */
 #define ENTRIES_MAX (2 * JOURNAL_BLOCKS_MAX)
@@ -199,9 +200,16 @@ load (struct journal *j, FILE *fp, char error[JOURNAL_ERROR_MAX])
 {
   CLEANUP_FREE char *line = NULL;
   size_t size = 0, number = 0, i;
+  struct stat st;
   char what[64];
   ssize_t n;
 
+  if (fstat (fileno (fp), &st) == 0 && st.st_size > TEXT_MAX_BYTES) {
+    snprintf (error, JOURNAL_ERROR_MAX, "it has %jd bytes, and a trace may have up to "
+              "%dM; move the file away, or name another one", (intmax_t) st.st_size,
+              TEXT_MAX_BYTES >> 20);
+    return -1;
+  }
   while ((n = getline (&line, &size, fp)) != -1) {
     number++;
     if (!parse_line (j, line, n)) {
@@ -210,7 +218,7 @@ load (struct journal *j, FILE *fp, char error[JOURNAL_ERROR_MAX])
       return -1;
     }
   }
-  if (ferror (fp)) {
+  if (!feof (fp)) {             /* also if there is no memory for a line */
     snprintf (error, JOURNAL_ERROR_MAX, "%s", strerror (errno));
     return -1;
   }

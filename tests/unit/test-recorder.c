@@ -22,6 +22,7 @@
 
 #include "check.h"
 #include "journal.h"
+#include "library.h"
 #include "recorder.h"
 #include "stubs.h"
 
@@ -228,6 +229,59 @@ test_refuses (void)
   check (journal_probe (dir, error) == -1, "a directory: %s", error);
   check (journal_probe (path, error) == 0 && file_is (NULL),
          "trying a good place leaves nothing behind");
+}
+
+/* A file of zeros of this size. */
+static void
+put_zeros (off_t size)
+{
+  put_file ("");
+  if (truncate (path, size) == -1)
+    abort ();
+}
+
+static void
+test_too_large (void)
+{
+  char error[JOURNAL_ERROR_MAX] = "";
+  struct journal *j;
+
+  put_zeros ((off_t) TEXT_MAX_BYTES + 1);
+  j = open_journal (error);
+  check (j == NULL && strstr (error, "it has 268435457 bytes, and a trace may have up to "
+                              "256M") != NULL, "a file that is too large: %s", error);
+  journal_free (j);
+  unlink (path);
+}
+
+/* There is enough for a journal, and not for a line as long as the file. */
+static void
+test_long_line (void)
+{
+  char error[JOURNAL_ERROR_MAX] = "";
+  struct rlimit limit, before;
+  unsigned long pages = 0;
+  struct journal *j;
+  FILE *fp;
+
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+  return;                       /* they have terabytes */
+#endif
+  fp = fopen ("/proc/self/statm", "re");
+  if (fp == NULL || fscanf (fp, "%lu", &pages) != 1)
+    abort ();
+  fclose (fp);
+  put_zeros (128 << 20);
+  getrlimit (RLIMIT_AS, &before);
+  limit = before;
+  limit.rlim_cur = pages * sysconf (_SC_PAGESIZE) + (64 << 20);
+  setrlimit (RLIMIT_AS, &limit);
+  j = open_journal (error);
+  setrlimit (RLIMIT_AS, &before);
+  check (j == NULL && strcmp (error, "Cannot allocate memory") == 0,
+         "no memory for a line is no end of the file: %s", error);
+  journal_free (j);
+  unlink (path);
 }
 
 static void
@@ -645,6 +699,8 @@ main (void)
   test_merge ();
   test_forgets ();
   test_refuses ();
+  test_too_large ();
+  test_long_line ();
   test_bounds ();
   test_writes ();
   test_ends ();
