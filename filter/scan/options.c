@@ -505,7 +505,8 @@ options_complete (void)
                   stock_boolean + strlen (PREFIX));
     return -1;
   }
-  if (library_is (policy, "learn") && options.record_file == NULL) {
+  if (library_is (policy, "learn") && !is_recorded_by ("scan-trace") &&
+      library_file ("trace") == NULL) {
     nbdkit_error ("scan-policy=learn needs scan-trace=FILE, where to keep what it "
                   "learns");
     return -1;

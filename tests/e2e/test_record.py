@@ -196,9 +196,19 @@ def test_refused (tmp_path):
     assert start_fails (f"scan-record={tmp_path}/a", f"scan-trace={here}") == (
         "scan-trace: there is one file to record to, and "
         f"scan-record={tmp_path}/a was given; scan-trace records as well")
-    for policy in "learn", "learn.lua":
-        assert start_fails (f"scan-policy={policy}") == (
+    for args in (["learn"], ["learn.lua"], ["learn", f"scan-record={tmp_path}/a"]):
+        assert start_fails (f"scan-policy={args[0]}", *args[1:]) == (
             "scan-policy=learn needs scan-trace=FILE, where to keep what it learns")
+
+
+def test_learn_may_read_one_trace_and_record_another (tmp_path):
+    before, trace = tmp_path / "before", tmp_path / "trace"
+    before.write_text (f"{5 * BLOCK} {BLOCK}\n")
+    with recorded (f"scan-file-trace={before}", f"scan-record={trace}",
+                   "scan-arg-gap=0", policy="learn") as server:
+        server.connect ().pread (BLOCK, 0)
+        assert server.next_call ("cache").offset == 5 * BLOCK
+    assert contents (trace) == [(0, 1, "1")]
 
 
 @pytest.mark.skipif (CHECK_WITH == "valgrind", reason="its report is larger")
