@@ -511,6 +511,12 @@ options_complete (void)
                   "learns");
     return -1;
   }
+  if (options.record_file != NULL && options.stats_file != NULL &&
+      strcmp (options.record_file, options.stats_file) == 0) {
+    nbdkit_error ("scan-stats and %s both write %s; give each a file of its own",
+                  options.record_key, options.record_file);
+    return -1;
+  }
   if (options.method == SOURCE_READ &&
       (uint64_t) options.threads * options.size > SCRATCH_MAX) {
     nbdkit_error ("scan-threads=%u with scan-size=%" PRIu32 " and "

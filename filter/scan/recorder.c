@@ -49,10 +49,10 @@ struct recorder {
 /* -- start and end --------------------------------------------------------- */
 
 static void
-warn_of_other (const struct recorder *r)
+warn_of_other (const struct recorder *r, const char *what)
 {
-  nbdkit_error ("scan: warning: %s=%s is what another server records in; this "
-                "one leaves it alone", r->key, r->path);
+  nbdkit_error ("scan: warning: %s=%s: %s; this server leaves it alone", r->key,
+                r->path, what);
 }
 
 struct recorder *
@@ -71,7 +71,7 @@ recorder_new (const char *key, const char *path)
   if (journal_probe (path, error) == 0)
     r->journal = journal_open (path, &busy, error);
   if (busy)
-    warn_of_other (r);
+    warn_of_other (r, "another server records in it");
   else if (r->journal == NULL) {
     nbdkit_error ("%s=%s: %s", key, path, error);
     free (r);
@@ -141,7 +141,7 @@ write_file (struct recorder *r)
   if (journal_write (r->journal) == 0)
     r->dirty = false;
   else if (errno == EEXIST) {
-    warn_of_other (r);
+    warn_of_other (r, "somebody else has put a file there");
     atomic_store (&r->on, false);
   }
   else if (!r->warned) {

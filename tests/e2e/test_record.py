@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from harness import CHECK_WITH, SCAN, file_limit, gate, nbdkit, refused
+from harness import CHECK_WITH, CLONE, SCAN, file_limit, gate, nbdkit, refused
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -124,8 +124,9 @@ def test_killed (tmp_path):
 def test_two_servers (before, tmp_path):
     """The file is one server's: that which has it, or that which makes it."""
     trace = tmp_path / "trace"
-    other = f"scan: warning: scan-trace={trace} is what another server records in; " \
-            "this one leaves it alone"
+    what = "another server records in it" if before else \
+        "somebody else has put a file there"
+    other = f"scan: warning: scan-trace={trace}: {what}; this server leaves it alone"
     if before:
         trace.write_text (before)
     args = [f"scan-trace={trace}"]
@@ -142,6 +143,20 @@ def test_two_servers (before, tmp_path):
     with recorded (*args) as third:
         third.connect ().pread (BLOCK, 5 * BLOCK)
     assert contents (trace)[0][0] in (5, 9) and third.errors () == []
+
+
+def test_not_over_a_clone (tmp_path):
+    """Which is made after the file was looked for; it is not said to be a server's."""
+    disk = tmp_path / "disk"
+    with nbdkit ([SCAN, CLONE], gate (f"size={SIZE}"),
+                 [f"clone-file={disk}", f"scan-record={disk}"]) as server:
+        server.connect ().pread (BLOCK, 0)
+    assert server.errors () == [
+        f"scan: warning: scan-record={disk}: somebody else has put a file there; "
+        "this server leaves it alone"]
+    assert disk.stat ().st_size == SIZE
+    assert start_fails (f"scan-record={disk}").startswith (
+        f"scan-record={disk}: line 1 is none of a trace")
 
 
 def test_says_what_it_has_learnt (tmp_path):
@@ -196,6 +211,10 @@ def test_refused (tmp_path):
     assert start_fails (f"scan-record={tmp_path}/a", f"scan-trace={here}") == (
         "scan-trace: there is one file to record to, and "
         f"scan-record={tmp_path}/a was given; scan-trace records as well")
+    for args in ([f"scan-stats={tmp_path}/a", f"scan-record={tmp_path}/a"],
+                 [f"scan-record={tmp_path}/a", f"scan-stats={tmp_path}/a"]):
+        assert start_fails (*args) == (f"scan-stats and scan-record both write "
+                                       f"{tmp_path}/a; give each a file of its own")
     for args in (["learn"], ["learn.lua"], ["learn", f"scan-record={tmp_path}/a"]):
         assert start_fails (f"scan-policy={args[0]}", *args[1:]) == (
             "scan-policy=learn needs scan-trace=FILE, where to keep what it learns")
