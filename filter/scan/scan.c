@@ -223,6 +223,21 @@ start_scan (struct generation *generation, const char *name, nbdkit_next *next,
   return scans_start (&config, generation);
 }
 
+/* Is the default export to be scanned in the background?  Warns if it can't be. */
+static bool
+is_background_wanted (void)
+{
+  if (!options.background)
+    return false;
+  if (fnmatch (options.exports, "", 0) == 0)
+    return thread_model_allows_scan () && may_open ("");
+  nbdkit_error ("scan: warning: scan-background=true scans the default export, which "
+                "is not one of scan-exports=%s; there is no scan in the background, "
+                "each connection to one of those is scanned by itself",
+                options.exports);
+  return false;
+}
+
 static int
 scan_after_fork (nbdkit_backend *backend)
 {
@@ -230,7 +245,7 @@ scan_after_fork (nbdkit_backend *backend)
   report_start ();
   if (recorder != NULL && recorder_start (recorder) == -1)
     return -1;
-  if (!options.background || !thread_model_allows_scan () || !may_open (""))
+  if (!is_background_wanted ())
     return 0;
   background_generation = exports_get_newest ("");
   if (background_generation != NULL)

@@ -475,6 +475,23 @@ def test_a_plugin_that_takes_one_request_at_a_time (model):
         assert server.calls ("cache") == []
 
 
+def test_a_default_export_that_is_not_wanted ():
+    """As its clients' connections are not: neither before they come nor after."""
+    with nbdkit ([SCAN], gate ("size=64K"), [BACKGROUND, "scan-exports=foo",
+                                             f"scan-size={BLOCK}"], VERBOSE) as server:
+        server.connect ().pread (BLOCK, 0)
+        server.connect ("foo")
+        server.wait_line (FINISHED)
+        assert our_errors (server) == [
+            "scan: warning: scan-background=true scans the default export, which is not "
+            "one of scan-exports=foo; there is no scan in the background, each "
+            "connection to one of those is scanned by itself",
+            "scan: warning: not one of scan-exports=foo, not scanning; scan-exports='' "
+            "scans the export ''"]
+        server.poll (lambda: len (server.calls ("cache")) >= 16, "all blocks")
+    assert len (server.calls ("cache")) == 16
+
+
 @pytest.mark.parametrize ("params, why", [(["size=0"], None),
                                           (["cache=none"], "NBD_CMD_CACHE")])
 def test_nothing_to_scan (params, why):
