@@ -221,18 +221,13 @@ static int
 check_stats_file (void)
 {
   const char *const path = options.stats_file;
-  char why[COUNTERS_FILE_WHY_MAX];
 
   if (stats_are_a_clone ()) {
     nbdkit_error ("clone-stats=%s is a file of the clone; it should be one of "
                   "its own", path);
     return -1;
   }
-  if (counters_file_check (path, STATS_FILE_BEGIN, why) == -1) {
-    nbdkit_error ("clone-stats=%s cannot be written: %s", path, why);
-    return -1;
-  }
-  return check_folder ("clone-stats", path, strrchr (path, '/') - path);
+  return counters_file_check ("clone-stats", path, STATS_FILE_BEGIN);
 }
 
 int

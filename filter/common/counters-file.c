@@ -21,9 +21,6 @@
 
 #define BEGINS_MAX 64           /* bytes */
 
-/* The file that this process has put in place last.  For one thread at a time. */
-static struct stat own;
-
 /* Does it begin with this text, or is it empty? */
 static bool
 begins_with (int fd, const char *begins)
@@ -38,18 +35,9 @@ begins_with (int fd, const char *begins)
   return n == 0 || (n == (ssize_t) len && memcmp (buf, begins, len) == 0);
 }
 
-/* Has nobody put another in its place, or written to it? */
-static bool
-is_own (const struct stat *st)
-{
-  return st->st_dev == own.st_dev && st->st_ino == own.st_ino &&
-    st->st_ctim.tv_sec == own.st_ctim.tv_sec &&
-    st->st_ctim.tv_nsec == own.st_ctim.tv_nsec;
-}
-
-int
-counters_file_check (const char *path, const char *begins,
-                     char why[COUNTERS_FILE_WHY_MAX])
+/* May it be replaced?  Returns 0, or -1 with the reason in why. */
+static int
+check (const char *path, const char *begins, char why[COUNTERS_FILE_WHY_MAX])
 {
   bool is_ours;
   struct stat st;
@@ -65,8 +53,7 @@ counters_file_check (const char *path, const char *begins,
   /* It may be a FIFO by now. */
   fd = open (path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
   if (fd == -1) {
-    /* We were root, with a strict umask. */
-    if (errno == ENOENT || is_own (&st))
+    if (errno == ENOENT)
       return 0;
     snprintf (why, COUNTERS_FILE_WHY_MAX, "it is there and can't be read: %s",
               strerror (errno));
@@ -78,6 +65,35 @@ counters_file_check (const char *path, const char *begins,
     return 0;
   snprintf (why, COUNTERS_FILE_WHY_MAX,
             "it is there and holds something else than these counters");
+  return -1;
+}
+
+/* May this user make a file of that name?  Who is to become another later is root, and
+ * may.  Returns 0, or -1 with the reason in why.
+ */
+static int
+check_folder (const char *path, char why[COUNTERS_FILE_WHY_MAX])
+{
+  CLEANUP_FREE char *folder = NULL;
+
+  if (asprintf (&folder, "%.*s/.", (int) (strrchr (path, '/') - path), path) == -1) {
+    folder = NULL;
+    errno = ENOMEM;
+  }
+  else if (faccessat (AT_FDCWD, folder, W_OK, AT_EACCESS) == 0)
+    return 0;
+  snprintf (why, COUNTERS_FILE_WHY_MAX, "%s", strerror (errno));
+  return -1;
+}
+
+int
+counters_file_check (const char *parameter, const char *path, const char *begins)
+{
+  char why[COUNTERS_FILE_WHY_MAX];
+
+  if (check (path, begins, why) == 0 && check_folder (path, why) == 0)
+    return 0;
+  nbdkit_error ("%s=%s cannot be written: %s", parameter, path, why);
   return -1;
 }
 
@@ -145,8 +161,6 @@ replace_file (const char *path, int (*write) (FILE *fp))
     r = rename (aside, path);
     err = errno;
   }
-  if (r == 0 && lstat (path, &own) == -1)
-    own.st_ino = 0;
   if (r == -1)
     unlink (aside);
   errno = err;
@@ -157,7 +171,7 @@ int
 counters_file_write (const char *path, const char *begins,
                      int (*write) (FILE *fp), char why[COUNTERS_FILE_WHY_MAX])
 {
-  if (counters_file_check (path, begins, why) == -1)
+  if (check (path, begins, why) == -1)
     return -1;
   if (replace_file (path, write) == 0)
     return 0;

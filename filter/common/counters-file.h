@@ -18,13 +18,14 @@
 
 #define COUNTERS_FILE_WHY_MAX 256 /* bytes, with the NUL */
 
-/* May this file be replaced?  Not if it is there and is no regular file, or one that
- * doesn't begin with this text, as what is written does.  One that is empty may be, and
- * that which this process has written last, which it need not be able to read.  Returns
- * 0, or -1 with the reason in why.  It waits for nothing, whatever has been put there.
+/* At start-up: may this file be written, as far as can be told without writing it?  Not
+ * if there is no such folder, or the user may not write there; nor if it is there and is
+ * no regular file, or one that doesn't begin with this text, as what is written does.
+ * One that is empty may be.  It waits for nothing, whatever has been put there.  path is
+ * absolute.  Returns 0, or -1 after nbdkit_error, which names the parameter.
  */
-extern int counters_file_check (const char *path, const char *begins,
-                                char why[COUNTERS_FILE_WHY_MAX]);
+extern int counters_file_check (const char *parameter, const char *path,
+                                const char *begins);
 
 /* Write the file anew, if it may be; path is absolute.  `write` prints the counters,
  * and what they begin with first; it leaves an error of the file to be found there, and

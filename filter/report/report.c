@@ -14,7 +14,6 @@
 #include "clock.h"
 #include "counters-file.h"
 #include "exports.h"
-#include "file-limit.h"
 #include "line.h"
 #include "metrics.h"
 #include "options.h"
@@ -102,21 +101,11 @@ tell_stop (void)
 int
 report_init (struct line *paced)
 {
-  char why[COUNTERS_FILE_WHY_MAX];
-  struct sigaction before;
-  int r;
-
   line = paced;
   clock_cond_init (&cond);
   if (options.stats_file == NULL)
     return 0;
-  file_limit_survive_for_now (&before);
-  r = counters_file_write (options.stats_file, METRICS_BEGIN, write_counters, why);
-  file_limit_as_before (&before);
-  if (r == 0)
-    return 0;
-  nbdkit_error ("scan-stats=%s: can't be written: %s", options.stats_file, why);
-  return -1;
+  return counters_file_check ("scan-stats", options.stats_file, METRICS_BEGIN);
 }
 
 void

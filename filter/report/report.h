@@ -13,13 +13,13 @@
 
 struct line;
 
-/* Before the server forks: write the file once, to find out whether that is
- * possible.  line is NULL if scans are not paced.  Returns -1 after nbdkit_error.
+/* Before the server forks: see whether the file may be written.  line is NULL if scans
+ * are not paced.  Returns -1 after nbdkit_error.
  */
 extern int report_init (struct line *line);
 
-/* After the fork, when the server may have become another user: write the file
- * again, and start reporting, if anything is wanted.
+/* After the fork, when the server may have become another user: write the file a first
+ * time, and start reporting, if anything is wanted.
  */
 extern void report_start (void);
 

@@ -910,7 +910,7 @@ def test_two_filters_share_no_file (tmp_path):
 
 def test_counters_in_a_folder_that_is_missing (tmp_path):
     assert refused ([CLONE], gate (), [f"clone-stats={tmp_path}/no/stats"]) == [
-        f"clone-stats: {tmp_path}/no: No such file or directory"]
+        f"clone-stats={tmp_path}/no/stats cannot be written: No such file or directory"]
 
 
 def test_a_disk_whose_map_does_not_fit (disk):

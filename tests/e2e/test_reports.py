@@ -17,7 +17,7 @@ import nbd
 import pytest
 
 from harness import (CHECK_WITH, CLONE, SCAN, TOP, file_limit, gate, nbdkit, needs,
-                     refused)
+                     pattern, refused)
 
 BLOCK = 4096
 FINISHED = "scan: finished scanning the plugin"
@@ -42,7 +42,8 @@ def scanned (tmp_path, args=()):
 def test_counters (tmp_path):
     stats, server_of = scanned (tmp_path, ["scan-ahead=false"])
     with server_of as server:
-        # It is there before anyone connects.
+        # It is there without anyone who connects.
+        server.poll (stats.exists, "the counters")
         assert counters (stats)["prefetches_total", 'export=""'] == 0
         h = server.connect ()
         first = server.next_call ("cache")
@@ -115,7 +116,7 @@ def test_failures_and_holes_are_counted (tmp_path):
 
 def test_a_file_that_cannot_be_written_is_refused ():
     [error] = refused ([SCAN], ["memory", "1M"], ["scan-stats=/nonexistent/x"])
-    assert error.startswith ("scan-stats=/nonexistent/x: ")
+    assert error.startswith ("scan-stats=/nonexistent/x cannot be written: ")
 
 
 def test_progress_without_a_terminal ():
@@ -249,7 +250,7 @@ def test_what_is_no_file_is_refused (tmp_path, make):
     stats = tmp_path / "stats"
     make (stats)
     [error] = refused ([SCAN], ["memory", "1M"], [f"scan-stats={stats}"])
-    assert error.startswith (f"scan-stats={stats}: can't be written: ")
+    assert error.startswith (f"scan-stats={stats} cannot be written: ")
     assert error.endswith ("is not a regular file")
 
 
@@ -266,7 +267,7 @@ def test_a_disk_is_not_replaced (tmp_path, clone):
     before = disk.read_bytes ()
     plugin = ["memory", "64K"] if clone else ["file", str (disk)]
     errors = refused ([SCAN, *clone], plugin, [*args, f"scan-stats={disk}"])
-    assert errors == [f"scan-stats={disk}: can't be written: it is there and holds "
+    assert errors == [f"scan-stats={disk} cannot be written: it is there and holds "
                       "something else than these counters"]
     assert disk.read_bytes () == before
 
@@ -296,11 +297,17 @@ def test_a_fifo_in_the_way_holds_up_nobody (tmp_path):
 
 @pytest.mark.skipif (CHECK_WITH != "", reason="reports are larger")
 def test_a_limit_for_files_that_the_counters_exceed (tmp_path):
-    """Its signal would end the server without a word; the command of --run gets it."""
+    """As on a disk that is full, the server starts and serves.  The signal of a limit
+    would end it without a word; the command of --run gets it."""
     stats = tmp_path / "scan.prom"
-    with file_limit (512):
-        assert refused ([SCAN], gate (), [f"scan-stats={stats}"]) == [
-            f"scan-stats={stats}: can't be written: File too large"]
+    with contextlib.ExitStack () as stack:
+        with file_limit (512):
+            server = stack.enter_context (nbdkit ([SCAN], gate (),
+                                                  [f"scan-stats={stats}"]))
+        assert server.connect ().pread (512, 0) == pattern (0, 512)
+    assert server.errors () == [
+        f"scan: warning: scan-stats={stats} cannot be written: File too large"]
+    assert os.listdir (tmp_path) == []
     run = subprocess.run (["nbdkit", "-U", "-", f"--filter={SCAN}", "null",
                            f"scan-stats={stats}", "--run", "cat /proc/self/status"],
                           check=True, text=True, stdout=subprocess.PIPE)

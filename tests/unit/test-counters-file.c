@@ -16,6 +16,7 @@
 
 #include "check.h"
 #include "counters-file.h"
+#include "stubs.h"
 
 #define BEGINS "# counters: "
 
@@ -152,7 +153,7 @@ test_replaces (const char *text, bool does)
 
   if (fp == NULL || fputs (text, fp) == EOF || fclose (fp) == EOF)
     abort ();
-  check ((counters_file_check (path, BEGINS, why) == 0) == does,
+  check ((counters_file_check ("scan-stats", path, BEGINS) == 0) == does,
          "it %s be replaced: '%s'", does ? "may" : "may not", text);
   check ((counters_file_write (path, BEGINS, print_text, why) == 0) == does &&
          strcmp (get_text (), does ? BEGINS "text" : text) == 0,
@@ -177,30 +178,56 @@ test_mode (void)
          "and as before, if it is there");
 }
 
-/* Where nobody may read it but root, who we are no more. */
 static void
-test_unreadable (void)
+test_start (void)
+{
+  static const struct {
+    const char *name, *why;
+  } bad[] = {
+    { "", "it is there and is not a regular file" },
+    { "/none/file", "No such file or directory" },
+    { "/file/none", "Not a directory" },
+    { "/none/", "No such file or directory" },
+  };
+  char name[sizeof dir + 16], error[128];
+  size_t i;
+
+  check (counters_file_check ("scan-stats", path, BEGINS) == 0, "one that is there");
+  check (count_files () == 1, "looking makes none");
+  for (i = 0; i < sizeof bad / sizeof *bad; ++i) {
+    snprintf (name, sizeof name, "%s%s", dir, bad[i].name);
+    snprintf (error, sizeof error, "scan-stats=%s cannot be written: %s", name,
+              bad[i].why);
+    check (counters_file_check ("scan-stats", name, BEGINS) == -1 &&
+           strcmp (stub_last_error, error) == 0, "refused: %s", stub_last_error);
+  }
+}
+
+/* Where only root may read it, or write there, who we are no more. */
+static void
+test_another_user (void)
 {
   char why[COUNTERS_FILE_WHY_MAX];
   FILE *fp;
 
   if (geteuid () != 0)
     return;
-  if (chmod (dir, 0777) == -1 ||
-      counters_file_write (path, BEGINS, print_text, why) == -1 ||
-      seteuid (65534) == -1)
+  if (chmod (dir, 0755) == -1 || seteuid (65534) == -1)
     abort ();
-  check (counters_file_check (path, BEGINS, why) == 0, "what we have written");
+  unlink (path);
+  check (counters_file_check ("scan-stats", path, BEGINS) == -1 &&
+         strstr (stub_last_error, ": Permission denied") != NULL,
+         "where it may not be made: %s", stub_last_error);
   if (seteuid (0) == -1)
     abort ();
   unlink (path);
   fp = fopen (path, "we");
   if (fp == NULL || fputs ("a disk", fp) == EOF || fclose (fp) == EOF ||
-      chmod (path, 0600) == -1 || seteuid (65534) == -1)
+      chmod (path, 0600) == -1 || chmod (dir, 0777) == -1 || seteuid (65534) == -1)
     abort ();
   check (counters_file_write (path, BEGINS, print_text, why) == -1 &&
          strcmp (why, "it is there and can't be read: Permission denied") == 0,
-         "what we have not: %s", why);
+         "what may not be read: %s", why);
   if (seteuid (0) == -1)
     abort ();
   check (strcmp (get_text (), "a disk") == 0, "which is as it was");
@@ -215,7 +242,8 @@ main (void)
   test_two_writers ();
   test_failures ();
   test_mode ();
-  test_unreadable ();
+  test_start ();
+  test_another_user ();
   test_replaces ("", true);
   test_replaces (BEGINS "of another time, and longer", true);
   test_replaces (BEGINS, true);
