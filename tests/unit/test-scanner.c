@@ -361,6 +361,39 @@ test_refund (void)
   vm_config.policy = before;
 }
 
+/* And so is what it holds for its next prefetch: as much as the last, before its policy
+ * was asked.
+ */
+static void
+test_give_back (void)
+{
+  static const char text[] =
+    "return function (disk) disk:prefetch (0) disk:wait () end";
+  static const struct text policy = { "give.lua", text, sizeof text - 1, false };
+  const struct text *before = vm_config.policy;
+  struct scanner *s;
+  struct setting t;
+
+  vm_config.policy = &policy;
+  t = set_up (1, false);
+  budget_free (t.budget);
+  t.config.budget = t.budget = budget_new (BLOCK / 10, BUDGET_NONE);
+  if (t.budget == NULL)
+    abort ();
+  budget_pay (t.budget, 0, 1);  /* long ago, so that the first one's turn is now */
+  s = scanner_start (&t.config);
+  while (stub_cache_calls () == 0)
+    sched_yield ();
+  while (budget_pay (t.budget, 0, clock_now_ns ()) <= clock_now_ns ())
+    sched_yield ();
+  scanner_stop (s);
+  check (budget_pay (t.budget, 0, clock_now_ns ()) <= clock_now_ns (),
+         "give back: what was to be next is not paid for");
+  scanner_free (s);
+  tear_down (&t);
+  vm_config.policy = before;
+}
+
 int
 main (void)
 {
@@ -383,6 +416,7 @@ main (void)
   test_stop_in_an_outage ();
   test_failures ();
   test_refund ();
+  test_give_back ();
   scanner_free (NULL);
   library_free ();
   return done ();
