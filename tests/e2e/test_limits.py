@@ -101,19 +101,23 @@ def test_a_disconnect_cuts_a_wait_short (threads):
         assert server.calls ("cache") == []
 
 
-def test_what_a_scan_did_not_use_is_given_back ():
-    """A scan holds room for a block while it waits for its turn; the next client's
-    wait, of 16 seconds, does not come on top of it."""
+def test_what_a_scan_did_not_use_is_given_back (tmp_path):
+    """Of the rate and of the limit: a scan holds room for what it is to fetch while it
+    waits for its turn, for a minute here.  The next client's wait, of half a second, does
+    not come on top of three of these."""
+    policy = tmp_path / "one.lua"
+    policy.write_text (
+        "return function (disk) disk:prefetch (0, tonumber (disk.export)) end")
     with nbdkit ([SCAN], gate ("size=64K"),
-                 ["scan-size=32M", "scan-rate=4K", "scan-limit=64K"],
-                 VERBOSE) as server:
+                 ["scan-size=32M", "scan-rate=1K", "scan-limit=64K", "scan-exports=*",
+                  f"scan-policy={policy}", "scan-pace=false"], VERBOSE) as server:
         for i in range (1, 4):
-            server.disconnect (server.connect ())
+            server.disconnect (server.connect ("65536"))
             server.wait_line (f"gate: close {i}$")
         assert os.path.exists (server.socket)
         assert server.calls ("cache") == []
-        server.connect ()
-        assert server.next_call ("cache").count == 65536
+        server.connect ("512")
+        assert server.next_call ("cache").count == 512
 
 
 def test_small_prefetches_pay_for_what_they_are (tmp_path):
