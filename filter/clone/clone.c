@@ -585,4 +585,7 @@ static struct nbdkit_filter filter = {
   .extents            = clone_extents,
 };
 
+/* The macro defines it and has no prototype, which clang wants. */
+NBDKIT_DLL_PUBLIC struct nbdkit_filter *filter_init (void);
+
 NBDKIT_REGISTER_FILTER (filter)

@@ -565,4 +565,7 @@ static struct nbdkit_filter filter = {
   .trim              = scan_trim,
 };
 
+/* The macro defines it and has no prototype, which clang wants. */
+NBDKIT_DLL_PUBLIC struct nbdkit_filter *filter_init (void);
+
 NBDKIT_REGISTER_FILTER (filter)

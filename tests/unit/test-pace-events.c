@@ -106,7 +106,7 @@ test_first_transfers (void)
       { { 4 * K, 2, false }, { 64 * K, 35, false }, { 128 * K, 40, false } },
       BLOCK, 64 * K, PACE_MORE, 5 },
     { "so was it, and at once",
-      { { 4 * K, 0.1, false }, { 64 * K, 35, false }, { 128 * K, 40, false } },
+      { { 4 * K, 0, false }, { 64 * K, 35, false }, { 128 * K, 40, false } },
       BLOCK, 64 * K, PACE_MORE, 5 },
     { "some larger ones are allowed",
       { { 4 * K, 20, false }, { 64 * K, 20, true } },

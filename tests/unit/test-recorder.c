@@ -177,7 +177,7 @@ test_refuses (void)
   static const char *bad[] = {
     "2024-01-01 10:00:00.000000 connection=1 Read id=1 offset=0x0 count=0x1 ...\n",
     "4096\n", "4096 0\n", "0 4K\n", "-1 1\n", "0 1 2\n", "0 5000000000\n",
-    "9223372036854775807 1\n", "99999999999999999999 1\n", "\x7f""ELF\n",
+    "9223372036854775807 1\n", "99999999999999999999 1\n", "\177ELF\n",
   };
   static const struct {
     const char *bytes;

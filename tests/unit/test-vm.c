@@ -99,7 +99,7 @@ fake_gone (void *opaque)
 }
 
 static struct fake fake = {
-  .read = { { 512, 1024 }, MET_LATE }, .failure = { { 4096, 4096 }, EIO },
+  .read = { { 512, 1024 }, MET_LATE, false }, .failure = { { 4096, 4096 }, EIO },
   .results = {
     { { 0, 4096 }, NS_PER_SECOND / 2, 0 }, { { 4096, 4096 }, 0, ENOSPC },
   },
