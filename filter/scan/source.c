@@ -209,7 +209,9 @@ ask_extents (struct source *source, struct source_extents *extents,
              uint64_t offset)
 {
   nbdkit_next *next = source->next;
-  const uint64_t left = source->info.size - offset;
+  /* In whole blocks of the layer; what is before the offset is not put into the list. */
+  const uint64_t from = offset & ~(uint64_t) (source->info.minimum - 1);
+  const uint64_t left = source->info.size - from;
   const uint32_t count = left < EXTENTS_MAX_COUNT ? left : EXTENTS_MAX_COUNT;
   struct nbdkit_extent last;
   int err = 0;
@@ -219,7 +221,7 @@ ask_extents (struct source *source, struct source_extents *extents,
   extents->list = nbdkit_extents_new (offset, source->info.size);
   if (extents->list == NULL)
     return -1;
-  if (next->extents (next, count, offset, 0, extents->list, &err) == -1 ||
+  if (next->extents (next, count, from, 0, extents->list, &err) == -1 ||
       (n = nbdkit_extents_count (extents->list)) == 0) {
     source_forget_extents (extents);
     return -1;

@@ -91,6 +91,29 @@ def test_extents_that_fail (tmp_path):
         assert [c.offset for c in server.calls ("cache")] == [0, BLOCK]
 
 
+@pytest.mark.parametrize ("how", ["plugin", "filter"])
+def test_a_layer_that_takes_only_whole_blocks (tmp_path, how):
+    """It is asked from the beginning of one on, wherever the policy is in it."""
+    data = 3 * BLOCK + 5
+    filters, params = (["blocksize-policy"], [
+        "blocksize-minimum=4096", "blocksize-preferred=64K",
+        "blocksize-error-policy=error"]) if how == "filter" else ([], [])
+    with nbdkit ([SCAN, *filters],
+                 gate (f"size={4 * BLOCK}", "log=extents", "data=0+1", f"data={data}+10",
+                       *([] if filters else ["blocks=4096-65536"])),
+                 [*params, write (tmp_path, """
+                     return function (disk)
+                       for _, offset in ipairs { 5000, 100, 0, 3 * 65536 + 7, 250000 } do
+                         print ("data at " .. tostring (disk:next_data (offset)))
+                       end
+                     end""")], ["-v"]) as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+        found = [line.split ()[-1] for line in server.log if "data at" in line]
+        assert found == [str (data), str (data), "0", str (data + 2), "nil"]
+        assert all (call.offset % 4096 == 0 for call in server.calls ("extents"))
+
+
 def test_a_sparse_tebibyte (tmp_path):
     """10 MiB of data, in ten places, the last one at the end, through the file
     plugin.  (It knows how far a hole goes if data follows; where none follows, it
