@@ -179,7 +179,7 @@ $(B)/tests/unit-clone-bits: $(call unit_objects,$(filter-out clone/map,$(map_uni
 $(B)/tests/unit-clone-claims: $(call unit_objects,clone/claims $(map_units))
 $(B)/tests/unit-clone-exports: $(call unit_objects,clone/exports clone/outage common/escape)
 $(B)/tests/unit-clone-map: $(call unit_objects,$(map_units))
-$(B)/tests/unit-counters-file: $(call unit_objects,common/counters-file)
+$(B)/tests/unit-counters-file: $(call unit_objects,common/counters-file common/file-mode)
 $(B)/tests/unit-guard: $(call unit_objects,scan/guard)
 $(B)/tests/unit-escape: $(call unit_objects,common/escape)
 $(B)/tests/unit-pace: $(call unit_objects,scan/pace)
@@ -188,13 +188,14 @@ $(B)/tests/unit-map: $(call unit_objects,scan/map)
 $(B)/tests/unit-library: $(call unit_objects,policy/library) $(B)/embedded.o
 $(B)/tests/unit-reads: $(call unit_objects,scan/reads scan/map)
 $(B)/tests/unit-recorder: $(call unit_objects,scan/recorder scan/journal \
-	common/escape)
+	common/escape common/file-mode)
 $(B)/tests/unit-results: $(call unit_objects,scan/results)
 $(B)/tests/unit-rows: $(call unit_objects,policy/rows)
 $(B)/tests/unit-scanner: $(call unit_objects,scan/scanner scan/looker scan/workers scan/steps \
 	scan/fetch scan/failures scan/results scan/opening scan/ticket scan/budget \
 	scan/line scan/pace scan/guard scan/reads \
-	scan/source scan/map scan/recorder scan/journal report/stats) $(vm_objects)
+	scan/source scan/map scan/recorder scan/journal common/file-mode report/stats) \
+	$(vm_objects)
 $(B)/tests/unit-stats: $(call unit_objects,report/stats)
 $(B)/tests/unit-vm: $(call unit_objects,) $(vm_objects)
 

@@ -18,6 +18,7 @@
 
 #include "cleanup.h"
 #include "counters-file.h"
+#include "file-mode.h"
 
 #define BEGINS_MAX 64           /* bytes */
 
@@ -126,21 +127,6 @@ open_aside (const char *path, char **aside)
   return NULL;
 }
 
-/* Who could read the old file can read the new one, and nobody else. */
-static int
-keep_mode (FILE *fp, const char *path)
-{
-  struct stat st;
-
-  if (lstat (path, &st) == -1)
-    return 0;
-  st.st_mode &= 0777;
-  if (fchown (fileno (fp), st.st_uid, st.st_gid) == -1 &&
-      fchown (fileno (fp), -1, st.st_gid) == -1)
-    st.st_mode &= ~070;         /* it was another group */
-  return fchmod (fileno (fp), st.st_mode);
-}
-
 static int
 replace_file (const char *path, int (*write) (FILE *fp))
 {
@@ -151,7 +137,7 @@ replace_file (const char *path, int (*write) (FILE *fp))
   fp = open_aside (path, &aside);
   if (fp == NULL)
     return -1;
-  r = keep_mode (fp, path) == 0 && write (fp) == 0 && !ferror (fp) ? 0 : -1;
+  r = file_mode_keep (fp, path) == 0 && write (fp) == 0 && !ferror (fp) ? 0 : -1;
   err = errno;
   if (fclose (fp) != 0 && r == 0) {
     r = -1;

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "cleanup.h"
+#include "file-mode.h"
 #include "journal.h"
 #include "library.h"
 
@@ -415,7 +416,6 @@ remove_left (const struct journal *j, const char *name)
 static FILE *
 open_aside (const struct journal *j, const char *name)
 {
-  struct stat st;
   FILE *fp;
 
   if (remove_left (j, name) == -1)
@@ -424,8 +424,7 @@ open_aside (const struct journal *j, const char *name)
   if (fp == NULL)
     return NULL;
   flock (fileno (fp), LOCK_EX | LOCK_NB);
-  /* Others may read it as they could before. */
-  fchmod (fileno (fp), stat (j->path, &st) == 0 ? st.st_mode & 0777 : 0644);
+  file_mode_keep (fp, j->path);
   return fp;
 }
 

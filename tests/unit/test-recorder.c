@@ -586,7 +586,24 @@ test_two (void)
   reads (a, 1, 1);
   recorder_step (a, second);
   recorder_free (a);
-  check (stub_errors == 0 && file_is (HEADER "1 run\n4096 4096 # 1\n"), "replaced");
+  check (stub_errors == 0 && file_is (HEADER "1 run\n4096 4096 # 1\n") &&
+         access (path, X_OK) == -1, "replaced, and its mode is not kept");
+  unlink (path);
+}
+
+/* Whoever could read it, or make it anew, can as before. */
+static void
+test_owner (void)
+{
+  const uid_t owner = geteuid () == 0 ? 65534 : geteuid ();
+  const gid_t group = geteuid () == 0 ? 65534 : getegid ();
+  struct stat st = { 0 };
+
+  put_file ("0 4096\n");
+  check (chown (path, owner, group) == 0 && chmod (path, 0640) == 0, "somebody's file");
+  run_of (0, -1);
+  check (stat (path, &st) == 0 && st.st_uid == owner && st.st_gid == group &&
+         (st.st_mode & 0777) == 0640, "stays theirs");
   unlink (path);
 }
 
@@ -706,6 +723,7 @@ main (void)
   test_ends ();
   test_overflow ();
   test_two ();
+  test_owner ();
   test_exports ();
   test_thread ();
   test_memory ();
