@@ -54,6 +54,7 @@
 #define VERSION 1
 #define PAGE 4096
 #define BATCH_PAGES 64          /* most pages that one commit writes */
+#define BLOCK_MIN 512           /* bytes */
 
 enum page_number { IDENTITY, RECORD = 2, SETTLED = 4, BITS = 8 };
 
@@ -468,6 +469,16 @@ map_file_is_unborn (int fd)
   return is_blank_from (fd, RECORD + 1, st.st_size);
 }
 
+bool
+map_file_may_be_of (uint64_t bytes, uint64_t disk_size)
+{
+  uint32_t block_size = BLOCK_MIN;
+
+  while (block_size != 0 && file_size (map_pages_of (disk_size, block_size)) != bytes)
+    block_size *= 2;
+  return block_size != 0;
+}
+
 int
 map_create (struct map *map, int fd, const struct map_identity *identity,
             char *error)
@@ -594,7 +605,7 @@ load_identity (int fd, struct map_identity *identity, char *error)
   memcpy (identity->id, page.identity.id, sizeof identity->id);
   memcpy (identity->export_name, page.identity.export_name,
           sizeof identity->export_name);
-  if (identity->size > INT64_MAX || identity->block_size < 512 ||
+  if (identity->size > INT64_MAX || identity->block_size < BLOCK_MIN ||
       (identity->block_size & (identity->block_size - 1)) != 0 ||
       memchr (identity->id, 0, sizeof identity->id) == NULL ||
       memchr (identity->export_name, 0, sizeof identity->export_name) == NULL) {

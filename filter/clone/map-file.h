@@ -36,6 +36,11 @@ struct map_identity {
  */
 extern int map_file_is_unborn (int fd);
 
+/* May a file of so many bytes be the map of a disk of this size?  Blocks can be of any
+ * size.
+ */
+extern bool map_file_may_be_of (uint64_t bytes, uint64_t disk_size);
+
 /* Make the file of a new map.  It is durable afterwards, but for its name. */
 extern int map_create (struct map *map, int fd,
                        const struct map_identity *identity, char *error);

@@ -110,6 +110,24 @@ lock_file (int fd, const char *path)
   return err == 0 ? 0 : -1;
 }
 
+/* Has the map not become one yet?  Where it has a size, a crash has left it only if it is
+ * one that goes with the disk, which is made before it: else it is another file, be it all
+ * holes, such as the source.  Returns -1 with errno set.
+ */
+static int
+map_is_unborn (const struct store *store)
+{
+  struct stat disk, map;
+
+  if (fstat (store->map_fd, &map) == -1 ||
+      (store->fd != -1 && fstat (store->fd, &disk) == -1))
+    return -1;
+  if (map.st_size > 0 &&
+      (store->fd == -1 || !map_file_may_be_of (map.st_size, disk.st_size)))
+    return 0;
+  return map_file_is_unborn (store->map_fd);
+}
+
 /* Is nothing kept in these files, so that they are as good as missing?  A crash
  * may have come between making one and the other; but a disk has no size before there is
  * a file for its map, so one that has is not ours, be it all holes: it may be the source.
@@ -123,7 +141,7 @@ is_unborn (struct store *store)
   int r = 1;
 
   if (store->map_fd != -1)
-    r = map_file_is_unborn (store->map_fd);
+    r = map_is_unborn (store);
   if (r == -1)
     nbdkit_error ("clone: %s: %m", store->map_path);
   if (r != 1)
@@ -201,7 +219,7 @@ store_open (const char *path, const char *expect_name, bool *missing)
     store->map_fd = open_file (store->map_path, false, missing);
     if (store->map_fd == -1)
       goto error;
-    if (map_file_is_unborn (store->map_fd) == 1)
+    if (map_is_unborn (store) == 1)
       *missing = true;
     else
       nbdkit_error ("clone: %s is there, but %s, which it is the map of, is "
@@ -215,7 +233,7 @@ store_open (const char *path, const char *expect_name, bool *missing)
   if (store->map_fd == -1 ? !no_map
       : lock_file (store->map_fd, store->map_path) == -1)
     goto error;
-  r = no_map ? 1 : map_file_is_unborn (store->map_fd);
+  r = no_map ? 1 : map_is_unborn (store);
   if (r != 0) {
     *missing = is_unborn (store) == 1;
     goto error;

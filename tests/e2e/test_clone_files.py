@@ -3,6 +3,7 @@
 
 """The files of the clone filter: restarts, damage, trouble, several exports."""
 
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
@@ -430,31 +431,52 @@ def test_a_file_under_the_name_of_the_map_is_left_alone (disk, disk_is_there):
         assert server.connect ().pread (8, 512 * K) == b"precious"
 
 
+@pytest.mark.parametrize ("beside", [None, 0, 10 * M])
+def test_a_source_under_the_name_of_the_map_is_left_alone (disk, beside):
+    """Be it all holes, and a disk beside it, of the same size as well."""
+    source = map_of (disk)
+    for path, size in (source, 10 * M), (disk, beside):
+        if size is not None:
+            path.touch ()
+            os.truncate (path, size)
+    errors = refused ([CLONE], ["file", str (source)], [f"clone-file={disk}"])
+    assert len (errors) == 1
+    assert ("is missing" if beside is None else "is not a map of a clone") in errors[0]
+    assert source.stat ().st_size == 10 * M
+
+
 def test_a_map_that_is_another_server_s_disk_is_refused (disk):
-    """That is all zeroes still, and so as good as none, but for the other."""
+    """Of two clones that are begun at once, of which one wants the other's disk."""
     other = map_of (disk)
-    with clone (other, LATER) as server:
-        h = server.connect ()
-        with clone (disk) as second:
-            with pytest.raises (nbd.Error):
-                second.connect ()
-            second.wait_line ("disk.img.map is in use by another server")
-        assert other.stat ().st_size == M
-        assert h.pread (BLOCK, M - BLOCK) == pattern (M - BLOCK, BLOCK)
+    with clone (disk) as second:
+        second.send ("hold open 1")
+        with concurrent.futures.ThreadPoolExecutor () as pool:
+            client = pool.submit (second.connect)
+            call = second.next_call ("open")        # has found nothing
+            with clone (other, LATER) as server:
+                h = server.connect ()
+                second.release (call)
+                with pytest.raises (nbd.Error):
+                    client.result ()
+                second.wait_line ("disk.img.map is in use by another server")
+                assert other.stat ().st_size == M
+                assert h.pread (BLOCK, M - BLOCK) == pattern (M - BLOCK, BLOCK)
 
 
-@pytest.mark.parametrize ("what", ["file", "map", "both", "sparse"])
+@pytest.mark.parametrize ("what", ["file", "map", "both", "sparse", "sparse map"])
 def test_an_empty_file_is_taken (disk, what):
-    """The machine may have stopped while they were made."""
+    """The machine may have stopped while they were made, with whatever block size."""
     if what != "map":
         disk.touch ()
     if what != "file":
         map_of (disk).touch ()
-    if what == "sparse":
-        os.truncate (disk, M)
-    with clone (disk) as server:
+    if "sparse" in what:
+        os.truncate (disk, 128 * M)
+    if what == "sparse map":
+        os.truncate (map_of (disk), BITS + 2 * PAGE)    # with 4096 it has two more
+    with clone (disk, plugin=["size=128M"]) as server:
         assert server.connect ().pread (100, 0) == pattern (0, 100)
-    assert disk.stat ().st_size == M
+    assert disk.stat ().st_size == 128 * M
 
 
 def test_a_map_without_its_file_is_refused (disk):
