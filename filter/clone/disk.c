@@ -65,9 +65,7 @@ disk_open (const char *path, bool create)
   struct stat st;
   int fd, err;
 
-  fd = open (path, OPEN_FLAGS);
-  if (fd == -1 && errno == ENOENT && create)
-    fd = open (path, OPEN_FLAGS | O_CREAT | O_EXCL, MODE_OWNER_ONLY);
+  fd = open (path, OPEN_FLAGS | (create ? O_CREAT | O_EXCL : 0), MODE_OWNER_ONLY);
   if (fd == -1)
     return -1;
   err = fstat (fd, &st) == -1 ? errno : S_ISREG (st.st_mode)

@@ -22,10 +22,9 @@
  */
 #define DISK_FOREIGN 0x10000
 
-/* Open a regular file for reading and writing, never through a link; if create
- * and it is missing, make it, for its owner alone.  Returns the descriptor, or
- * -1 with errno set: ENOENT if it is missing, ELOOP for a link, EINVAL for what
- * is not a regular file, or DISK_FOREIGN.
+/* Open a regular file for reading and writing, never through a link; if create, make
+ * it, for its owner alone.  Returns the descriptor, or -1 with errno set: ENOENT if it is
+ * missing, ELOOP for a link, EINVAL for what is not a regular file, or DISK_FOREIGN.
  */
 extern int disk_open (const char *path, bool create);
 

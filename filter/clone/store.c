@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <sys/stat.h>
 
 #include <nbdkit-filter.h>
@@ -71,16 +72,18 @@ store_close (struct store *store)
   free (store);
 }
 
-/* Open one file of the pair.  Returns -1 after nbdkit_error, or with *missing
- * set and no message if it isn't there.
+/* Open one file of the pair.  Sets *missing if it isn't there, and is made if create.
+ * Returns -1 after nbdkit_error, or without a message if it is missing.
  */
 static int
 open_file (const char *path, bool create, bool *missing)
 {
-  const int fd = disk_open (path, create);
+  int fd = disk_open (path, false);
 
-  *missing = fd == -1 && errno == ENOENT && !create;
-  if (fd != -1 || *missing)
+  *missing = fd == -1 && errno == ENOENT;
+  if (*missing && create)
+    fd = disk_open (path, true);
+  if (fd != -1 || (*missing && !create))
     return fd;
   if (errno == ELOOP)
     nbdkit_error ("clone: %s is a symbolic link, which is not followed; name "
@@ -96,12 +99,25 @@ open_file (const char *path, bool create, bool *missing)
   return -1;
 }
 
-/* Each of the pair, as one server's map may have the name of another's disk. */
+static bool
+is_named (int fd, const char *path)
+{
+  struct stat open, named;
+
+  return fstat (fd, &open) == 0 && lstat (path, &named) == 0 &&
+    open.st_dev == named.st_dev && open.st_ino == named.st_ino;
+}
+
+/* Each of the pair, as one server's map may have the name of another's disk.  Whoever had
+ * the lock may have removed the file; see make_files.
+ */
 static int
 lock_file (int fd, const char *path)
 {
-  const int err = disk_lock (fd);
+  int err = disk_lock (fd);
 
+  if (err == 0 && !is_named (fd, path))
+    err = EAGAIN;
   if (err == EAGAIN)
     nbdkit_error ("clone: %s is in use by another server; give each its own "
                   "file", path);
@@ -297,20 +313,13 @@ check_size (const struct store *store)
   return -1;
 }
 
+/* With both files open and locked. */
 static int
-make_files (struct store *store, const struct map_identity *identity)
+begin_clone (struct store *store, const struct map_identity *identity)
 {
   char error[MAP_ERROR_MAX];
-  bool missing;
   int err;
 
-  store->fd = open_file (store->path, true, &missing);
-  if (store->fd == -1 || lock_file (store->fd, store->path) == -1 ||
-      check_size (store) == -1)
-    return -1;
-  store->map_fd = open_file (store->map_path, true, &missing);
-  if (store->map_fd == -1 || lock_file (store->map_fd, store->map_path) == -1)
-    return -1;
   /* Another server may have been here since store_open looked. */
   switch (is_unborn (store)) {
   case -1:
@@ -342,6 +351,31 @@ make_files (struct store *store, const struct map_identity *identity)
     return -1;
   }
   return 0;
+}
+
+/* What this makes and can't begin a clone with it removes again: it would count as one, and
+ * be in the way of a disk of another size.  The disk goes first, as an empty map alone is as
+ * good as none; and a disk that was there before may need the map now.
+ */
+static int
+make_files (struct store *store, const struct map_identity *identity)
+{
+  bool is_new, map_is_new, map_is_ours;
+
+  store->fd = open_file (store->path, true, &is_new);
+  if (store->fd == -1 || lock_file (store->fd, store->path) == -1 ||
+      check_size (store) == -1)
+    return -1;
+  store->map_fd = open_file (store->map_path, true, &map_is_new);
+  map_is_ours = store->map_fd != -1 && lock_file (store->map_fd, store->map_path) == 0;
+  if (map_is_ours && begin_clone (store, identity) == 0)
+    return 0;
+  if (is_new) {
+    unlink (store->path);
+    if (map_is_new && map_is_ours)
+      unlink (store->map_path);
+  }
+  return -1;
 }
 
 struct store *
@@ -520,15 +554,6 @@ store_dirty (const struct store *store)
 {
   return store->path != NULL &&
     (atomic_load (&store->data_dirty) || map_dirty (store->kept));
-}
-
-static bool
-is_named (int fd, const char *path)
-{
-  struct stat open, named;
-
-  return fstat (fd, &open) == 0 && lstat (path, &named) == 0 &&
-    open.st_dev == named.st_dev && open.st_ino == named.st_ino;
 }
 
 bool

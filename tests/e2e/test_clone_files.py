@@ -459,7 +459,7 @@ def test_a_map_that_is_another_server_s_disk_is_refused (disk):
                 with pytest.raises (nbd.Error):
                     client.result ()
                 second.wait_line ("disk.img.map is in use by another server")
-                assert other.stat ().st_size == M
+                assert other.stat ().st_size == M and not disk.exists ()
                 assert h.pread (BLOCK, M - BLOCK) == pattern (M - BLOCK, BLOCK)
 
 
