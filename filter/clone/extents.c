@@ -176,13 +176,15 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
    */
   const struct map *const map = store->map;
   const uint64_t end = offset + count_;
+  const uint64_t first_block = store_block (store, offset);
   const uint64_t end_block = store_block_after (store, end);
+  const bool is_lost = store_is_lost (store, first_block, end_block);
   struct answer answer = { 0 };
   uint64_t block, stop, to;
   int r = 0;
 
   /* What can't be read must not be taken for a hole. */
-  if (store_is_lost (store, store_block (store, offset), end_block)) {
+  if (is_lost) {
     r = nbdkit_add_extent (extents, offset, count_, 0);
     offset = end;
   }
@@ -205,6 +207,11 @@ extents_tell (const struct request *req, uint32_t count_, uint64_t offset,
     }
     if (one)
       break;
+  }
+  /* The file may have had a hole by now; what was told can't be taken back. */
+  if (r == 0 && !is_lost && store_is_lost (store, first_block, end_block)) {
+    errno = EIO;
+    r = -1;
   }
   if (r == -1)
     *err = errno != 0 ? errno : EIO;
