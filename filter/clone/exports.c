@@ -15,6 +15,7 @@
 #include <nbdkit-filter.h>
 
 #include "cleanup.h"
+#include "clock.h"
 #include "escape.h"
 #include "exports.h"
 #include "options.h"
@@ -414,16 +415,40 @@ exports_free (void)
 
 /* -- stores ---------------------------------------------------------------- */
 
+/* A server that was killed has its files locked until the last of its threads is out of the
+ * kernel, where a write or a sync may take a while; whoever starts another at once waits so
+ * often, so long.
+ */
+#define BUSY_WAITS 50
+#define BUSY_WAIT_NS (NS_PER_SECOND / 10)
+
+/* Before the n-th time, counted from 0. */
+static void
+wait_for_locks (const char *path, unsigned n)
+{
+  if (n == 0)
+    nbdkit_debug ("clone: %s is in use by another server, which may be about to end; "
+                  "waiting", path);
+  clock_sleep_until (clock_now_ns () + BUSY_WAIT_NS);
+}
+
 int
 exports_start (void)
 {
   struct store *store;
   struct export *export;
-  bool missing;
+  bool missing, busy;
+  unsigned waits;
 
   if (options.file == NULL || exports != NULL)
     return 0;
-  store = store_open (options.file, NULL, &missing);
+  for (waits = 0; ; ++waits) {
+    busy = false;
+    store = store_open (options.file, NULL, &missing, waits < BUSY_WAITS ? &busy : NULL);
+    if (!busy)
+      break;
+    wait_for_locks (options.file, waits);
+  }
   if (store == NULL)
     return missing ? 0 : -1;
   export = exports_get (store->export_name, false);
@@ -439,13 +464,24 @@ exports_start (void)
 int
 exports_open_store (struct export *export)
 {
-  bool missing;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
+  bool missing, busy;
+  unsigned waits;
 
-  if (export->store != NULL || export->path == NULL)
-    return 0;
-  set_store (export, store_open (export->path, export->name, &missing));
-  return export->store == NULL && !missing ? -1 : 0;
+  for (waits = 0; ; ++waits) {
+    {
+      ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
+
+      if (export->store != NULL || export->path == NULL)
+        return 0;
+      busy = false;
+      set_store (export, store_open (export->path, export->name, &missing,
+                                     waits < BUSY_WAITS ? &busy : NULL));
+      if (!busy)
+        return export->store == NULL && !missing ? -1 : 0;
+    }
+    /* Without the lock: the committer takes it for each export. */
+    wait_for_locks (export->path, waits);
+  }
 }
 
 /* With its lock held: is nothing lost if it is begun anew, and is nobody there

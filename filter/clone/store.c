@@ -109,16 +109,19 @@ is_named (int fd, const char *path)
 }
 
 /* Each of the pair, as one server's map may have the name of another's disk.  Whoever had
- * the lock may have removed the file; see make_files.
+ * the lock may have removed the file; see make_files.  Returns -1 after nbdkit_error, or with
+ * *busy set if somebody has it.
  */
 static int
-lock_file (int fd, const char *path)
+lock_file (int fd, const char *path, bool *busy)
 {
   int err = disk_lock (fd);
 
   if (err == 0 && !is_named (fd, path))
     err = EAGAIN;
-  if (err == EAGAIN)
+  if (err == EAGAIN && busy != NULL)
+    *busy = true;
+  else if (err == EAGAIN)
     nbdkit_error ("clone: %s is in use by another server; give each its own "
                   "file", path);
   else if (err != 0)
@@ -216,7 +219,7 @@ check_identity (struct store *store, const struct map_identity *identity,
 }
 
 struct store *
-store_open (const char *path, const char *expect_name, bool *missing)
+store_open (const char *path, const char *expect_name, bool *missing, bool *busy)
 {
   struct map_identity identity;
   char error[MAP_ERROR_MAX];
@@ -243,11 +246,11 @@ store_open (const char *path, const char *expect_name, bool *missing)
                     store->map_path, path);
     goto error;
   }
-  if (lock_file (store->fd, path) == -1)
+  if (lock_file (store->fd, path, busy) == -1)
     goto error;
   store->map_fd = open_file (store->map_path, false, &no_map);
   if (store->map_fd == -1 ? !no_map
-      : lock_file (store->map_fd, store->map_path) == -1)
+      : lock_file (store->map_fd, store->map_path, busy) == -1)
     goto error;
   r = no_map ? 1 : map_is_unborn (store);
   if (r != 0) {
@@ -363,11 +366,12 @@ make_files (struct store *store, const struct map_identity *identity)
   bool is_new, map_is_new, map_is_ours;
 
   store->fd = open_file (store->path, true, &is_new);
-  if (store->fd == -1 || lock_file (store->fd, store->path) == -1 ||
+  if (store->fd == -1 || lock_file (store->fd, store->path, NULL) == -1 ||
       check_size (store) == -1)
     return -1;
   store->map_fd = open_file (store->map_path, true, &map_is_new);
-  map_is_ours = store->map_fd != -1 && lock_file (store->map_fd, store->map_path) == 0;
+  map_is_ours = store->map_fd != -1 &&
+    lock_file (store->map_fd, store->map_path, NULL) == 0;
   if (map_is_ours && begin_clone (store, identity) == 0)
     return 0;
   if (is_new) {

@@ -70,11 +70,12 @@ struct store {
 };
 
 /* Open a clone that is there.  Returns NULL with *missing set if there is none
- * yet, without touching anything; else NULL after nbdkit_error.  expect_name is
+ * yet, without touching anything; with *busy, which was false, set if somebody has locked it,
+ * which is an error like others if busy is NULL; else NULL after nbdkit_error.  expect_name is
  * the export that it has to be of, or NULL for any.
  */
 extern struct store *store_open (const char *path, const char *expect_name,
-                                 bool *missing);
+                                 bool *missing, bool *busy);
 
 /* Make the clone of an export, of which store_open has found none.  path NULL:
  * a temporary one.  Returns NULL after nbdkit_error.

@@ -253,18 +253,67 @@ def test_a_second_server_is_refused (disk):
             f"clone: {disk} is in use by another server; give each its own file"]
 
 
-@pytest.mark.parametrize ("name", ["disk.img", "disk.img.map"])
-@pytest.mark.parametrize ("how, first, count", [
-    (fcntl.LOCK_EX, 0, 0),      # all of it, by an earlier version
-    (fcntl.LOCK_SH, 101, 1),    # by a QEMU that writes
-    (fcntl.LOCK_SH, 201, 1)])   # and by one that wants nobody to
-def test_a_clone_that_others_have_locked (disk, name, how, first, count):
+def lock (path, first=0, count=0, how=fcntl.LOCK_EX):
+    """Until what this returns is closed."""
+    f = open (path, "r+b")
+    fcntl.lockf (f, how | fcntl.LOCK_NB, count, first)
+    return f
+
+
+def test_a_clone_that_others_have_locked (tmp_path):
+    """All are waited for at the same time, as that takes a while."""
+    with contextlib.ExitStack () as locks, concurrent.futures.ThreadPoolExecutor () as pool:
+        waiting = []
+        for first, count, how in [
+                (0, 0, fcntl.LOCK_EX),          # all of it, by an earlier version
+                (101, 1, fcntl.LOCK_SH),        # by a QEMU that writes
+                (201, 1, fcntl.LOCK_SH)]:       # and by one that wants nobody to
+            for suffix in "", ".map":
+                disk = tmp_path / f"{first}{suffix}.img"
+                with clone (disk) as server:
+                    server.connect ()
+                path = f"{disk}{suffix}"
+                locks.enter_context (lock (path, first, count, how))
+                waiting.append ((path, pool.submit (refused, [CLONE], gate (),
+                                                    [f"clone-file={disk}"])))
+        for path, errors in waiting:
+            assert errors.result () == [
+                f"clone: {path} is in use by another server; give each its own file"]
+
+
+IN_USE = "is in use by another server, which may be about to end; waiting"
+
+
+@pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit itself")
+def test_a_server_that_is_started_while_one_before_ends (disk):
+    """One that was killed has the locks until it is out of its last write."""
     with clone (disk) as server:
         server.connect ()
-    with open (disk.with_name (name), "r+b") as f:
-        fcntl.lockf (f, how | fcntl.LOCK_NB, count, first)
-        assert refused ([CLONE], gate (), [f"clone-file={disk}"]) == [
-            f"clone: {f.name} is in use by another server; give each its own file"]
+    for path in disk, map_of (disk):
+        held = lock (path)
+        with subprocess.Popen (["nbdkit", "-v", "-U", "-", f"--filter={CLONE}", "null", "1M",
+                                f"clone-file={disk}", "--run", 'nbdinfo --size "$uri"'],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                               ) as run:
+            assert any (IN_USE in line for line in run.stderr)
+            held.close ()
+            out, err = run.communicate (timeout=PATIENCE_SECS)
+        assert out == f"{M}\n" and "error:" not in err
+
+
+def test_a_client_that_comes_while_a_server_before_ends (tmp_path):
+    """Others need not wait for it."""
+    with nbdkit ([CLONE], gate (), [f"clone-dir={tmp_path}"]) as server:
+        server.connect ("a").pwrite (b"w" * BLOCK, 0)
+    with nbdkit ([CLONE], gate (), [f"clone-dir={tmp_path}"], ["-v"]) as server, \
+            concurrent.futures.ThreadPoolExecutor () as pool:
+        with lock (tmp_path / "a.img"):
+            client = pool.submit (server.connect, "a")
+            server.wait_line (f"a.img {IN_USE}")
+            other = server.connect ("b")
+            assert not client.done ()
+        assert client.result ().pread (BLOCK, 0) == b"w" * BLOCK
+        assert other.pread (BLOCK, 0) == pattern (0, BLOCK)
 
 
 def test_a_clone_is_locked_for_others (disk):

@@ -5,11 +5,13 @@
 /* exports: whose clone is closed, and when. */
 
 #include <semaphore.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "check.h"
 #include "clone/exports.h"
 #include "clone/options.h"
+#include "stubs.h"
 
 struct options options;
 
@@ -25,10 +27,19 @@ static bool hold_commits;
 static int commit_result;
 static unsigned commits;
 
+static atomic_bool is_locked;   /* by another server */
+static atomic_uint tries;       /* to open what is locked */
+
 struct store *
-store_open (const char *path, const char *expect_name, bool *missing)
+store_open (const char *path, const char *expect_name, bool *missing, bool *busy)
 {
   *missing = false;
+  if (atomic_load (&is_locked)) {
+    atomic_fetch_add (&tries, 1);
+    if (busy != NULL)
+      *busy = true;
+    return NULL;
+  }
   return calloc (1, sizeof (struct store));
 }
 
@@ -247,6 +258,38 @@ test_one_that_is_visited (void)
   exports_free ();
 }
 
+static void *
+open_store (void *export)
+{
+  return exports_open_store (export) == 0 ? export : NULL;
+}
+
+/* While a client waits for another server to end, who looks at the export does not. */
+static void
+test_one_that_is_locked (void)
+{
+  struct export *export = exports_get ("locked", false);
+  pthread_t thread;
+  void *result;
+  int err;
+
+  is_locked = true;
+  if (pthread_create (&thread, NULL, open_store, export) != 0)
+    abort ();
+  stub_wait_for_debug ("is in use by another server");
+  do
+    err = pthread_mutex_trylock (&export->lock);
+  while (err != 0 && atomic_load (&tries) > 1);       /* it tries again */
+  check (err == 0, "it can be looked at");
+  if (err == 0)
+    pthread_mutex_unlock (&export->lock);
+  is_locked = false;
+  pthread_join (thread, &result);
+  check (result == export && exports_store (export) != NULL, "and is opened then");
+  exports_put (export);
+  exports_free ();
+}
+
 int
 main (void)
 {
@@ -254,6 +297,7 @@ main (void)
   test_one_that_is_used_meanwhile ();
   test_a_write_while_the_last_user_leaves ();
   test_what_is_kept_of_those_that_are_closed ();
+  test_one_that_is_locked ();
   test_one_that_is_visited ();
   return done ();
 }
