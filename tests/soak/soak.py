@@ -390,8 +390,7 @@ class Changing (House):
             f"size={SIZE}", "exports=,a,b", "quiet=open", "quiet=cache",
             *self.faults ()), [
                 f"clone-dir={directory}", "clone-reserve=0", self.rng.choice (
-                    ["clone-commit=0.1", "clone-commit=3600"]), self.rng.choice (
-                    ["clone-retry=0", "clone-retry=1.5"]), *self.options ()])
+                    ["clone-commit=0.1", "clone-commit=3600"]), *self.options ()])
         return True
 
     def through (self):
