@@ -55,8 +55,7 @@ struct handle {
   bool has_source;              /* the layer below is open */
   struct source source;
 
-  struct opening *opening;      /* NULL: not a client's, or clone-write=through */
-  bool may_do_without;          /* the source: the clone is there, and its size known */
+  struct opening *opening;      /* NULL: it can't do without the source */
   enum outage_turn turn;        /* until .prepare; NOT_NOW: none */
 };
 
@@ -127,7 +126,6 @@ clone_get_ready (int thread_model)
   uid_t owner;
 
   contexts_init ();
-  opening_init (thread_model);
   user = geteuid ();
   process = getpid ();
   return is_begun (&owner) && owner == user ? exports_start () : 0;
@@ -263,17 +261,16 @@ open_source (nbdkit_next_open *next, nbdkit_context *context, int readonly,
   const bool is_complete = can_do_without (store) && map_complete (store->map);
   bool is_to_be_tried = true;
 
-  if (!options.through && opening_is_for_client ()) {
+  if (can_do_without (store) && opening_is_for_client ()) {
     h->opening = opening_new (h->export, context, exportname);
     if (h->opening == NULL)
       return -1;
-    h->may_do_without = can_do_without (store);
   }
   if (is_complete) {
     h->store = store;
     return 0;
   }
-  if (h->may_do_without) {
+  if (h->opening != NULL) {
     h->turn = outage_connect (&h->export->outage);
     is_to_be_tried = h->turn != OUTAGE_NOT_NOW;
   }
@@ -281,7 +278,7 @@ open_source (nbdkit_next_open *next, nbdkit_context *context, int readonly,
     next (context, readonly || !options.through, exportname) != -1;
   if (h->has_source)
     return 0;
-  if (!h->may_do_without)
+  if (h->opening == NULL)
     return -1;
   do_without (h);
   return 0;
@@ -301,7 +298,6 @@ clone_open (nbdkit_next_open *next, nbdkit_context *context,
   if (h->export != NULL && exports_open_store (h->export) == 0 &&
       open_source (next, context, readonly, exportname, h) == 0)
     return h;
-  opening_free (h->opening);
   exports_put (h->export);
   free (h);
   return NULL;
@@ -329,7 +325,7 @@ clone_prepare (nbdkit_next *next, void *handle, int readonly)
     return 0;
   size = next->get_size (next);
   if (size == -1 || opening_ask (next, &h->source, readonly) == -1) {
-    if (!h->may_do_without)
+    if (h->opening == NULL)
       return -1;
     opening_give_up (h->opening);
     do_without (h);
@@ -457,22 +453,20 @@ static struct request
 request_of (nbdkit_next *next, const struct handle *h)
 {
   static const struct source none = { .minimum = 1, .maximum = UINT32_MAX };
-  struct below *const below = opening_below (h->opening);
+  const struct below *const below = opening_below (h->opening);
 
   return (struct request) {
     .store = h->store,
-    .source = below != NULL ? &below->source : h->has_source ? &h->source : &none,
-    .next = below != NULL ? below->next : h->has_source ? next : NULL,
+    .source = h->has_source ? &h->source : below != NULL ? &below->source : &none,
+    .next = h->has_source ? next : below != NULL ? below->next : NULL,
     .opening = h->opening,
-    .below = below,
   };
 }
 
-/* The end of a request, and what a callback says of its errno. */
+/* What a callback says of an errno. */
 static int
-end_of (const struct request *req, int r, int *err)
+result (int r, int *err)
 {
-  opening_release (req->opening, req->below);
   if (r == 0)
     return 0;
   *err = r;
@@ -485,7 +479,7 @@ clone_pread (nbdkit_next *next, void *handle, void *buf, uint32_t count_,
 {
   struct request req = request_of (next, handle);
 
-  return end_of (&req, fetch_read (&req, buf, count_, offset), err);
+  return result (fetch_read (&req, buf, count_, offset), err);
 }
 
 static int
@@ -494,7 +488,7 @@ clone_cache (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
 {
   struct request req = request_of (next, handle);
 
-  return end_of (&req, fetch_cache (&req, count_, offset), err);
+  return result (fetch_cache (&req, count_, offset), err);
 }
 
 static int
@@ -503,7 +497,7 @@ clone_pwrite (nbdkit_next *next, void *handle, const void *buf,
 {
   struct request req = request_of (next, handle);
 
-  return end_of (&req, write_disk (&req, buf, count_, offset, flags), err);
+  return result (write_disk (&req, buf, count_, offset, flags), err);
 }
 
 static int
@@ -512,7 +506,7 @@ clone_zero (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
 {
   struct request req = request_of (next, handle);
 
-  return end_of (&req, write_disk (&req, NULL, count_, offset, flags), err);
+  return result (write_disk (&req, NULL, count_, offset, flags), err);
 }
 
 static int
@@ -522,7 +516,7 @@ clone_trim (nbdkit_next *next, void *handle, uint32_t count_, uint64_t offset,
   struct request req = request_of (next, handle);
 
   flags |= NBDKIT_FLAG_MAY_TRIM;
-  return end_of (&req, write_disk (&req, NULL, count_, offset, flags), err);
+  return result (write_disk (&req, NULL, count_, offset, flags), err);
 }
 
 static int
@@ -530,7 +524,7 @@ clone_flush (nbdkit_next *next, void *handle, uint32_t flags, int *err)
 {
   const struct request req = request_of (next, handle);
 
-  return end_of (&req, write_flush (&req), err);
+  return result (write_flush (&req), err);
 }
 
 static int
@@ -540,11 +534,8 @@ clone_extents (nbdkit_next *next, void *handle, uint32_t count_,
 {
   const struct request req = request_of (next, handle);
 
-  const int r = extents_tell (&req, count_, offset, flags & NBDKIT_FLAG_REQ_ONE,
-                              extents, err);
-
-  opening_release (req.opening, req.below);
-  return r;
+  return extents_tell (&req, count_, offset, flags & NBDKIT_FLAG_REQ_ONE,
+                       extents, err);
 }
 
 static struct nbdkit_filter filter = {

@@ -45,9 +45,6 @@
 /* How often a prefetch is made, if what it brings is out of date each time. */
 #define CACHE_ROUNDS 4
 
-/* From the end of an attempt that has failed to the next: clone-retry. */
-#define RETRY_REST_SECS 1
-
 /* -D clone.joins=1: a line for each request that waits for somebody else's fetch. */
 NBDKIT_DLL_PUBLIC int clone_debug_joins;
 
@@ -301,33 +298,24 @@ why_not_kept (const struct walk *w)
   return w->keep_err == EDQUOT || w->keep_err == EFBIG ? ENOSPC : w->keep_err;
 }
 
-/* Open the source, and not the one that this request has, if it has one.  Returns false if
- * that is all there is yet.
- */
-static bool
-open_source (struct request *req)
-{
-  struct below *const below = opening_get (req->opening, req->below, req->next != NULL);
-
-  if (below == NULL)
-    return false;
-  opening_release (req->opening, req->below);
-  req->below = below;
-  req->next = below->next;
-  req->source = &below->source;
-  return true;
-}
-
 /* Something is absent, and the source may have been away when the client came.  Returns an
  * errno if it still is.
  */
 static int
 need_source (struct request *req)
 {
-  if (req->next != NULL || (req->opening != NULL && open_source (req)))
+  const struct below *below;
+
+  if (req->next != NULL)
     return 0;
-  count (&req->store->counters, COUNT_FETCH_FAILURES, 1);
-  return EIO;
+  below = req->opening != NULL ? opening_get (req->opening) : NULL;
+  if (below == NULL) {
+    count (&req->store->counters, COUNT_FETCH_FAILURES, 1);
+    return EIO;
+  }
+  req->next = below->next;
+  req->source = &below->source;
+  return 0;
 }
 
 /* Once over these blocks.  Returns an errno. */
@@ -349,7 +337,7 @@ walk_once (struct walk *w, uint64_t first, uint64_t end)
         return err;
       continue;
     }
-    err = w->source_err = need_source (w->req);
+    err = need_source (w->req);
     if (err != 0)
       return err;
     exact = first < exact_end;
@@ -413,21 +401,6 @@ walk_blocks (struct walk *w, uint64_t first, uint64_t end)
   return walk_once (w, w->joined_first, w->joined_end);
 }
 
-/* A client's request has failed, since it began.  If the source is the reason, and there is
- * still time, wait a little and see that it is opened anew.
- */
-static bool
-may_try_again (const struct walk *w, uint64_t begin_ns)
-{
-  if (w->source_err == 0 || w->req->opening == NULL ||
-      clock_now_ns () - begin_ns >= options.retry_ns || !opening_is_for_client () ||
-      nbdkit_nanosleep (RETRY_REST_SECS, 0) == -1)
-    return false;
-  nbdkit_debug ("clone: trying again what the source has failed to give");
-  open_source (w->req);
-  return true;
-}
-
 static struct join
 whom_to_join (const struct store *store, uint64_t blocks)
 {
@@ -436,55 +409,34 @@ whom_to_join (const struct store *store, uint64_t blocks)
   };
 }
 
-/* What a client wants of blocks of which some are absent. */
-static int
-read_absent (struct request *req, char *buf, uint32_t count_, uint64_t offset,
-             uint64_t first, uint64_t end)
-{
-  const uint64_t begin_ns = clock_now_ns ();
-  bool is_miss = false;
-  struct walk w;
-  int r;
-
-  do {
-    w = (struct walk) {
-      .req = req, .purpose = WALK_READ, .buf = buf,
-      .offset = offset, .count = count_,
-      .join = whom_to_join (req->store, end - first),
-    };
-    r = walk_blocks (&w, first, end);
-    is_miss |= w.fetched;
-  } while (r != 0 && may_try_again (&w, begin_ns));
-  if (is_miss)
-    count (&req->store->counters, COUNT_MISSES, 1);
-  return r;
-}
-
 int
 fetch_read (struct request *req, void *buf, uint32_t count_, uint64_t offset)
 {
   struct store *const store = req->store;
   const uint64_t first = store_block (store, offset);
   const uint64_t end = store_block_after (store, offset + count_);
+  struct walk w = {
+    .req = req, .purpose = WALK_READ, .buf = buf,
+    .offset = offset, .count = count_,
+    .join = whom_to_join (store, end - first),
+  };
   int r;
 
   if (store_is_lost (store, first, end))
     return EIO;
   if (map_has (store->map, first, end)) {
-    const struct walk w = {
-      .req = req, .purpose = WALK_READ, .buf = buf, .offset = offset, .count = count_,
-    };
-
     count (&store->counters, COUNT_HITS, 1);
     r = read_present (&w, first, end);
   }
   else
-    r = read_absent (req, buf, count_, offset, first, end);
+    r = walk_blocks (&w, first, end);
   /* If it was found out meanwhile, what a client has written may have been taken for
    * absent, and what the source has for that.
    */
   if (r == 0 && store_is_lost (store, first, end))
     r = EIO;
+  if (w.fetched)
+    count (&store->counters, COUNT_MISSES, 1);
   return r;
 }
 
@@ -492,7 +444,6 @@ int
 fetch_block (struct request *req, uint64_t block)
 {
   struct store *const store = req->store;
-  const uint64_t begin_ns = clock_now_ns ();
   int r;
 
   while (!map_has (store->map, block, block + 1)) {
@@ -502,8 +453,6 @@ fetch_block (struct request *req, uint64_t block)
     };
 
     r = walk_blocks (&w, block, block + 1);
-    if (r != 0 && may_try_again (&w, begin_ns))
-      continue;
     if (r == 0 && w.keep_err != 0) {
       r = w.keep_err;
       store_report (store, "write", store_offset (store, block), r);

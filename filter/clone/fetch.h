@@ -29,7 +29,6 @@ struct source {
 };
 
 struct opening;
-struct below;
 
 /* One request: whose disk, and who to ask for what it lacks. */
 struct request {
@@ -37,12 +36,11 @@ struct request {
   const struct source *source;
   nbdkit_next *next;            /* NULL: the source is not open, and is opened so: */
   struct opening *opening;      /* when something absent is met; NULL: never */
-  struct below *below;          /* if next is of it; ours until the request ends */
 };
 
 /* All of these return 0 or an errno. */
 
-/* A client's read.  This and fetch_block wait for a source that fails: clone-retry. */
+/* A client's read. */
 extern int fetch_read (struct request *req, void *buf, uint32_t count, uint64_t offset);
 
 /* Bring what is absent of this range here.  Fails if it can't be kept, too: with ENOSPC

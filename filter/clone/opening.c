@@ -8,14 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cleanup.h"
 #include "contexts.h"
 #include "default-export.h"
 #include "opening.h"
 #include "options.h"
 #include "plugin.h"
-
-static bool are_several;        /* connections allowed; written at start-up only */
 
 /* Of the server's; only plugins' header has it. */
 extern void nbdkit_set_error (int err);
@@ -37,12 +34,6 @@ opening_is_for_client (void)
   nbdkit_set_error (0);
   errno = err;
   return is_kept_elsewhere;
-}
-
-void
-opening_init (int thread_model)
-{
-  are_several = thread_model > NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS;
 }
 
 int
@@ -95,7 +86,6 @@ opening_new (struct export *export, nbdkit_context *context, const char *name)
   }
   opening->export = export;
   opening->context = context;
-  pthread_mutex_init (&opening->lock, NULL);
   opening->is_known = *name != '\0' || default_export_is_told ();
   return opening;
 }
@@ -113,22 +103,18 @@ opening_give_up (struct opening *opening)
   close_next (nbdkit_context_set_next (opening->context, NULL));
 }
 
-static void
-close_below (struct below *below)
-{
-  if (below == NULL)
-    return;
-  close_next (below->next);
-  free (below);
-}
-
 void
 opening_free (struct opening *opening)
 {
+  struct below *below;
+
   if (opening == NULL)
     return;
-  close_below (atomic_load (&opening->below));
-  pthread_mutex_destroy (&opening->lock);
+  below = atomic_load (&opening->below);
+  if (below != NULL) {
+    close_next (below->next);
+    free (below);
+  }
   free (opening->name);
   free (opening);
 }
@@ -143,35 +129,9 @@ opening_tried (struct export *export, enum outage_turn turn, bool is_open)
                   export->path != NULL ? export->path : "the temporary file");
 }
 
-/* What is open, for one more request, unless it is the one that has failed; or NULL. */
-static struct below *
-take_below (struct opening *opening, const struct below *failed)
-{
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&opening->lock);
-  struct below *below = atomic_load (&opening->below);
-
-  if (below == NULL || below == failed)
-    return NULL;
-  below->requests++;
-  return below;
-}
-
-/* May it be opened by this thread, and how?  A plugin can ask for the name in a client's
- * thread, and if nothing of the connection is open, as nbdkit has one for each; others are
- * opened as a scan does.
- */
-static bool
-can_open (const struct opening *opening, bool is_open, bool *is_shared)
-{
-  *is_shared = is_open || !opening_is_for_client ();
-  if (is_open && !are_several)
-    return false;
-  return *is_shared ? contexts_why_not (opening->name) == NULL : opening->is_known;
-}
-
 /* Open it.  Returns NULL if that fails. */
 static struct below *
-open_below (struct opening *opening, bool is_shared)
+open_below (struct opening *opening, bool is_for_client)
 {
   struct below *below;
   int64_t size;
@@ -180,7 +140,7 @@ open_below (struct opening *opening, bool is_shared)
   if (below == NULL)
     return NULL;
   below->next = nbdkit_next_context_open (nbdkit_context_get_backend (opening->context),
-                                          1, opening->name, is_shared);
+                                          1, opening->name, !is_for_client);
   if (below->next == NULL)
     goto error;
   /* What is farther down may have been prepared before one failed. */
@@ -201,69 +161,29 @@ open_below (struct opening *opening, bool is_shared)
   return NULL;
 }
 
-struct below *
-opening_below (struct opening *opening)
+const struct below *
+opening_get (struct opening *opening)
 {
-  if (opening == NULL || atomic_load (&opening->below) == NULL)
-    return NULL;
-  return take_below (opening, NULL);
-}
-
-void
-opening_release (struct opening *opening, struct below *below)
-{
-  bool is_last;
-
-  if (below == NULL)
-    return;
-  {
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&opening->lock);
-    is_last = --below->requests == 0 && below != atomic_load (&opening->below);
-  }
-  if (is_last)
-    close_below (below);
-}
-
-/* What has been opened takes the place of what has failed, for this request, too. */
-static void
-replace_below (struct opening *opening, struct below *below)
-{
-  struct below *old;
-
-  below->requests = 1;
-  {
-    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&opening->lock);
-    old = atomic_exchange (&opening->below, below);
-    if (old != NULL && old->requests > 0)
-      old = NULL;
-  }
-  close_below (old);
-}
-
-struct below *
-opening_get (struct opening *opening, const struct below *failed, bool is_open)
-{
-  struct below *below = take_below (opening, failed);
-  bool is_shared;
+  struct below *below = atomic_load (&opening->below);
+  bool is_for_client;
 
   if (below != NULL)
     return below;
-  /* No turn is taken for what can't be, as a scan comes so often that a client would hardly
-   * have one.
+  /* In a scan's thread a plugin can't ask for the name.  No turn is taken for that, as a
+   * scan comes so often that a client would hardly have one.
    */
-  if (!can_open (opening, is_open, &is_shared))
+  is_for_client = opening_is_for_client ();
+  if (is_for_client ? !opening->is_known : contexts_why_not (opening->name) != NULL)
     return NULL;
-  while ((below = take_below (opening, failed)) == NULL &&
+  while ((below = atomic_load (&opening->below)) == NULL &&
          !atomic_load (&opening->is_another))
     switch (outage_request (&opening->export->outage)) {
     case OUTAGE_TRY:
       /* Another thread may have been here since that was looked at. */
-      below = take_below (opening, failed);
-      if (below == NULL) {
-        below = open_below (opening, is_shared);
-        if (below != NULL)
-          replace_below (opening, below);
-      }
+      below = atomic_load (&opening->below);
+      if (below == NULL)
+        below = open_below (opening, is_for_client);
+      atomic_store (&opening->below, below);
       opening_tried (opening->export, OUTAGE_TRY, below != NULL);
       return below;
     case OUTAGE_TRIED:

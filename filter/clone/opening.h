@@ -3,8 +3,7 @@
  */
 
 /* How a connection opens the layer below: when it is made or, where the source was
- * away then, by the first request that needs it and finds it there; and once more if the
- * source fails later.
+ * away then, by the first request that needs it and finds it there.
  */
 
 #ifndef CLONE_OPENING_H
@@ -13,8 +12,6 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-
-#include <pthread.h>
 
 #include <nbdkit-filter.h>
 
@@ -25,10 +22,9 @@
 struct below {
   nbdkit_next *next;
   struct source source;
-  unsigned requests;            /* that make use of it; guarded by the opening's lock */
 };
 
-/* Of a client's connection. */
+/* Of a connection that was made without the source. */
 struct opening {
   /* Immutable. */
   struct export *export;
@@ -36,10 +32,7 @@ struct opening {
   char *name;                   /* by which the client asks for the disk */
   bool is_known;                /* to the layer below, while the client is served */
 
-  pthread_mutex_t lock;         /* a leaf */
-  /* Any thread.  Another takes its place with the lock, while having the export's turn;
-   * one that has been replaced is closed by the last request that makes use of it.
-   */
+  /* Any thread.  Set once, while having the export's turn; stays. */
   _Atomic (struct below *) below;
   /* The source is there and has another size. */
   atomic_bool is_another;
@@ -55,10 +48,7 @@ extern bool opening_is_for_client (void);
  */
 extern int opening_ask (nbdkit_next *next, struct source *source, int readonly);
 
-/* In .get_ready: the thread model of the server. */
-extern void opening_init (int thread_model);
-
-/* A client connects, by this name.  Returns NULL after nbdkit_error. */
+/* A connection is to be made without the source.  Returns NULL after nbdkit_error. */
 extern struct opening *opening_new (struct export *export, nbdkit_context *context,
                                     const char *name);
 
@@ -73,17 +63,16 @@ extern void opening_free (struct opening *opening);
  */
 extern void opening_tried (struct export *export, enum outage_turn turn, bool is_open);
 
-/* The layer below if this has opened it; or NULL.  For opening_release in the end. */
-extern struct below *opening_below (struct opening *opening);
+/* The layer below if it is open by now; or NULL. */
+static inline const struct below *
+opening_below (struct opening *opening)
+{
+  return opening != NULL ? atomic_load (&opening->below) : NULL;
+}
 
-/* The same for a request that needs it, and not `failed` (NULL: any): opens it, unless that
- * was tried just now.  Is it open for this connection yet, in whatever way?  A connection's
- * thread, or a scan's.
+/* The same for a request that needs it: opens it, unless that was tried just now.  A
+ * connection's thread, or a scan's.
  */
-extern struct below *opening_get (struct opening *opening, const struct below *failed,
-                                  bool is_open);
-
-/* A request makes no use of it any more.  NULL is allowed. */
-extern void opening_release (struct opening *opening, struct below *below);
+extern const struct below *opening_get (struct opening *opening);
 
 #endif /* CLONE_OPENING_H */

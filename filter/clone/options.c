@@ -25,7 +25,6 @@
 #define FETCH_SIZE_MAX (UINT64_C (32) << 20) /* most that clients may ask for */
 #define COMMIT_SECS_MIN 0.1
 #define COMMIT_SECS_MAX 3600
-#define RETRY_SECS_MAX 86400
 #define EXPORTS_MAX 1000000
 #define EXPORTS_DIGITS 7
 
@@ -97,9 +96,6 @@ options_set (const char *key, const char *value)
     return value_parse_seconds (key, value, COMMIT_SECS_MIN, COMMIT_SECS_MAX,
                                 "seconds from 0.1 to 3600",
                                 &options.commit_ns) == -1 ? -1 : 1;
-  if (strcmp (key, "clone-retry") == 0)
-    return value_parse_seconds (key, value, 0, RETRY_SECS_MAX, "seconds from 0 to 86400",
-                                &options.retry_ns) == -1 ? -1 : 1;
   if (strcmp (key, "clone-write") == 0) {
     options.through = strcmp (value, "through") == 0;
     if (!options.through && strcmp (value, "local") != 0)
@@ -123,8 +119,7 @@ options_set (const char *key, const char *value)
   if (strncmp (key, "clone-", 6) == 0) {
     nbdkit_error ("%s: the clone filter has no such parameter; it has: clone-file, "
                   "clone-dir, clone-max-exports, clone-block-size, clone-fetch-size, "
-                  "clone-commit, clone-retry, clone-write, clone-reserve, clone-id, "
-                  "clone-stats", key);
+                  "clone-commit, clone-write, clone-reserve, clone-id, clone-stats", key);
     return -1;
   }
   return 0;
@@ -241,11 +236,6 @@ options_complete (void)
   if (options.id != NULL && options.file == NULL && options.dir == NULL) {
     nbdkit_error ("clone-id is only for a clone that stays, with clone-file or "
                   "clone-dir");
-    return -1;
-  }
-  if (options.retry_ns > 0 && options.through) {
-    nbdkit_error ("clone-retry is not for clone-write=through; the retry filter is, to the "
-                  "right of this one");
     return -1;
   }
   if (options.max_exports > 0 && options.dir == NULL) {

@@ -30,7 +30,6 @@ struct options {
   bool block_size_given;
   uint32_t fetch_size;          /* bytes */
   uint64_t commit_ns;
-  uint64_t retry_ns;            /* 0: not at all */
   bool through;                 /* clone-write */
   uint64_t reserve;             /* bytes, or RESERVE_DEFAULT */
   const char *id;               /* or NULL */
@@ -65,8 +64,6 @@ extern void options_free (void);
   "                         (default 5).\n"                                \
   "clone-write=local|through  Write to the clone only, or to the plugin\n" \
   "                         too (default local).\n"                        \
-  "clone-retry=SECS         How long a client's request waits for a source\n" \
-  "                         that fails (default 0).\n"                    \
   "clone-reserve=SIZE       Free space that fetches leave (default 5% of\n"  \
   "                         the file system, at most 1G).\n"               \
   "clone-id=NAME            Refuse a clone that was made with another.\n"  \

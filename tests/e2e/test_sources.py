@@ -288,34 +288,9 @@ def two_steps (tmp_path):
     return [f"scan-policy={path}", "scan-threads=1", "scan-pace=false"]
 
 
-TROUBLES = [("refuse", 503), ("hang-up", 444)]
-
-
-@needs ("nginx")
-@pytest.mark.parametrize ("trouble, status", TROUBLES)
-def test_a_clone_waits_for_the_end_of_an_outage (tmp_path, image, trouble, status):
-    """And not with what is there, for another client: of one the curl plugin of nbdkit 1.32
-    does one request at a time."""
-    with nginx (tmp_path) as source, \
-         stack (None, "clone", ["curl", source.url ()],
-                ["clone-retry=3600", "scan-policy=readahead"]) as server:
-        h, other = server.connect (), server.connect ()
-        assert h.pread (BLOCK, 0) == DISK[:BLOCK]
-        source.switch (trouble, True)
-        buffer = nbd.Buffer (BLOCK)
-        cookie = h.aio_pread (buffer, 15 * BLOCK)
-        wait_until (lambda: status in source.statuses (), status)
-        assert other.pread (BLOCK, 0) == DISK[:BLOCK]
-        assert not h.aio_command_completed (cookie)
-        source.switch (trouble, False)
-        while not h.aio_command_completed (cookie):
-            h.poll (-1)
-        assert buffer.to_bytearray () == DISK[15 * BLOCK:]
-
-
 @each_layer
 @needs ("nginx")
-@pytest.mark.parametrize ("trouble, status", TROUBLES)
+@pytest.mark.parametrize ("trouble, status", [("refuse", 503), ("hang-up", 444)])
 def test_an_outage_is_retried_below (tmp_path, image, two_steps, layer, trouble, status):
     """What meets it waits for its end: reads are answered, the scan goes on, and nothing
     is wrong."""
@@ -467,7 +442,7 @@ def test_a_url_that_is_signed_for_get_only (tmp_path, image, monkeypatch):
             except nbd.Error:
                 assert any ("HEAD" in e for e in server.errors ())
         monkeypatch.setenv ("URL", url.partition ("=")[2])
-        check_scan (tmp_path, "clone", ["eval", *words], ["clone-retry=60"])
+        check_scan (tmp_path, "clone", ["eval", *words], RETRY, ["retry"])
 
 
 # -- sshd ----------------------------------------------------------------------
