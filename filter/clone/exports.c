@@ -416,19 +416,29 @@ exports_free (void)
 /* -- stores ---------------------------------------------------------------- */
 
 /* A server that was killed has its files locked until the last of its threads is out of the
- * kernel, where a write or a sync may take a while; whoever starts another at once waits so
- * often, so long.
+ * kernel, where a write or a sync may take a while; one that is started at once tries for so
+ * long after its start.
  */
-#define BUSY_WAITS 50
+#define BUSY_NS (5 * NS_PER_SECOND)
 #define BUSY_WAIT_NS (NS_PER_SECOND / 10)
 
-/* Before the n-th time, counted from 0. */
-static void
-wait_for_locks (const char *path, unsigned n)
+static _Atomic uint64_t start_ns; /* when files were first asked for; 0: not yet */
+
+static bool
+may_wait_for_locks (void)
 {
-  if (n == 0)
-    nbdkit_debug ("clone: %s is in use by another server, which may be about to end; "
-                  "waiting", path);
+  const uint64_t now_ns = clock_now_ns ();
+  uint64_t not_yet = 0;
+
+  atomic_compare_exchange_strong (&start_ns, &not_yet, now_ns);
+  return now_ns - atomic_load (&start_ns) < BUSY_NS;
+}
+
+static void
+wait_for_locks (const char *path)
+{
+  nbdkit_debug ("clone: %s is in use by another server, which may be about to end; "
+                "waiting", path);
   clock_sleep_until (clock_now_ns () + BUSY_WAIT_NS);
 }
 
@@ -438,16 +448,16 @@ exports_start (void)
   struct store *store;
   struct export *export;
   bool missing, busy;
-  unsigned waits;
 
   if (options.file == NULL || exports != NULL)
     return 0;
-  for (waits = 0; ; ++waits) {
+  for (;;) {
     busy = false;
-    store = store_open (options.file, NULL, &missing, waits < BUSY_WAITS ? &busy : NULL);
+    store = store_open (options.file, NULL, &missing,
+                        may_wait_for_locks () ? &busy : NULL);
     if (!busy)
       break;
-    wait_for_locks (options.file, waits);
+    wait_for_locks (options.file);
   }
   if (store == NULL)
     return missing ? 0 : -1;
@@ -465,9 +475,8 @@ int
 exports_open_store (struct export *export)
 {
   bool missing, busy;
-  unsigned waits;
 
-  for (waits = 0; ; ++waits) {
+  for (;;) {
     {
       ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&export->lock);
 
@@ -475,12 +484,12 @@ exports_open_store (struct export *export)
         return 0;
       busy = false;
       set_store (export, store_open (export->path, export->name, &missing,
-                                     waits < BUSY_WAITS ? &busy : NULL));
+                                     may_wait_for_locks () ? &busy : NULL));
       if (!busy)
         return export->store == NULL && !missing ? -1 : 0;
     }
     /* Without the lock: the committer takes it for each export. */
-    wait_for_locks (export->path, waits);
+    wait_for_locks (export->path);
   }
 }
 
