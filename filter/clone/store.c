@@ -81,8 +81,13 @@ open_file (const char *path, bool create, bool *missing)
   int fd = disk_open (path, false);
 
   *missing = fd == -1 && errno == ENOENT;
-  if (*missing && create)
+  if (*missing && create) {
     fd = disk_open (path, true);
+    if (fd == -1 && errno == EEXIST) { /* by now */
+      fd = disk_open (path, false);
+      *missing = false;
+    }
+  }
   if (fd != -1 || (*missing && !create))
     return fd;
   if (errno == ELOOP)
@@ -368,15 +373,15 @@ make_files (struct store *store, const struct map_identity *identity)
   store->fd = open_file (store->path, true, &is_new);
   if (store->fd == -1 || lock_file (store->fd, store->path, NULL) == -1 ||
       check_size (store) == -1)
-    return -1;
+    return -1;                  /* a new file that is locked is another server's by now */
   store->map_fd = open_file (store->map_path, true, &map_is_new);
   map_is_ours = store->map_fd != -1 &&
     lock_file (store->map_fd, store->map_path, NULL) == 0;
   if (map_is_ours && begin_clone (store, identity) == 0)
     return 0;
-  if (is_new) {
+  if (is_new && is_named (store->fd, store->path)) {
     unlink (store->path);
-    if (map_is_new && map_is_ours)
+    if (map_is_new && map_is_ours && is_named (store->map_fd, store->map_path))
       unlink (store->map_path);
   }
   return -1;
