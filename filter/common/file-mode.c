@@ -19,6 +19,7 @@ file_mode_keep (FILE *fp, const char *path)
   st.st_mode &= 0777;
   if (fchown (fileno (fp), st.st_uid, st.st_gid) == -1 &&
       fchown (fileno (fp), -1, st.st_gid) == -1)
-    st.st_mode &= ~070;         /* it was another group */
+    /* The group is another one: to us it is as all others are. */
+    st.st_mode = (st.st_mode & ~070) | (st.st_mode & 07) << 3;
   return fchmod (fileno (fp), st.st_mode);
 }
