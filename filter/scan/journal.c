@@ -201,6 +201,7 @@ load (struct journal *j, FILE *fp, char error[JOURNAL_ERROR_MAX])
 {
   CLEANUP_FREE char *line = NULL;
   size_t size = 0, number = 0, i;
+  bool is_blank = true;
   struct stat st;
   char what[64];
   ssize_t n;
@@ -213,6 +214,7 @@ load (struct journal *j, FILE *fp, char error[JOURNAL_ERROR_MAX])
   }
   while ((n = getline (&line, &size, fp)) != -1) {
     number++;
+    is_blank &= line[strspn (line, " \t\r\n")] == '\0';
     if (!parse_line (j, line, n)) {
       snprintf (what, sizeof what, "line %zu is none of", number);
       refuse (error, what);
@@ -224,7 +226,7 @@ load (struct journal *j, FILE *fp, char error[JOURNAL_ERROR_MAX])
     return -1;
   }
   /* Comments alone may be anybody's. */
-  if (number > 0 && j->nr_entries == 0 && j->runs == 0) {
+  if (!is_blank && j->nr_entries == 0 && j->runs == 0) {
     refuse (error, "it has not one line of");
     return -1;
   }
@@ -424,7 +426,14 @@ open_aside (const struct journal *j, const char *name)
   if (fp == NULL)
     return NULL;
   flock (fileno (fp), LOCK_EX | LOCK_NB);
-  file_mode_keep (fp, j->path);
+  if (file_mode_keep (fp, j->path) == -1) {
+    const int err = errno;
+
+    fclose (fp);
+    unlink (name);
+    errno = err;
+    return NULL;
+  }
   return fp;
 }
 

@@ -186,8 +186,8 @@ test_refuses (void)
     { "\0\0\0\0", 4 }, { "\0\n0 4096\n", 9 }, { "0 4096\n\0", 8 },
     { "0 4096\0\n", 8 }, { "# comment\0\n0 4096\n", 18 },
   };
-  static const char *others[] = { "# my config\n#\n", "\n\n", "#!/bin/sh" };
-  static const char *empty[] = { "", HEADER "1 run\n", HEADER "3 runs\n# none\n" };
+  static const char *others[] = { "# my config\n#\n", "\n#\n", "#!/bin/sh" };
+  static const char *empty[] = { "", "\n \n", HEADER "1 run\n", HEADER "3 runs\n# none\n" };
   char error[JOURNAL_ERROR_MAX] = "";
   struct journal *j;
   size_t i;
