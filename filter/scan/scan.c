@@ -232,8 +232,8 @@ is_background_wanted (void)
   if (fnmatch (options.exports, "", 0) == 0)
     return thread_model_allows_scan () && may_open ("");
   nbdkit_error ("scan: warning: scan-background=true scans the default export, which "
-                "is not one of scan-exports=%s; there is no scan in the background, "
-                "each connection to one of those is scanned by itself",
+                "is not one of scan-exports=%s by its empty name; there is no scan in the "
+                "background, each connection to one of those is scanned by itself",
                 options.exports);
   return false;
 }

@@ -484,8 +484,8 @@ def test_a_default_export_that_is_not_wanted ():
         server.wait_line (FINISHED)
         assert our_errors (server) == [
             "scan: warning: scan-background=true scans the default export, which is not "
-            "one of scan-exports=foo; there is no scan in the background, each "
-            "connection to one of those is scanned by itself",
+            "one of scan-exports=foo by its empty name; there is no scan in the "
+            "background, each connection to one of those is scanned by itself",
             "scan: warning: not one of scan-exports=foo, not scanning; scan-exports='' "
             "scans the export ''"]
         server.poll (lambda: len (server.calls ("cache")) >= 16, "all blocks")
