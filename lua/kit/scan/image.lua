@@ -152,8 +152,10 @@ function M.open (name)
   if M.is_uri (name) then return open_stream (name) end
   local handle, message = io.open (name, "rb")
   local size = handle and handle:seek ("end")
-  -- The last two: a directory, and a device that has more to give than it tells.
-  if not size or size == math.maxinteger or size == 0 and handle:read (1) then
+  local byte, why
+  if size == 0 then byte, why = handle:read (1) end
+  -- The others: a directory, and a device that has more to give than it tells.
+  if not size or size == math.maxinteger or byte or why then
     error (message or name .. ": a raw file or an NBD URI expected", 0)
   end
   handle:seek ("set", 0)
