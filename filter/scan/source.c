@@ -209,7 +209,7 @@ ask_extents (struct source *source, struct source_extents *extents,
              uint64_t offset)
 {
   nbdkit_next *next = source->next;
-  /* In whole blocks of the layer; what is before the offset is not put into the list. */
+  /* In whole blocks of the layer. */
   const uint64_t from = offset & ~(uint64_t) (source->info.minimum - 1);
   const uint64_t left = source->info.size - from;
   const uint32_t count = left < EXTENTS_MAX_COUNT ? left : EXTENTS_MAX_COUNT;
@@ -218,18 +218,19 @@ ask_extents (struct source *source, struct source_extents *extents,
   size_t n;
 
   source_forget_extents (extents);
-  extents->list = nbdkit_extents_new (offset, source->info.size);
+  extents->list = nbdkit_extents_new (from, source->info.size);
   if (extents->list == NULL)
     return -1;
-  if (next->extents (next, count, from, 0, extents->list, &err) == -1 ||
-      (n = nbdkit_extents_count (extents->list)) == 0) {
-    source_forget_extents (extents);
-    return -1;
+  if (next->extents (next, count, from, 0, extents->list, &err) == 0 &&
+      (n = nbdkit_extents_count (extents->list)) > 0) {
+    last = nbdkit_get_extent (extents->list, n-1);
+    extents->known.offset = from;
+    extents->known.count = last.offset + last.length - from;
+    if (range_end (extents->known) > offset)
+      return 0;                 /* it may tell of less than one of its blocks */
   }
-  last = nbdkit_get_extent (extents->list, n-1);
-  extents->known.offset = offset;
-  extents->known.count = last.offset + last.length - offset;
-  return 0;
+  source_forget_extents (extents);
+  return -1;
 }
 
 /* The index of the extent that holds this offset, which is known. */
