@@ -337,6 +337,7 @@ describe ("scan-policy translate", function ()
     fails ("/nowhere: No such file", "--to /nowhere --from " .. path)
     fails ("raw file or an NBD URI expected", "--from / --to " .. path)
     fails ("raw file or an NBD URI expected", "--from /dev/zero --to " .. path)
+    fails ("raw file or an NBD URI expected", "--from /proc --to " .. path)
     fails ("trace: line 1: ", ("--from %s --to %s"):format (path, path), "nonsense\n")
     fails ("no reads of this image in it", ("--from %s --to %s"):format (path, path),
            "1G 4096\n")
