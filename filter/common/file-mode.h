@@ -10,8 +10,9 @@
 #include <stdio.h>
 
 /* Who could read the file of this name can read the new one, and nobody else: it gets
- * that one's mode, and its owner and group if it may, else nothing for the group.  If there is
- * none it stays as it is.  Returns -1 with errno set if that fails.
+ * that one's mode, and its owner and group if it may, else the group may do what all others
+ * may.  If there is none it stays as it is.  Returns -1 with errno set if that fails.  Any
+ * thread.
  */
 extern int file_mode_keep (FILE *fp, const char *path);
 

@@ -208,6 +208,7 @@ static void
 test_another_user (void)
 {
   char why[COUNTERS_FILE_WHY_MAX];
+  struct stat st;
   FILE *fp;
 
   if (geteuid () != 0)
@@ -231,6 +232,18 @@ test_another_user (void)
   if (seteuid (0) == -1)
     abort ();
   check (strcmp (get_text (), "a disk") == 0, "which is as it was");
+
+  /* Of a group that we can't give it: those of ours are others, who may read it. */
+  unlink (path);
+  fp = fopen (path, "we");
+  if (fp == NULL || fclose (fp) == EOF || chmod (path, 0664) == -1 ||
+      chown (path, 1234, 1234) == -1 || seteuid (65534) == -1)
+    abort ();
+  check (counters_file_write (path, BEGINS, print_text, why) == 0 &&
+         stat (path, &st) == 0 && st.st_uid == 65534 && (st.st_mode & 0777) == 0644,
+         "another's, of another group: 0%o", st.st_mode & 0777);
+  if (seteuid (0) == -1)
+    abort ();
 }
 
 int
