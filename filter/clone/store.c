@@ -373,7 +373,7 @@ make_files (struct store *store, const struct map_identity *identity)
   store->fd = open_file (store->path, true, &is_new);
   if (store->fd == -1 || lock_file (store->fd, store->path, NULL) == -1 ||
       check_size (store) == -1)
-    return -1;                  /* a new file that is locked is another server's by now */
+    return -1;                  /* it is another server's, though we have made it */
   store->map_fd = open_file (store->map_path, true, &map_is_new);
   map_is_ours = store->map_fd != -1 &&
     lock_file (store->map_fd, store->map_path, NULL) == 0;

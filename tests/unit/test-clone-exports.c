@@ -287,6 +287,17 @@ test_one_that_is_locked (void)
   pthread_join (thread, &result);
   check (result == export && exports_store (export) != NULL, "and is opened then");
   exports_put (export);
+
+  /* At last it is no server that ends, and nobody waits once more for the next export. */
+  is_locked = true;
+  export = exports_get ("stays locked", false);
+  check (exports_open_store (export) == -1, "one that stays locked is refused");
+  exports_put (export);
+  tries = 0;
+  export = exports_get ("locked, too", false);
+  check (exports_open_store (export) == -1 && tries == 1, "and another at once");
+  exports_put (export);
+  is_locked = false;
   exports_free ();
 }
 
