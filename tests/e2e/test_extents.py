@@ -5,7 +5,7 @@
 
 import pytest
 
-from harness import SCAN, gate, nbdkit, pattern
+from harness import CHECK_WITH, SCAN, gate, nbdkit, pattern
 
 FINISHED = "scan: finished scanning the plugin"
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
@@ -89,6 +89,28 @@ def test_extents_that_fail (tmp_path):
         server.wait_line ("gate: close 1$")
         # Asked at 0 and at 1: failed.  At 2: nothing but a hole.
         assert [c.offset for c in server.calls ("cache")] == [0, BLOCK]
+
+
+@pytest.mark.skipif (CHECK_WITH in ("asan", "tsan"),
+                     reason="the shell of the eval plugin dies under it")
+def test_a_layer_that_tells_of_less_than_one_of_its_blocks (tmp_path):
+    """What it doesn't tell of is data, and nobody's fault."""
+    policy = write (tmp_path, """
+        return function (disk)
+          for _, offset in ipairs { 33000, 100 } do
+            print ("data at " .. tostring (disk:next_data (offset)))
+          end
+        end""")
+    with nbdkit ([SCAN], ["eval", "thread_model=echo parallel", "get_size=echo 128K",
+                          "can_cache=echo native", "cache=:",
+                          f"block_size=echo {BLOCK} {BLOCK} {BLOCK}",
+                          "can_extents=:", "extents=echo $4 32768 hole",
+                          "pread=head -c $3 /dev/zero"], [policy], ["-v"]) as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+        found = [line.split ()[-1] for line in server.log if "data at" in line]
+        assert found == ["33000", "32768"]
+        assert server.errors () == []
 
 
 @pytest.mark.parametrize ("how", ["plugin", "filter"])
