@@ -309,6 +309,8 @@ test_failures (void)
   tear_down (&t);
 }
 
+extern int scan_debug_decisions;
+
 /* What a scan has paid for and does not fetch is given back, also if it was asked
  * without room, for the client's reads, and stopped before there was any.
  */
@@ -332,6 +334,7 @@ test_refund (void)
   unsigned i;
 
   vm_config.policy = &policy;
+  scan_debug_decisions = 1;
   t = set_up (1, false);
   budget_free (t.budget);
   t.config.budget = t.budget = budget_new (10 * BLOCK, BUDGET_NONE);
@@ -343,8 +346,14 @@ test_refund (void)
   while (stub_cache_calls () == 0)
     sched_yield ();
   fetched_ns = clock_now_ns ();
+  /* Before it is asked again it needs room, and there is none: clients have what
+   * another has left of the line.
+   */
+  stub_wait_for_debug ("policy: wait");
   check (line_take (t.config.line, &mine, &never, NULL) > 0,
-         "refund: another has all of the line");
+         "refund: another has some of the line");
+  clients.reads = 2;
+  clients.begun = 1 << 30;
   for (i = 0; i < READS_MAX; ++i) {
     reads_begin (scanner_get_reads (s), t.map, (i & 1) * 2 * BLOCK, 512);
     reads_end (scanner_get_reads (s));
@@ -358,6 +367,7 @@ test_refund (void)
   scanner_free (s);
   line_free (t.config.line);
   tear_down (&t);
+  scan_debug_decisions = 0;
   vm_config.policy = before;
 }
 
