@@ -146,10 +146,13 @@ def only_nbdkit_leaked (report):
     allocated, or a filter of its own?  It calls no .close once it got SIGTERM, and loses
     the contexts of the clients that are connected, and with them every layer's handles;
     and its multi-conn filter forgets its list of them."""
-    direct = [part for part in report.split ("\n\n")
-              if part.lstrip ().startswith ("Direct leak")]
-    return len (direct) > 0 and "ERROR: AddressSanitizer" not in report and all (
-        re.search (r"#1 .*\(\S*/nbdkit(\+|/filters/)", part) for part in direct)
+    leaks = [part.lstrip () for part in report.split ("\n\n") if " leak of " in part]
+    theirs = [leak for leak in leaks
+              if re.search (r"#1 .*\(\S*/nbdkit(\+|/filters/)", leak)]
+    direct = [leak for leak in leaks if leak.startswith ("Direct")]
+    # None is direct where contexts point to each other.
+    return len (theirs) > 0 and "ERROR: AddressSanitizer" not in report and all (
+        leak in theirs for leak in direct)
 
 
 def reported (directory, lines):
