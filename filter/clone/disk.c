@@ -27,6 +27,9 @@ _Static_assert (sizeof (off_t) == sizeof (uint64_t),
 /* O_NONBLOCK, as opening a FIFO would wait; it means nothing for files. */
 #define OPEN_FLAGS (O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
 
+/* Smaller holes would cost more calls, and make more extents of a file, than they save. */
+#define HOLE_UNIT 65536
+
 /* A copy of the name of the folder that a file is in; NULL if memory is
  * short.
  */
@@ -315,6 +318,46 @@ disk_zero (int fd, uint64_t count, uint64_t offset, enum disk_zero how,
       return errno;
     return quick ? EOPNOTSUPP
       : write_zeroes (fd, count, offset, how == DISK_PUNCH);
+  }
+  return 0;
+}
+
+/* How much there is of the unit that this offset is in. */
+static size_t
+rest_of_unit (uint64_t offset, size_t count)
+{
+  const size_t rest = HOLE_UNIT - offset % HOLE_UNIT;
+
+  return rest < count ? rest : count;
+}
+
+static bool
+is_zero (const char *data, size_t count)
+{
+  return data[0] == 0 && memcmp (data, data + 1, count - 1) == 0;
+}
+
+int
+disk_write_sparse (int fd, const void *buf, size_t count, uint64_t offset)
+{
+  const char *data = buf;
+  size_t n, rest;
+  bool zero;
+  int err;
+
+  for (; count > 0; data += n, offset += n, count -= n) {
+    n = rest_of_unit (offset, count);
+    zero = is_zero (data, n);
+    for (; n < count; n += rest) {
+      rest = rest_of_unit (offset + n, count - n);
+      if (is_zero (data + n, rest) != zero)
+        break;
+    }
+    if (zero && disk_zero (fd, n, offset, DISK_PUNCH, true) == 0)
+      continue;
+    err = disk_write (fd, data, n, offset);
+    if (err != 0)
+      return err;
   }
   return 0;
 }

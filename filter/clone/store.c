@@ -670,7 +670,7 @@ store_blocks (struct store *store, const struct claim *read, const char *data,
      * made forgotten, may have left its data here.
      */
     err = data != NULL
-      ? disk_write (store->fd, data + (offset - base), bytes, offset)
+      ? disk_write_sparse (store->fd, data + (offset - base), bytes, offset)
       : disk_zero (store->fd, bytes, offset, DISK_PUNCH, false);
     if (err == 0) {
       atomic_store (&store->data_dirty, true);

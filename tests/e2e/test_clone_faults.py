@@ -510,6 +510,14 @@ def test_holes_where_none_can_be_made (disk, fail):
         assert disk.stat ().st_blocks <= 512
 
 
+def test_zeroes_where_no_holes_can_be_made (disk, fail):
+    with nbdkit ([CLONE, "noextents"], gate ("data=0+4096"), [f"clone-file={disk}"]) as server, \
+            fail ("fallocate", disk.name, errno.EOPNOTSUPP):
+        server.connect ().cache (M, 0)
+    assert disk.read_bytes () == pattern (0, BLOCK) + bytes (M - BLOCK)
+    assert disk.stat ().st_blocks * 512 >= M
+
+
 def test_there_is_no_map_before_its_name_lasts (disk, fail):
     map_of (disk).touch ()
     with clone (disk) as server:

@@ -143,16 +143,35 @@ def test_a_server_that_waits_for_its_clients_to_go_commits (disk):
         assert reads (server) == []
 
 
-def test_a_hole_is_made_sure_of_after_a_crash (disk):
+@pytest.mark.parametrize ("between", [[], ["noextents"]])
+def test_a_hole_is_made_sure_of_after_a_crash (disk, between):
     """A write that was not committed has left its data in the file."""
     with crashing (disk, LATER) as server:
         server.connect ().pwrite (b"u" * BLOCK, 64 * K)
-    with clone (disk, plugin=["data=0+4096"]) as server:
+    with nbdkit ([CLONE, *between], gate ("data=0+4096"), [f"clone-file={disk}"]) as server:
         h = server.connect ()
         h.cache (M, 0)
         assert h.pread (BLOCK, 64 * K) == bytes (BLOCK)
     with crashing (disk, LATER) as server:
         pass
+
+
+@pytest.mark.parametrize ("count", [BLOCK, 512, M])     # of each prefetch
+def test_zeroes_that_are_fetched_take_no_room (disk, count):
+    """The layer below does not know where its holes are."""
+    data = f"data={260 * K}+{BLOCK}"
+    with nbdkit ([CLONE, "noextents"], gate (data, "log=read"),
+                 [f"clone-file={disk}", "clone-block-size=512"]) as server:
+        h = server.connect (prepare=lambda h: h.add_meta_context (nbd.CONTEXT_BASE_ALLOCATION))
+        for offset in range (0, M, count):
+            h.cache (count, offset)
+        assert sum (count for _, count in reads (server)) == M
+        found = []
+        h.block_status (M, 0, lambda _, at, entries, err: found.extend (entries[::2]) or 0)
+        assert found == ([256 * K, 64 * K, 704 * K] if count == M
+                         else [260 * K, BLOCK, 760 * K])
+    assert disk.read_bytes () == bytes (260 * K) + pattern (260 * K, BLOCK) + bytes (760 * K)
+    assert disk.stat ().st_blocks * 512 <= (64 * K if count == M else BLOCK)
 
 
 def test_a_complete_clone_needs_no_source (disk):
