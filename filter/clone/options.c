@@ -16,6 +16,7 @@
 #include "counters-file.h"
 #include "map-file.h"
 #include "options.h"
+#include "parameters.h"
 #include "stats-file.h"
 #include "values.h"
 
@@ -26,7 +27,6 @@
 #define COMMIT_SECS_MIN 0.1
 #define COMMIT_SECS_MAX 3600
 #define EXPORTS_MAX 1000000
-#define EXPORTS_DIGITS 7
 
 struct options options = {
   .block_size = 4096,
@@ -36,28 +36,15 @@ struct options options = {
 };
 
 static int
-parse_power (const char *key, const char *value, uint64_t min, uint64_t max,
-             const char *allowed, uint32_t *result)
+set_power (const char *key, const char *value, uint64_t min, uint64_t max,
+           const char *allowed, uint32_t *result)
 {
   uint64_t n;
 
   if (!value_to_size (value, &n) || n < min || n > max || (n & (n - 1)) != 0)
     return value_is_bad (key, value, allowed);
   *result = n;
-  return 1;
-}
-
-static int
-set_max_exports (const char *key, const char *value)
-{
-  const size_t n = strspn (value, "0123456789");
-
-  options.max_exports = 0;
-  if (n > 0 && n <= EXPORTS_DIGITS && value[n] == '\0')
-    options.max_exports = strtoul (value, NULL, 10);
-  if (options.max_exports < 1 || options.max_exports > EXPORTS_MAX)
-    return value_is_bad (key, value, "a number from 1 to 1000000");
-  return 1;
+  return 0;
 }
 
 static int
@@ -69,60 +56,103 @@ set_path (const char *key, const char *value, char **path)
     return -1;
   }
   *path = value_parse_path (key, value);
-  return *path == NULL ? -1 : 1;
+  return *path == NULL ? -1 : 0;
 }
+
+/* -- one function for each parameter ---------------------------------------- */
+
+static int
+set_file (const char *key, const char *value)
+{
+  return set_path (key, value, &options.file);
+}
+
+static int
+set_dir (const char *key, const char *value)
+{
+  return set_path (key, value, &options.dir);
+}
+
+static int
+set_stats (const char *key, const char *value)
+{
+  return set_path (key, value, &options.stats_file);
+}
+
+static int
+set_max_exports (const char *key, const char *value)
+{
+  return value_parse_number (key, value, EXPORTS_MAX, "a number from 1 to 1000000",
+                             &options.max_exports);
+}
+
+static int
+set_block_size (const char *key, const char *value)
+{
+  options.block_size_given = true;
+  return set_power (key, value, BLOCK_SIZE_MIN, BLOCK_SIZE_MAX,
+                    "a power of two from 512 to 1M", &options.block_size);
+}
+
+static int
+set_fetch_size (const char *key, const char *value)
+{
+  return set_power (key, value, FETCH_SIZE_MIN, FETCH_SIZE_MAX,
+                    "a power of two from 4096 to 32M", &options.fetch_size);
+}
+
+static int
+set_commit (const char *key, const char *value)
+{
+  return value_parse_seconds (key, value, COMMIT_SECS_MIN, COMMIT_SECS_MAX,
+                              "seconds from 0.1 to 3600", &options.commit_ns);
+}
+
+static int
+set_write (const char *key, const char *value)
+{
+  options.through = strcmp (value, "through") == 0;
+  if (!options.through && strcmp (value, "local") != 0)
+    return value_is_bad (key, value, "local or through");
+  return 0;
+}
+
+static int
+set_reserve (const char *key, const char *value)
+{
+  if (!value_to_size (value, &options.reserve))
+    return value_is_bad (key, value, "a size in bytes, like 500M or 10G");
+  return 0;
+}
+
+static int
+set_id (const char *key, const char *value)
+{
+  if (*value == '\0' || strlen (value) > MAP_ID_MAX)
+    return value_is_bad (key, value, "a text of 1 to 255 bytes");
+  options.id = value;
+  return 0;
+}
+
+static const struct parameter list[] = {
+  { "clone-file",        set_file },
+  { "clone-dir",         set_dir },
+  { "clone-max-exports", set_max_exports },
+  { "clone-block-size",  set_block_size },
+  { "clone-fetch-size",  set_fetch_size },
+  { "clone-commit",      set_commit },
+  { "clone-write",       set_write },
+  { "clone-reserve",     set_reserve },
+  { "clone-id",          set_id },
+  { "clone-stats",       set_stats },
+};
+
+static const struct parameters parameters = { "clone", list, sizeof list / sizeof list[0] };
 
 int
 options_set (const char *key, const char *value)
 {
-  if (strcmp (key, "clone-file") == 0)
-    return set_path (key, value, &options.file);
-  if (strcmp (key, "clone-dir") == 0)
-    return set_path (key, value, &options.dir);
-  if (strcmp (key, "clone-max-exports") == 0)
-    return set_max_exports (key, value);
-  if (strcmp (key, "clone-stats") == 0)
-    return set_path (key, value, &options.stats_file);
-  if (strcmp (key, "clone-block-size") == 0) {
-    options.block_size_given = true;
-    return parse_power (key, value, BLOCK_SIZE_MIN, BLOCK_SIZE_MAX,
-                        "a power of two from 512 to 1M", &options.block_size);
-  }
-  if (strcmp (key, "clone-fetch-size") == 0)
-    return parse_power (key, value, FETCH_SIZE_MIN, FETCH_SIZE_MAX,
-                        "a power of two from 4096 to 32M",
-                        &options.fetch_size);
-  if (strcmp (key, "clone-commit") == 0)
-    return value_parse_seconds (key, value, COMMIT_SECS_MIN, COMMIT_SECS_MAX,
-                                "seconds from 0.1 to 3600",
-                                &options.commit_ns) == -1 ? -1 : 1;
-  if (strcmp (key, "clone-write") == 0) {
-    options.through = strcmp (value, "through") == 0;
-    if (!options.through && strcmp (value, "local") != 0)
-      return value_is_bad (key, value, "local or through");
-    return 1;
-  }
-  if (strcmp (key, "clone-reserve") == 0) {
-    if (!value_to_size (value, &options.reserve))
-      return value_is_bad (key, value, "a size in bytes, like 500M or 10G");
-    return 1;
-  }
-  if (strcmp (key, "clone-id") == 0) {
-    if (*value == '\0' || strlen (value) > MAP_ID_MAX)
-      return value_is_bad (key, value, "a text of 1 to 255 bytes");
-    options.id = value;
-    return 1;
-  }
-  /* No other filter and no plugin of nbdkit has parameters of this prefix, and some
-   * plugins take any: then what clients write would be gone in the end.
-   */
-  if (strncmp (key, "clone-", 6) == 0) {
-    nbdkit_error ("%s: the clone filter has no such parameter; it has: clone-file, "
-                  "clone-dir, clone-max-exports, clone-block-size, clone-fetch-size, "
-                  "clone-commit, clone-write, clone-reserve, clone-id, clone-stats", key);
-    return -1;
-  }
-  return 0;
+  return parameters_set (&parameters, key, value);
 }
 
 /* Whoever the server runs as later may not be who runs it now, so only what

@@ -6,6 +6,7 @@
 
 #include <ctype.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -75,6 +76,25 @@ value_to_size (const char *value, uint64_t *result)
 
   *result = n;
   return n != -1;
+}
+
+/* This parser names what it is told to, and the value if there are digits. */
+int
+value_parse_number (const char *key, const char *value, unsigned max,
+                    const char *allowed, unsigned *result)
+{
+  char what[128];
+  unsigned n;
+
+  if (!isdigit ((unsigned char) value[0]))
+    return value_is_bad (key, value, allowed);
+  snprintf (what, sizeof what, "%s, which should be %s", key, allowed);
+  if (nbdkit_parse_unsigned (what, value, &n) == -1)
+    return -1;
+  if (n < 1 || n > max)
+    return value_is_bad (key, value, allowed);
+  *result = n;
+  return 0;
 }
 
 int

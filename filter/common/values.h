@@ -34,6 +34,12 @@ extern bool value_to_bool (const char *value, bool *result);
  */
 extern bool value_to_size (const char *value, uint64_t *result);
 
+/* Convert a number from 1 to max.  Returns -1 after nbdkit_error if it is none, which
+ * allowed says in words.
+ */
+extern int value_parse_number (const char *key, const char *value, unsigned max,
+                               const char *allowed, unsigned *result);
+
 /* Convert seconds, perhaps with a fraction, to nanoseconds.  Returns -1 after
  * nbdkit_error if they are not from min to max, which allowed says in words.
  */

@@ -4,8 +4,6 @@
 
 /* See options.h. */
 
-#include <assert.h>
-#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -20,10 +18,13 @@
 #include "clock.h"
 #include "library.h"
 #include "options.h"
+#include "parameters.h"
 #include "values.h"
 
 /* Of all our parameters. */
 #define PREFIX "scan-"
+#define ARG_PREFIX PREFIX "arg-"
+#define FILE_PREFIX PREFIX "file-"
 
 #define BLOCK_MIN 512
 #define BLOCK_MAX (32 * 1024 * 1024)
@@ -122,19 +123,6 @@ is_recorded_by (const char *key)
   return options.record_key != NULL && strcmp (options.record_key, key) == 0;
 }
 
-static int
-set_file (const char *key, const char *name, const char *value)
-{
-  if (strcmp (name, "trace") == 0 && is_recorded_by ("scan-trace"))
-    return trace_is_given_twice ();
-  if (library_file (name) != NULL) {
-    nbdkit_error ("%s: there is a file of this name already; give each one of "
-                  "its own", key);
-    return -1;
-  }
-  return add_file (key, name, value);
-}
-
 /* -- one function for each parameter ---------------------------------------- */
 
 static int
@@ -172,23 +160,11 @@ set_block_size (const char *key, const char *value)
   return 0;
 }
 
-/* This parser names what it is told to, and the value if there are digits. */
 static int
 set_threads (const char *key, const char *value)
 {
-  static const char allowed[] = "a number from 1 to 64";
-  char what[64];
-  unsigned n;
-
-  if (!isdigit ((unsigned char) value[0]))
-    return value_is_bad (key, value, allowed);
-  snprintf (what, sizeof what, "%s, which should be %s", key, allowed);
-  if (nbdkit_parse_unsigned (what, value, &n) == -1)
-    return -1;
-  if (n < 1 || n > THREADS_MAX)
-    return value_is_bad (key, value, allowed);
-  options.threads = n;
-  return 0;
+  return value_parse_number (key, value, THREADS_MAX, "a number from 1 to 64",
+                             &options.threads);
 }
 
 static int
@@ -319,11 +295,28 @@ set_trace (const char *key, const char *value)
   return add_file (key, "trace", value);
 }
 
-static const struct parameter {
-  const char *name;
-  /* Returns -1 after nbdkit_error. */
-  int (*set) (const char *key, const char *value);
-} parameters[] = {
+static int
+set_named_arg (const char *key, const char *value)
+{
+  return set_arg (key + strlen (ARG_PREFIX), value);
+}
+
+static int
+set_named_file (const char *key, const char *value)
+{
+  const char *const name = key + strlen (FILE_PREFIX);
+
+  if (strcmp (name, "trace") == 0 && is_recorded_by ("scan-trace"))
+    return trace_is_given_twice ();
+  if (library_file (name) != NULL) {
+    nbdkit_error ("%s: there is a file of this name already; give each one of "
+                  "its own", key);
+    return -1;
+  }
+  return add_file (key, name, value);
+}
+
+static const struct parameter list[] = {
   { "scan-ahead",          set_stock_boolean },
   { "scan-clock",          set_stock_boolean },
   { "scan-forever",        set_stock_boolean },
@@ -342,74 +335,11 @@ static const struct parameter {
   { "scan-trace",          set_trace },
   { "scan-progress",       set_progress },
   { "scan-stats",          set_stats },
+  { ARG_PREFIX PARAMETER_ANY,  set_named_arg },
+  { FILE_PREFIX PARAMETER_ANY, set_named_file },
 };
 
-/* So many slips of the finger still tell what was meant. */
-#define NEAR 3
-
-#define NR_PARAMETERS (sizeof parameters / sizeof parameters[0])
-
-/* If key is the prefix and a name, return the name. */
-static const char *
-after_prefix (const char *key, const char *prefix)
-{
-  const size_t n = strlen (prefix);
-
-  return strncmp (key, prefix, n) == 0 && key[n] != '\0' ? key + n : NULL;
-}
-
-/* How many characters have to be changed, added or left out to make one word of
- * another; of a long one, only the beginning counts.
- */
-static unsigned
-distance (const char *a, const char *b)
-{
-  enum { MAX = 32 };
-  const size_t n = strnlen (b, MAX);
-  unsigned row[MAX + 1], diagonal, left, i, j;
-
-  for (j = 0; j <= n; ++j)
-    row[j] = j;
-  for (i = 1; *a != '\0' && i <= MAX; ++i, ++a) {
-    diagonal = row[0];
-    row[0] = i;
-    for (j = 1; j <= n; ++j) {
-      left = row[j - 1];
-      diagonal += *a != b[j - 1];
-      if (diagonal > left + 1)
-        diagonal = left + 1;
-      if (diagonal > row[j] + 1)
-        diagonal = row[j] + 1;
-      left = row[j];
-      row[j] = diagonal;
-      diagonal = left;
-    }
-  }
-  return row[n];
-}
-
-/* No filter or plugin of nbdkit has parameters of this prefix but us. */
-static int
-unknown_parameter (const char *key)
-{
-  const struct parameter *nearest = &parameters[0], *p;
-  char names[512];
-  size_t n = 0;
-
-  for (p = parameters; p < parameters + NR_PARAMETERS; ++p) {
-    if (distance (key, p->name) < distance (key, nearest->name))
-      nearest = p;
-    n += snprintf (names + n, sizeof names - n, "%s, ", p->name);
-    assert (n < sizeof names);
-  }
-  if (distance (key, nearest->name) <= NEAR)
-    nbdkit_error ("%s: the scan filter has no such parameter; did you mean %s?",
-                  key, nearest->name);
-  else
-    nbdkit_error ("%s: the scan filter has no such parameter; it has: "
-                  "%sscan-arg-NAME, scan-file-NAME", key, names);
-  return -1;
-}
+static const struct parameters parameters = { "scan", list, sizeof list / sizeof list[0] };
 
 /* Parameters of filters that may be below us pass by on their way.  Their
  * owners check them; what can't be parsed is not for us to report.
@@ -417,11 +347,11 @@ unknown_parameter (const char *key)
 static void
 notice_layer_below (const char *key, const char *value)
 {
-  if (after_prefix (key, "cow-"))
+  if (strncmp (key, "cow-", 4) == 0)
     options.cow_below = true;
-  else if (after_prefix (key, "cache-"))
+  else if (strncmp (key, "cache-", 6) == 0)
     options.cache_below = true;
-  else if (after_prefix (key, "clone-"))
+  else if (strncmp (key, "clone-", 6) == 0)
     options.clone_below = true;
 
   if (strcmp (key, "cow-block-size") == 0) {
@@ -464,26 +394,11 @@ advise_of_hidden_file (const struct text *policy, const char *name)
 int
 options_set (const char *key, const char *value)
 {
-  const struct parameter *p;
-  const char *name;
-  int r;
+  const int r = parameters_set (&parameters, key, value);
 
-  for (p = parameters; p < parameters + NR_PARAMETERS; ++p)
-    if (strcmp (key, p->name) == 0)
-      break;
-  if (p < parameters + NR_PARAMETERS)
-    r = p->set (key, value);
-  else if ((name = after_prefix (key, "scan-arg-")) != NULL)
-    r = set_arg (name, value);
-  else if ((name = after_prefix (key, "scan-file-")) != NULL)
-    r = set_file (key, name, value);
-  else if (strncmp (key, PREFIX, strlen (PREFIX)) == 0)
-    r = unknown_parameter (key);
-  else {
+  if (r == 0)
     notice_layer_below (key, value);
-    return 0;
-  }
-  return r == -1 ? -1 : 1;
+  return r;
 }
 
 int
