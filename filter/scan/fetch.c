@@ -50,16 +50,14 @@ void
 fetch_prefetch (struct scanner *s, struct worker *w, struct range range)
 {
   struct vm_result result;
-  bool again = false;
 
   ticket_begin (w);
   result = prefetch_once (s, w, range);
-  while (opening_again (w, result.err)) {
-    again = true;
+  ticket_end (w, result.err == 0 ? range.count : 0);
+  /* Who waits for a source, or for room, has nothing on the line. */
+  while (opening_again (w, result.err))
     result = prefetch_once (s, w, range);
-  }
   map_prefetch_ends (s->config.map, range, result.err == 0);
-  ticket_end (w, result.err == 0 && !again ? range.count : 0);
   note_result (s, result);
 }
 
@@ -81,16 +79,13 @@ read_once (struct worker *w, struct range range, void *buf)
 int
 fetch_read (struct scanner *s, struct worker *w, struct range range, void *buf)
 {
-  bool again = false;
   int err;
 
   ticket_begin (w);
   err = read_once (w, range, buf);
-  while (opening_again (w, err)) {
-    again = true;
+  ticket_end (w, err == 0 ? range.count : 0);
+  while (opening_again (w, err))
     err = read_once (w, range, buf);
-  }
-  ticket_end (w, err == 0 && !again ? range.count : 0);
   if (err == 0)
     failures_end_row (&s->failures);
   else if (err != VM_SKIPPED)

@@ -16,6 +16,7 @@
 #include "library.h"
 #include "line.h"
 #include "options.h"
+#include "reads.h"
 #include "scanner.h"
 #include "stubs.h"
 
@@ -290,6 +291,39 @@ test_stop_in_an_outage (void)
   tear_down (&t);
 }
 
+/* The other scans, and the clients, have all of the line meanwhile. */
+static void
+test_line_in_an_outage (int layer_err)
+{
+  static struct line_clients clients;
+  struct setting t = set_up (1, true);
+  const atomic_int never = 0;
+  struct pace_transfer mine;
+  struct reads *many = reads_new ();
+  struct scanner *s;
+  unsigned i;
+
+  if (many == NULL || !map_set_size (t.map, BLOCK * BLOCKS))
+    abort ();
+  for (i = 0; i < READS_MAX; ++i)
+    reads_begin (many, t.map, 0, 512);
+  t.config.line = line_new (BLOCK, &clients);
+  if (t.config.line == NULL)
+    abort ();
+  t.config.background = true;
+  stub_layer.err = layer_err;
+  stub_fail_contexts (2);
+  s = scanner_start (&t.config);
+  while (state (&t) == STATS_RUNNING)
+    sched_yield ();
+  check (line_take (t.config.line, &mine, &never, many) > 0,
+         "outage: what failed with errno %d is not on the line", layer_err);
+  scanner_free (s);
+  line_free (t.config.line);
+  reads_free (many);
+  tear_down (&t);
+}
+
 static void
 test_failures (void)
 {
@@ -424,6 +458,8 @@ main (void)
   test_no_contexts ();
   test_outage ();
   test_stop_in_an_outage ();
+  test_line_in_an_outage (EIO);
+  test_line_in_an_outage (ENOSPC);
   test_failures ();
   test_refund ();
   test_give_back ();
