@@ -117,8 +117,8 @@ is_begun (uid_t *owner)
 }
 
 /* What is wrong with a clone is said here, unless its file belongs to somebody that the
- * server may yet become: a command of --run has been started by .after_fork, and would
- * wait for ever for a server that ends there.
+ * server may yet become: by .after_fork a command of --run has been started, and clients
+ * are refused then.
  */
 static int
 clone_get_ready (int thread_model)
@@ -134,15 +134,18 @@ clone_get_ready (int thread_model)
 /* The user of the server has changed by now, so files get the right owner, and it is
  * seen whether they may be opened.  After a fork they are opened again, too: the process
  * that runs the command of --run has what was open before, and so would keep the locks of
- * a server that is killed.
+ * a server that is killed.  And nobody would be told that the server ends: the command would
+ * wait for it, for ever.
  */
 static int
 clone_after_fork (nbdkit_backend *backend)
 {
+  const bool forked = getpid () != process;
+
   file_limit_survive ();
-  if (geteuid () != user || getpid () != process)
+  if (geteuid () != user || forked)
     exports_free ();
-  if (exports_start () == -1)
+  if (exports_start () == -1 && !forked)
     return -1;
   return committer_start ();
 }

@@ -55,12 +55,33 @@ warn_of_other (const struct recorder *r, const char *what)
                 r->path, what);
 }
 
+/* Open the file anew, as who we are now.  Returns -1 after saying what is wrong; it is not an
+ * error if another server records in it, and then nothing is recorded.
+ */
+static int
+open_journal (struct recorder *r, const char *as_whom)
+{
+  char error[JOURNAL_ERROR_MAX];
+  bool busy = false;
+
+  journal_free (r->journal);
+  r->journal = NULL;
+  if (journal_probe (r->path, error) == 0)
+    r->journal = journal_open (r->path, &busy, error);
+  atomic_store (&r->on, r->journal != NULL);
+  if (busy)
+    warn_of_other (r, "another server records in it");
+  else if (r->journal == NULL) {
+    nbdkit_error ("%s=%s: %s%s", r->key, r->path, error, as_whom);
+    return -1;
+  }
+  return 0;
+}
+
 struct recorder *
 recorder_new (const char *key, const char *path)
 {
   struct recorder *r = calloc (1, sizeof *r);
-  char error[JOURNAL_ERROR_MAX];
-  bool busy = false;
 
   if (r == NULL) {
     nbdkit_error ("scan: malloc: %m");
@@ -68,18 +89,12 @@ recorder_new (const char *key, const char *path)
   }
   r->key = key;
   r->path = path;
-  if (journal_probe (path, error) == 0)
-    r->journal = journal_open (path, &busy, error);
-  if (busy)
-    warn_of_other (r, "another server records in it");
-  else if (r->journal == NULL) {
-    nbdkit_error ("%s=%s: %s", key, path, error);
+  if (open_journal (r, "") == -1) {
     free (r);
     return NULL;
   }
   pthread_mutex_init (&r->lock, NULL);
   clock_cond_init (&r->cond);
-  atomic_store (&r->on, !busy);
   return r;
 }
 
@@ -111,20 +126,22 @@ run (void *vp)
 int
 recorder_start (struct recorder *r)
 {
-  char error[JOURNAL_ERROR_MAX];
   int err;
 
   if (!recorder_is_on (r))
     return 0;
-  if (journal_probe (r->path, error) == -1) {
-    nbdkit_error ("%s=%s: %s (as the user that nbdkit has become)", r->key,
-                  r->path, error);
+  /* The process that runs the command of --run has what was open before the fork, and so
+   * would keep the lock of a server that is killed.
+   */
+  if (open_journal (r, " (as the user that nbdkit has become)") == -1)
     return -1;
-  }
+  if (!recorder_is_on (r))
+    return 0;
   err = pthread_create (&r->thread, NULL, run, r);
   if (err != 0) {
     nbdkit_error ("%s=%s: could not start a thread: %s", r->key, r->path,
                   strerror (err));
+    atomic_store (&r->on, false);
     return -1;
   }
   r->running = true;

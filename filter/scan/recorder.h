@@ -51,7 +51,7 @@ struct recorder;
 extern struct recorder *recorder_new (const char *key, const char *path);
 
 /* Start its thread: after fork, and as the user that the server has become.
- * Returns -1 after saying what is wrong.
+ * Returns -1 after saying what is wrong; nothing is recorded then.
  */
 extern int recorder_start (struct recorder *r);
 

@@ -13,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <nbdkit-filter.h>
 
@@ -32,6 +33,7 @@
 
 /* Written before the server serves, and by nobody after. */
 static unsigned times_loaded;   /* all share these variables */
+static pid_t process;           /* in .get_ready; another one may be to come */
 static int thread_model = -1;
 static struct budget *budget;
 static struct line *line;       /* NULL if scans are not paced */
@@ -151,6 +153,7 @@ static int
 scan_get_ready (int final_thread_model)
 {
   thread_model = final_thread_model;
+  process = getpid ();
   contexts_init ();
   return report_init (line);
 }
@@ -243,7 +246,10 @@ scan_after_fork (nbdkit_backend *backend)
 {
   file_limit_survive ();
   report_start ();
-  if (recorder != NULL && recorder_start (recorder) == -1)
+  /* After a fork nobody would be told that the server ends: a command of --run would wait
+   * for it.
+   */
+  if (recorder != NULL && recorder_start (recorder) == -1 && getpid () == process)
     return -1;
   if (!is_background_wanted ())
     return 0;

@@ -19,8 +19,8 @@ import tempfile
 import nbd
 import pytest
 
-from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, fails, gate, nbdkit, needs,
-                     pattern, refused)
+from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, fails, gate, kill_at_once,
+                     nbdkit, needs, pattern, refused)
 
 K = 1024
 M = 1024 * K
@@ -395,10 +395,6 @@ def test_no_command_is_run_for_a_clone_that_is_refused (disk, tmp_path, what, wh
 @pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit itself")
 def test_a_server_that_is_killed_while_its_command_runs (disk, tmp_path):
     """Another can take its place, for the command to connect to."""
-    def state ():
-        with open (f"/proc/{pid}/stat") as f:
-            return f.read ().rpartition (")")[2].split ()[0]
-
     with clone (disk) as server:
         server.connect ().pread (BLOCK, 0)
     run = subprocess.Popen (
@@ -407,10 +403,7 @@ def test_a_server_that_is_killed_while_its_command_runs (disk, tmp_path):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert run.stdout.readline () == f"{M}\n".encode ()
-        pid = int ((tmp_path / "pid").read_text ())
-        os.kill (pid, signal.SIGKILL)
-        while state () != "Z":
-            pass
+        kill_at_once (int ((tmp_path / "pid").read_text ()))
         with clone (disk) as server:
             assert server.connect ().pread (BLOCK, 0) == pattern (0, BLOCK)
     finally:
@@ -430,6 +423,13 @@ def test_a_clone_that_the_user_may_not_open ():
             ["nbdkit", "-f", "-U", f"{folder}/sock", "--user=nobody", f"--filter={CLONE}",
              "null", "1M", f"clone-file={disk}"], stderr=subprocess.PIPE, text=True,
             timeout=PATIENCE_SECS).stderr
+        # Nor does a command wait for a server that has ended.
+        run = subprocess.run (["nbdkit", "-U", "-", "--user=nobody", f"--filter={CLONE}",
+                               "null", "1M", f"clone-file={disk}", "--run",
+                               'nbdinfo --size "$uri" && echo served'],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              timeout=PATIENCE_SECS)
+        assert run.stdout == "" and "Permission denied" in run.stderr
         # Opened as root, and again; the process that runs the command has the first, too.
         for uid, mode in (0, 0o666), (pwd.getpwnam ("nobody").pw_uid, 0o600):
             for name in disk, disk + ".map":

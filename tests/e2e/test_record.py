@@ -8,10 +8,12 @@ import contextlib
 import os
 import pwd
 import re
+import subprocess
 
 import pytest
 
-from harness import CHECK_WITH, CLONE, SCAN, file_limit, gate, nbdkit, refused
+from harness import (CHECK_WITH, CLONE, PATIENCE_SECS, SCAN, file_limit, gate, kill_at_once,
+                     nbdkit, refused)
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -252,6 +254,32 @@ def test_refused_as_another_user (tmp_path):
         pytest.skip ("no user nobody")
     tmp_path.chmod (0o700)
     here = tmp_path / "trace"
-    assert start_fails (f"scan-record={here}", options=["-u", "nobody"]) == (
-        f"scan-record={here}: no file can be made beside it: Permission denied "
-        "(as the user that nbdkit has become)")
+    why = (f"scan-record={here}: no file can be made beside it: Permission denied "
+           "(as the user that nbdkit has become)")
+    assert start_fails (f"scan-record={here}", options=["-u", "nobody"]) == why
+    if CHECK_WITH == "":        # a command would wait for a server that has ended
+        run = subprocess.run (
+            ["nbdkit", "-U", "-", "-u", "nobody", f"--filter={SCAN}", "null", "1M",
+             f"scan-record={here}", "--run", 'nbdinfo --size "$uri"'],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_SECS)
+        assert run.stdout == "1048576\n" and why in run.stderr
+
+
+@pytest.mark.skipif (CHECK_WITH != "", reason="runs nbdkit itself")
+def test_a_server_that_is_killed_while_its_command_runs (tmp_path):
+    """The command's process has what was open before it began."""
+    trace = tmp_path / "trace"
+    with recorded (f"scan-record={trace}") as server:
+        server.connect ().pread (BLOCK, 0)
+    run = subprocess.Popen (
+        ["nbdkit", "-U", "-", "-P", tmp_path / "pid", f"--filter={SCAN}", "null", "1M",
+         f"scan-record={trace}", "--run", 'nbdinfo --size "$uri"; cat'],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert run.stdout.readline () == "1048576\n"
+        kill_at_once (int ((tmp_path / "pid").read_text ()))
+        with recorded (f"scan-trace={trace}") as server:
+            server.connect ().pread (BLOCK, 5 * BLOCK)
+        assert server.errors () == []
+    finally:
+        run.communicate (timeout=PATIENCE_SECS)
