@@ -52,7 +52,7 @@ opening_ask (nbdkit_next *next, struct source *source, int readonly)
   r = next->can_extents (next);
   if (r == -1)
     return -1;
-  source->can_extents = r == 1 && !plugin_extents_crash () &&
+  source->can_extents = r == 1 && !plugin_extents_are_broken () &&
     !(options.through && plugin_extents_are_stale ());
   if (!options.through || readonly)
     return 0;

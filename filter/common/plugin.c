@@ -51,23 +51,24 @@ plugin_name (void)
   return name;
 }
 
-bool
-plugin_extents_crash (void)
+/* For dl_iterate_phdr: does the name of its file begin like this? */
+static int
+is_file (struct dl_phdr_info *info, size_t size, void *start)
 {
-  return strcmp (plugin_name (), "split") == 0;
+  return strncmp (basename (info->dlpi_name), start, strlen (start)) == 0;
 }
 
-/* For dl_iterate_phdr: is it nbdkit's cache filter? */
-static int
-is_cache_filter (struct dl_phdr_info *info, size_t size, void *unused)
+bool
+plugin_extents_are_broken (void)
 {
-  return strncmp (basename (info->dlpi_name), "nbdkit-cache-filter.", 20) == 0;
+  return strcmp (plugin_name (), "split") == 0 ||
+    dl_iterate_phdr (is_file, "nbdkit-ext2-filter.") != 0;
 }
 
 bool
 plugin_extents_are_stale (void)
 {
-  return dl_iterate_phdr (is_cache_filter, NULL) != 0;
+  return dl_iterate_phdr (is_file, "nbdkit-cache-filter.") != 0;
 }
 
 /* What the dynamic section of a loaded object points to with this tag, or 0. */

@@ -21,12 +21,15 @@ extern const char *plugin_name (void);
 /* May it call a function of this name, of the server's?  True if in doubt. */
 extern bool plugin_may_use (const char *function);
 
-/* True if the server would die of .extents: the split plugin's, of a range that
- * doesn't reach to the end of a file (seen with nbdkit 1.32.5).  Layers between may ask
- * for such ranges, whatever they were asked; the cow filter does.
- * tests/upstream/split-extents-crash tells whether that is mended.
+/* True if .extents must not be called, as with nbdkit 1.32.5 and 1.42.3 over
+ * - the split plugin: the server dies of a range that doesn't reach to the end of a
+ *   file.  Layers between may ask for such ranges, whatever they were asked; the cow
+ *   filter does.
+ * - the ext2 filter, wherever it is in the chain: the answer is about the file system's
+ *   disk, at the offsets in the file.
+ * tests/upstream/split-extents-crash and ext2-extents tell whether that is mended.
  */
-extern bool plugin_extents_crash (void);
+extern bool plugin_extents_are_broken (void);
 
 /* Do extents not tell of what has been written?  True if nbdkit's cache filter is
  * loaded, wherever it is in the chain.  It keeps what is written, and passes the

@@ -68,7 +68,7 @@ source_ask (nbdkit_next *next, struct source_info *info)
   r = next->can_extents (next);
   if (r == -1)
     return -1;
-  info->can_extents = r == 1 && !plugin_extents_crash ();
+  info->can_extents = r == 1 && !plugin_extents_are_broken ();
   return 0;
 }
 

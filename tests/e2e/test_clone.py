@@ -6,11 +6,12 @@ by order and count of the reads that reach it."""
 
 import errno
 import os
+import subprocess
 
 import nbd
 import pytest
 
-from harness import CLONE, SCAN, fails, gate, nbdkit, pattern
+from harness import CLONE, SCAN, fails, gate, nbdkit, needs, pattern
 
 K = 1024
 M = 1024 * K
@@ -533,6 +534,27 @@ def test_through_a_read_only_plugin_is_read_only ():
 
 
 # -- holes -----------------------------------------------------------------------
+
+@needs ("mke2fs")
+def test_holes_below_the_ext2_filter_are_not_those_of_the_file (tmp_path):
+    """It tells where they are in the file system, at the file's offsets."""
+    data = os.urandom (4 * M)
+    (tmp_path / "files").mkdir ()
+    (tmp_path / "files/disk").write_bytes (data)
+    # The inodes that are in no use are a hole at the start.
+    with open (tmp_path / "fs", "wb") as fs:
+        os.truncate (fs.fileno (), 16 * M)
+        subprocess.run (["mke2fs", "-q", "-t", "ext2", "-N", "4096", "-d",
+                         tmp_path / "files", fs.name], check=True,
+                        env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"})
+        if os.lseek (fs.fileno (), 0, os.SEEK_HOLE) >= len (data):
+            pytest.skip ("a file system without holes")
+    with nbdkit ([CLONE, "ext2"], ["file", str (tmp_path / "fs")],
+                 ["ext2file=/disk"]) as server:
+        h = server.connect ()
+        h.cache (len (data), 0)
+        assert h.pread (len (data), 0) == data
+
 
 def extents (h, count, offset):
     found = []

@@ -383,7 +383,7 @@ plugin_name (void)
 }
 
 bool
-plugin_extents_crash (void)
+plugin_extents_are_broken (void)
 {
   return false;
 }
