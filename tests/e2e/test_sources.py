@@ -261,7 +261,7 @@ def test_a_redirect_is_followed (tmp_path, image):
         assert source.has_answered (200, 206, 302)
 
 
-RETRY = ["retry-delay=1", "retry-exponential=no", "retries=50"]
+RETRY = ["retry-request-delay=1", "retry-request-retries=50"]
 
 # Its first prefetch shows that the scan is at work; the others come after a client's
 # read, so a test can do something in between.
@@ -297,7 +297,7 @@ def test_an_outage_is_retried_below (tmp_path, image, two_steps, layer, trouble,
     log = tmp_path / "source.log"
     with nginx (tmp_path) as source, \
          stack (log, layer, ["curl", source.url ()], [*RETRY, *two_steps],
-                ["retry"]) as server:
+                ["retry-request"]) as server:
         h = server.connect ()
         wait_until (lambda: count (log, "...Read") == 1, "the first prefetch")
         source.switch (trouble, True)
@@ -341,7 +341,7 @@ def test_a_server_that_limits_connections (tmp_path, image, two_steps):
     with nginx (tmp_path) as source, \
          stack (log, "cow", ["curl", source.url ("/limited")],
                 [*RETRY, two_steps[0], "scan-pace=false", "scan-threads=6"],
-                ["retry"]) as server:
+                ["retry-request"]) as server:
         h = server.connect ()
         wait_until (lambda: count (log, "...Read") == 1, "the first prefetch")
         with contextlib.ExitStack () as stack_:
@@ -376,7 +376,7 @@ def test_a_signed_url (tmp_path, image, place):
     """All of it goes to the server, also where that sends us to another one."""
     with nginx (tmp_path) as source:
         check_scan (tmp_path, "clone", ["curl", source.url (f"/{place}/{SIGNED}")], RETRY,
-                    ["retry"])
+                    ["retry-request"])
         assert source.has_answered (200, 206, *([307] if place == "region" else []))
 
 
@@ -442,7 +442,7 @@ def test_a_url_that_is_signed_for_get_only (tmp_path, image, monkeypatch):
             except nbd.Error:
                 assert any ("HEAD" in e for e in server.errors ())
         monkeypatch.setenv ("URL", url.partition ("=")[2])
-        check_scan (tmp_path, "clone", ["eval", *words], RETRY, ["retry"])
+        check_scan (tmp_path, "clone", ["eval", *words], RETRY, ["retry-request"])
 
 
 # -- sshd ----------------------------------------------------------------------

@@ -67,6 +67,9 @@ STACKS = {
     "clone over retry": stack (
         "scan clone retry", "file disk.img" + KEPT,
         remark="requests are serialized, so each scan opens a context of its own"),
+    "clone over retry-request": stack (
+        "scan clone retry-request", "file disk.img" + KEPT,
+        remark="requests are not serialized, so for curl and the like rather than retry"),
     "retry over clone": stack ("retry scan clone", "file disk.img" + KEPT),
     "clone over noparallel": stack (
         "scan clone noparallel", "file disk.img serialize=requests" + KEPT,
