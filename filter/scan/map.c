@@ -24,10 +24,10 @@
 #define GROUP_BITS 10
 #define GROUPS_MAX (MAP_GRANULES_MAX >> GROUP_BITS)
 
-/* The most granules that one answer of map_missing covers, and the most parts
- * that it passes over.
+/* The most granules that one answer of map_missing covers, or that are looked at with
+ * the lock held, and the most parts that an answer passes over.
  */
-#define MISSING_GRANULES_MAX 4096
+#define GRANULES_AT_ONCE 4096
 #define MISSING_PARTS_MAX 32
 
 /* Parts of granules: ranges that don't meet, each inside one granule. */
@@ -402,21 +402,25 @@ map_read (struct map *map, struct range range)
   add_range (map, &map->read, range, MAP_READ, 0);
 }
 
+/* A client's read may want the lock, so not all of a disk at once. */
 void
 map_unread (struct map *map, struct range range)
 {
   const struct span span = span_of (map, range);
-  uint64_t g;
+  uint64_t g = span.first, stop;
   uint8_t old;
-  ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
 
-  for (g = span.first; g < span.last; ++g) {
-    old = atomic_fetch_and (&map->cells.flags[g], (uint8_t) ~MAP_READ);
-    if ((old & (MAP_FETCHED | MAP_READ)) == MAP_READ)
-      map->known[g >> GROUP_BITS]--;
+  while (g < span.last) {
+    ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&map->lock);
+
+    stop = span.last - g > GRANULES_AT_ONCE ? g + GRANULES_AT_ONCE : span.last;
+    drop_parts (&map->read, granules_range (map, g, stop));
+    for (; g < stop; ++g) {
+      old = atomic_fetch_and (&map->cells.flags[g], (uint8_t) ~MAP_READ);
+      if ((old & (MAP_FETCHED | MAP_READ)) == MAP_READ)
+        map->known[g >> GROUP_BITS]--;
+    }
   }
-  if (span.first < span.last)
-    drop_parts (&map->read, granules_range (map, span.first, span.last));
 }
 
 /* What a read meets that needs this piece of a granule of which a part is
@@ -543,8 +547,8 @@ map_missing (struct map *map, uint64_t from, uint64_t to,
       continue;
     }
     /* Up to what is known next. */
-    if (span.last > g + MISSING_GRANULES_MAX)
-      span.last = g + MISSING_GRANULES_MAX;
+    if (span.last > g + GRANULES_AT_ONCE)
+      span.last = g + GRANULES_AT_ONCE;
     while (g < span.last && !(flags_of (&map->cells, g) & KNOWN))
       g++;
     end = g << bits;

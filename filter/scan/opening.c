@@ -283,13 +283,30 @@ opening_get (struct worker *w)
 static bool
 wait_for_room (struct worker *w)
 {
+  struct scanner *s = w->scanner;
   unsigned calls;
 
   failures_tell_full ();
+  atomic_store (&s->outage.is_full, true);
   calls = begin_waiting (w);
   wait_for_turn (w, &calls);
   end_waiting (w);
-  return scan_phase (w->scanner) == SCAN_GOES_ON;
+  return scan_phase (s) == SCAN_GOES_ON;
+}
+
+/* Something was kept.  If there was no room before, what clients have read meanwhile may
+ * not be: the policy goes over all of it, of which what is present costs next to nothing.
+ */
+static void
+look_for_what_is_left (struct scanner *s)
+{
+  const struct range all = { 0, s->driver.size };
+
+  if (!atomic_exchange (&s->outage.is_full, false))
+    return;
+  looker_look (s);
+  map_unread (s->config.map, all);
+  failures_add_read (&s->failures, all);
 }
 
 /* Is this what an outage looks like?  VM_SKIPPED: a write was in the way. */
@@ -305,8 +322,10 @@ opening_again (struct worker *w, int err)
   struct scanner *s = w->scanner;
   struct source *source;
 
-  if (err == 0)
+  if (err == 0) {
     w->opening = (struct opening) { 0 };
+    look_for_what_is_left (s);
+  }
   if (err == 0 || !s->config.background || !is_outage (err))
     return false;
   if (err == ENOSPC)

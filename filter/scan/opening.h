@@ -24,6 +24,7 @@
 #ifndef SCAN_OPENING_H
 #define SCAN_OPENING_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -37,7 +38,7 @@ struct opening {
   uint64_t not_before_ns;       /* the next one */
 };
 
-/* Of a scan; protected by its lock. */
+/* Of a scan; protected by its lock, but for what is atomic. */
 struct outage {
   unsigned workers;             /* that wait for their source to come back */
   unsigned calls;               /* of scanner_try_now */
@@ -45,6 +46,7 @@ struct outage {
   uint64_t next_ns;             /* when the next one is */
   bool is_told;                 /* all wait: the scan does not run */
   bool warned;
+  atomic_bool is_full;          /* there was no room, and nothing was kept since */
 };
 
 /* In the background: the name to open; protected by the scan's lock. */

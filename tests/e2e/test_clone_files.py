@@ -918,17 +918,22 @@ def test_a_scan_hears_that_there_is_no_room (small, background):
 
 
 @pytest.mark.parametrize ("threads", [1, 4])
-def test_a_scan_in_the_background_goes_on_when_there_is_room (small, threads):
-    """At the latest when it looks again; a client that connects has it look at once."""
+@pytest.mark.parametrize ("policy", ["data", "adaptive"])
+def test_a_scan_in_the_background_goes_on_when_there_is_room (small, policy, threads):
+    """At the latest when it looks again; a client that connects has it look at once.  What
+    a client has read meanwhile was not kept.
+    """
     stats = small.with_name ("stats")
     with nbdkit ([SCAN, CLONE], gate ("size=16M", "log=read"),
                  [f"clone-file={small / 'disk'}", "clone-reserve=512K",
-                  "scan-policy=data", "scan-background=true", f"scan-stats={stats}",
+                  f"scan-policy={policy}", "scan-background=true", f"scan-stats={stats}",
                   f"scan-threads={threads}", "scan-pace=false"], ["-v"]) as server:
         server.wait_line ("scan: the layer below has no space left")
         server.poll (lambda: stats.exists () and re.search (
             r'^nbdkit_scan_state\{.*state="failed".*\} 1$', stats.read_text (), re.M),
                      "that it waits")
+        h = server.connect ()
+        assert h.pread (M, 12 * M) == pattern (12 * M, M)
         subprocess.run (["mount", "-o", "remount,size=32M", small], check=True)
         h = server.connect ()
         server.wait_line ("scan: finished scanning the plugin")
