@@ -15,8 +15,8 @@
 #include "clock.h"
 #include "scanner-internal.h"
 
-/* How often the thread looks.  The queue is for clients of fifty thousand reads a
- * second, and nobody has to wake anybody.
+/* How long the thread rests after something was read, before it looks: the queue is for
+ * clients of fifty thousand reads a second.
  */
 #define LOOK_NS (NS_PER_SECOND / 200)
 
@@ -94,11 +94,14 @@ looker_take (struct scanner *s, struct met_read *out)
 
 /* -- the thread ------------------------------------------------------------ */
 
-/* Returns false once the client has left. */
+/* Wait for reads.  Returns false once the client has left. */
 static bool
-pause_looking (struct scanner *s)
+wait_for_reads (struct scanner *s, struct reads_waiter *waiter)
 {
-  const uint64_t next_ns = clock_now_ns () + LOOK_NS;
+  uint64_t next_ns;
+
+  reads_wait (s->reads, waiter, CLOCK_NEVER);
+  next_ns = clock_now_ns () + LOOK_NS;
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&s->lock);
 
   while (!s->left && clock_wait_until (&s->stops, &s->lock, next_ns) == 0)
@@ -110,11 +113,12 @@ static void *
 run (void *vp)
 {
   struct scanner *s = vp;
+  struct reads_waiter waiter = { 0 };
   bool go_on;
 
   pthread_setname_np (pthread_self (), "nbdkit-look");
   do {
-    go_on = pause_looking (s);
+    go_on = wait_for_reads (s, &waiter);
     looker_look (s);
   } while (go_on && recorder_is_on (s->config.recorder));
 

@@ -57,16 +57,12 @@ struct reads {
 
   atomic_uint lost;             /* that were left out, or made way */
 
-  /* Decider only: when reads_wait last returned, and the value of events then. */
-  uint64_t waited_ns;
-  unsigned seen;
-
   /* Atomic.  Events counts what reads_wait waits for.  Waiting and events are
    * each written before the other is read (on the two sides), so that one side
    * always notices the other.
    */
   atomic_uint events;
-  atomic_bool waiting;
+  atomic_uint waiting;          /* threads in reads_wait */
   atomic_bool keep_time;        /* someone asks for idle times */
   atomic_uint in_flight;
   atomic_uint_fast64_t last_ns; /* when a read was last in flight */
@@ -102,7 +98,7 @@ wake (struct reads *reads)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
 
-  pthread_cond_signal (&reads->cond);
+  pthread_cond_broadcast (&reads->cond);
 }
 
 static void __attribute__ ((noinline))
@@ -287,27 +283,27 @@ reads_take_lost (struct reads *reads)
 
 /* Wait for something new, or until this time. */
 static void
-wait_for_event (struct reads *reads, uint64_t deadline_ns)
+wait_for_event (struct reads *reads, unsigned seen, uint64_t deadline_ns)
 {
   ACQUIRE_LOCK_FOR_CURRENT_SCOPE (&reads->lock);
 
-  atomic_store (&reads->waiting, true);
-  while (atomic_load (&reads->events) == reads->seen) {
+  atomic_fetch_add (&reads->waiting, 1);
+  while (atomic_load (&reads->events) == seen) {
     if (clock_wait_until (&reads->cond, &reads->lock, deadline_ns) != 0)
       break;
   }
-  atomic_store (&reads->waiting, false);
+  atomic_fetch_sub (&reads->waiting, 1);
 }
 
 void
-reads_wait (struct reads *reads, uint64_t deadline_ns)
+reads_wait (struct reads *reads, struct reads_waiter *waiter, uint64_t deadline_ns)
 {
-  const uint64_t rested_ns = reads->waited_ns + WAKE_INTERVAL_NS;
+  const uint64_t rested_ns = waiter->waited_ns + WAKE_INTERVAL_NS;
 
   clock_sleep_until (rested_ns < deadline_ns ? rested_ns : deadline_ns);
-  wait_for_event (reads, deadline_ns);
-  reads->seen = atomic_load (&reads->events);
-  reads->waited_ns = clock_now_ns ();
+  wait_for_event (reads, waiter->seen, deadline_ns);
+  waiter->seen = atomic_load (&reads->events);
+  waiter->waited_ns = clock_now_ns ();
 }
 
 void

@@ -10,10 +10,7 @@
  * Nothing here allocates after reads_new, fails, or waits for anyone but
  * reads_wait.
  *
- * Any thread may call reads_are_wanted, reads_begin, reads_failed, reads_end,
- * reads_wake, reads_in_flight and reads_idle_ns.
- * Only the scan's decider (one thread at a time) may call reads_wait, and one
- * thread at a time reads_take.
+ * Any thread may call these functions, but one at a time reads_take.
  */
 
 #ifndef SCAN_READS_H
@@ -77,12 +74,19 @@ extern size_t reads_take (struct reads *reads, struct met_read *out);
 /* How many reads the queue had no room for since this was last called. */
 extern unsigned reads_take_lost (struct reads *reads);
 
+/* Who waits: when it last did, and the value of events then.  Begin with zeroes. */
+struct reads_waiter {
+  uint64_t waited_ns;
+  unsigned seen;
+};
+
 /* Wait until a read has begun or ended or reads_wake was called since
  * reads_wait last returned, or until deadline_ns (see clock.h).  Reads that
  * were taken meanwhile count too: it may return early.  It returns within half a
  * millisecond of what it waits for, and not more often than that.
  */
-extern void reads_wait (struct reads *reads, uint64_t deadline_ns);
+extern void reads_wait (struct reads *reads, struct reads_waiter *waiter,
+                        uint64_t deadline_ns);
 
 /* End a reads_wait that is under way, or the next one. */
 extern void reads_wake (struct reads *reads);

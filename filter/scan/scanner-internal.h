@@ -106,6 +106,7 @@ struct scanner {
   struct results results;
 
   /* Decider only. */
+  struct reads_waiter waiter;
   struct range pending;         /* asked for and not yet issued */
   bool settled;                 /* nothing was asked for since disk:settle */
   struct ticket ticket;

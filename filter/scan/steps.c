@@ -42,7 +42,7 @@ step_wait (struct scanner *s, struct worker *w,
 {
   const uint64_t least = clock_now_ns () + WAIT_MIN_NS;
 
-  reads_wait (s->reads, request->until_ns > least ? request->until_ns : least);
+  reads_wait (s->reads, &s->waiter, request->until_ns > least ? request->until_ns : least);
 }
 
 /* Wait until no prefetch is in flight, or the scan stops. */
@@ -58,7 +58,7 @@ step_settle (struct scanner *s, struct worker *w,
   }
   /* A policy that asks for nothing else would spin. */
   if (s->settled)
-    reads_wait (s->reads, clock_now_ns () + WAIT_MIN_NS);
+    reads_wait (s->reads, &s->waiter, clock_now_ns () + WAIT_MIN_NS);
 }
 
 static void
@@ -77,7 +77,7 @@ step_next_data (struct scanner *s, struct worker *w,
   }
   if (answer->more) {
     ticket_give (s);
-    reads_wait (s->reads, clock_now_ns () + WALK_REST_NS);
+    reads_wait (s->reads, &s->waiter, clock_now_ns () + WALK_REST_NS);
   }
 }
 

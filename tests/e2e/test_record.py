@@ -9,6 +9,7 @@ import os
 import pwd
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -244,6 +245,28 @@ def test_a_limit_for_files_ends_no_server (tmp_path):
             h.pread (512, offset)
     assert server.errors () == [
         f"scan: warning: scan-record={trace} can't be written: File too large"]
+
+
+@pytest.mark.skipif (CHECK_WITH == "valgrind", reason="its threads run in turn")
+def test_idle_clients_wake_nobody (tmp_path):
+    """Those that read too little for a recording to end."""
+    def wakeups (task):
+        with open (f"/proc/{server.pid}/task/{task}/status") as f:
+            return int (re.search (r"^voluntary_ctxt_switches:\s*(\d+)", f.read (), re.M)[1])
+
+    def named (task):
+        with open (f"/proc/{server.pid}/task/{task}/comm") as f:
+            return f.read ().strip ()
+
+    with nbdkit ([SCAN], ["null", "64M"], [f"scan-record={tmp_path}/trace"]) as server:
+        clients = [server.connect () for _ in range (4)]
+        for h in clients:
+            h.pread (512, 0)
+        looks = [t for t in os.listdir (f"/proc/{server.pid}/task") if named (t) == "nbdkit-look"]
+        assert len (looks) == len (clients)
+        before = [wakeups (task) for task in looks]
+        time.sleep (1)          # each looks at its read, and that is all
+        assert all (wakeups (task) - n < 20 for task, n in zip (looks, before))
 
 
 @pytest.mark.skipif (os.geteuid () != 0, reason="nbdkit -u is for root")

@@ -15,6 +15,8 @@
 #include "clock.h"
 #include "reads.h"
 
+static struct reads_waiter waiter_of_main;
+
 static struct met_read batch[READS_MAX];
 
 static struct map *map;         /* 4096 bytes are in flight, the rest is away */
@@ -171,7 +173,7 @@ test_two_threads (void)
   if (pthread_create (&thread, NULL, client, reads) != 0)
     abort ();
   while (furthest < TOTAL) {
-    reads_wait (reads, CLOCK_NEVER);
+    reads_wait (reads, &waiter_of_main, CLOCK_NEVER);
     n = reads_take (reads, batch);
     taken += n;
     for (i = 0; i < n; ++i)
@@ -256,12 +258,13 @@ test_many_threads (void)
 static atomic_uint passes;
 
 static void *
-waiter (void *vp)
+wait_often (void *vp)
 {
   struct reads *reads = vp;
+  struct reads_waiter own = { 0 };
 
   while (passes < 1000) {
-    reads_wait (reads, CLOCK_NEVER);
+    reads_wait (reads, &own, CLOCK_NEVER);
     passes++;
   }
   return NULL;
@@ -277,32 +280,32 @@ test_wake (void)
 
   /* Before the wait, and in it. */
   reads_wake (reads);
-  reads_wait (reads, CLOCK_NEVER);
+  reads_wait (reads, &waiter_of_main, CLOCK_NEVER);
   check (true, "a wake-up before the wait counts");
 
   begin = clock_now_ns ();
-  reads_wait (reads, begin + 1000000);
+  reads_wait (reads, &waiter_of_main, begin + 1000000);
   check (clock_now_ns () >= begin + 1000000, "without one, the time is waited");
-  reads_wait (reads, 0);
+  reads_wait (reads, &waiter_of_main, 0);
   check (true, "a time in the past is not");
 
   note (reads, 0, 1);
-  reads_wait (reads, CLOCK_NEVER);
+  reads_wait (reads, &waiter_of_main, CLOCK_NEVER);
   reads_end (reads);
-  reads_wait (reads, CLOCK_NEVER);
+  reads_wait (reads, &waiter_of_main, CLOCK_NEVER);
   check (true, "the beginning and the end of a read wake");
 
   /* However fast they come. */
   begin = clock_now_ns ();
   reads_wake (reads);
-  reads_wait (reads, CLOCK_NEVER);
+  reads_wait (reads, &waiter_of_main, CLOCK_NEVER);
   for (n = 0; n < 20; ++n) {
     reads_wake (reads);
-    reads_wait (reads, CLOCK_NEVER);
+    reads_wait (reads, &waiter_of_main, CLOCK_NEVER);
   }
   check (clock_now_ns () >= begin + 20 * 500000, "waits do not end too often");
 
-  if (pthread_create (&thread, NULL, waiter, reads) != 0)
+  if (pthread_create (&thread, NULL, wait_often, reads) != 0)
     abort ();
   while (passes < 1000) {
     before = passes;
