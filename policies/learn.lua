@@ -19,6 +19,9 @@ local arguments = require "scan.args"
 local combine = require "scan.combinators"
 local args = ...
 arguments.check_known (args, { "order", "gap", "then", "then.*" })
+-- Also while there is no trace: the second start is to take what the first one did.
+arguments.choice (args, "order", "time", { "time", "offset" })
+arguments.size (args, "gap", 0)
 args["then"] = args["then"] or "adaptive"
 
 -- It is no error if there is no trace yet.

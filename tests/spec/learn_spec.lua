@@ -52,4 +52,14 @@ describe ("learn", function ()
     assert.error_matches (function () run ({}, { x = "1" }) end,
                           "scan%-arg%-x: this policy has no such argument")
   end)
+
+  it ("takes the same arguments with a trace and without", function ()
+    for _, files in ipairs { trace, {} } do
+      assert.error_matches (function () run (files, { order = "x" }) end,
+                            "scan%-arg%-order: one of time, offset expected, got 'x'")
+      assert.error_matches (function () run (files, { gap = "32KB" }) end,
+                            "scan%-arg%-gap: a size like .* expected, got '32KB'")
+      run (files, { order = "time", gap = "64K", ["then"] = "none" })
+    end
+  end)
 end)
