@@ -176,6 +176,7 @@ fault (int err)
 {
   return err == NOT_REGULAR ? "not a regular file"
     : err == NOBODY_WRITES ? "a fifo that nobody writes to"
+    : err == EFBIG ? "larger than 256M, the most that is read"
     : strerror (err);
 }
 

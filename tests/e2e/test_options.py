@@ -82,6 +82,14 @@ def test_no_file_hides_another (args, said, tmp_path):
     assert said in error
 
 
+def test_a_file_has_256M_at_most (tmp_path):
+    large = tmp_path / "large"
+    with large.open ("wb") as f:
+        f.truncate (257 << 20)
+    assert refused ([SCAN], ["null"], [f"scan-file-x={large}"]) == [
+        f"scan-file-x: {large}: larger than 256M, the most that is read"]
+
+
 def test_parameters_of_layers_below_are_not_ours ():
     with nbdkit ([SCAN, "cow", "cache"], ["memory", "1M"],
                  ["cow-on-read=true", "cache-on-read=true"]) as server:

@@ -397,6 +397,13 @@ describe ("scan-policy", function ()
       assert.matches ("%-%-file: .*none: No such file", fail (1, "check default --file f="
                                                             .. directory .. "/none"))
     end)
+
+    it ("reads no file that the server would not", function ()
+      local path = write ("large", "")
+      assert (os.execute ("truncate -s 257M " .. path))
+      assert.matches ("%-%-file: .*large: larger than 256M, the most that is read\n",
+                      fail (1, "check default --file x=" .. path))
+    end)
   end)
 
   describe ("run", function ()

@@ -55,17 +55,26 @@ M.LUA_PATH = ("D/library/?.lua;D/runtime/?.lua;D/kit/?.lua"):gsub ("D", lua_dir)
 -- As errno has it.
 local ENOENT = 2
 
+-- More than this is not a policy or a trace, for the server either.
+local FILE_MAX_BYTES = 256 * 1024 * 1024
+
+-- So much is read at a time.
+local PIECE_BYTES = 64 * 1024
+
 local function read_file (path)
-  local handle, message, code = io.open (path, "rb")
+  local handle <close>, message, code = io.open (path, "rb")
   if not handle then return nil, message, code end
-  local text, read_message = handle:read ("a")
-  local is_pipe = not handle:seek ()
-  handle:close ()
-  if not text then return nil, path .. ": " .. read_message end
-  return text, nil, nil, is_pipe
+  local pieces, length = {}, 0
+  repeat
+    local piece, wrong = handle:read (PIECE_BYTES)
+    pieces[#pieces + 1], length = piece, length + #(piece or "")
+    if length > FILE_MAX_BYTES then wrong = "larger than 256M, the most that is read" end
+    if wrong then return nil, path .. ": " .. wrong end
+  until not piece
+  return table.concat (pieces), nil, nil, not handle:seek ()
 end
 
---- Read a whole file.
+--- Read a whole file, of up to 256M.
 -- @tparam string path
 -- @treturn string|nil its contents, or nil and a message that names it
 -- @treturn integer|nil errno if it can't even be opened
