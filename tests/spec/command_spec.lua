@@ -396,6 +396,9 @@ describe ("scan-policy", function ()
       succeed (("check %s --arg a=1 --arg b=x=y --file f=%s"):format (path, file))
       assert.matches ("%-%-file: .*none: No such file", fail (1, "check default --file f="
                                                             .. directory .. "/none"))
+      assert.matches ("%-%-file: there is a file 'f' already;",
+                      fail (1, ("check %s --file f=%s --file f=%s")
+                                 :format (path, file, file)))
     end)
 
     it ("reads no file that the server would not", function ()
@@ -543,7 +546,10 @@ describe ("scan-policy", function ()
   it ("names the flag at fault", function ()
     local cases = {
       ["run default --size many"] = "%-%-size: a size like 64K, .*got 'many'",
-      ["run default --block 100"] = "%-%-block: .* of at least 512 bytes .*got '100'",
+      ["run default --block 256"] = "%-%-block: a power of two from 512 to 32M .*'256'",
+      ["run default --block 3000"] = "%-%-block: a power of two .*got '3000'",
+      ["check default --block 64M"] = "%-%-block: a power of two .*got '64M'",
+      ["run default --threads '2 '"] = "%-%-threads: a whole number .*got '2 '",
       ["run default --threads 65"] = "%-%-threads: a whole number from 1 up to 64",
       ["run default --read 3:x:1"] = "%-%-read: N:OFFSET:COUNT like 3:16M:4K",
       ["run default --read 3x:1:1"] = "or TIME:OFFSET:COUNT like 20ms:16M:4K",

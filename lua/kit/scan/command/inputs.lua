@@ -33,7 +33,7 @@ function M.add_disk_options (command)
                   .. " trace says, or 64M.")
     :argname ("SIZE"):convert (words.bytes ("--size"))
   command:option ("--block", "What the server takes as scan-size. Default: 2M.")
-    :argname ("SIZE"):convert (words.bytes ("--block", 512))
+    :argname ("SIZE"):convert (words.block ("--block"))
   command:option ("--threads", "What the server takes as scan-threads. Default: 1.")
     :argname ("N"):convert (words.count ("--threads", 1, 64))
   command:option ("--image", "A raw image: the disk has its holes and its contents.")
@@ -91,6 +91,10 @@ function M.policy (word, options)
     args[name] = value
   end
   for _, entry in ipairs (options.file) do
+    if files[entry[1]] then
+      M.refuse (("--file: there is a file '%s' already; give each one a name of its own")
+                  :format (entry[1]))
+    end
     files[entry[1]] = read_file ("--file", entry[2])
   end
   return { policy = policy, args = args, files = files }

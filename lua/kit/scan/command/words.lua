@@ -23,6 +23,16 @@ function M.bytes (flag, least)
   end
 end
 
+--- What the server takes as scan-size.
+function M.block (flag)
+  return function (word)
+    local n = sizes.parse (word)
+    if n and n >= 512 and n <= 32 << 20 and n & n - 1 == 0 then return n end
+    return nil, ("%s: a power of two from 512 to 32M expected, got '%s'")
+      :format (flag, word)
+  end
+end
+
 --- A time in seconds.
 function M.seconds (flag)
   return function (word)
@@ -36,7 +46,7 @@ end
 --- A whole number within these bounds; `most` may be left out.
 function M.count (flag, least, most)
   return function (word)
-    local n = math.tointeger (tonumber (word))
+    local n = math.tointeger (tonumber (word:match ("^%d+$")))
     if n and n >= least and n <= (most or n) then return n end
     return nil, ("%s: a whole number from %d%s expected, got '%s'")
       :format (flag, least, most and " up to " .. most or " up", word)
