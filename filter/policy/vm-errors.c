@@ -17,15 +17,31 @@
 
 const char VM_OUT_OF_MEMORY[] = "out of memory";
 
+/* What follows a place in our own modules, which is of no use to a policy's author; NULL
+ * where a message does not begin with one.
+ */
+static const char *
+after_our_place (const char *message)
+{
+  const char *p = library_is_ours (message) ? strstr (message, ": ") : NULL;
+
+  return p != NULL && p < strchrnul (message, '\n') ? p + 2 : NULL;
+}
+
 /* Push what to say of an error value. */
 static void
-push_description (lua_State *L, int index)
+push_value (lua_State *L, int index)
 {
   size_t length;
-  const char *s;
+  const char *s, *rest;
 
   if (lua_type (L, index) == LUA_TSTRING) {
     s = lua_tolstring (L, index, &length);
+    rest = after_our_place (s);
+    if (rest != NULL) {
+      length -= rest - s;
+      s = rest;
+    }
     lua_pushlstring (L, s, length < MESSAGE_MAX ? length : MESSAGE_MAX);
     if (length > MESSAGE_MAX) {
       lua_pushliteral (L, "...");
@@ -55,15 +71,6 @@ runs_user_code (lua_State *co)
   return false;
 }
 
-int
-vm_add_traceback (lua_State *L)
-{
-  push_description (L, 1);
-  if (runs_user_code (L))
-    luaL_traceback (L, L, lua_tostring (L, -1), 1);
-  return 1;
-}
-
 /* Push "FILE:LINE: " of where a coroutine is. */
 static void
 push_where (lua_State *L, lua_State *co)
@@ -74,6 +81,29 @@ push_where (lua_State *L, lua_State *co)
     lua_pushfstring (L, "%s:%d: ", ar.short_src, ar.currentline);
   else
     lua_pushliteral (L, "");
+}
+
+/* Push what to say of an error value of a coroutine, with a place of the user's. */
+static void
+push_description (lua_State *L, int index, lua_State *co)
+{
+  const char *s = lua_type (L, index) == LUA_TSTRING ? lua_tostring (L, index) : NULL;
+
+  if (s != NULL && after_our_place (s) == NULL)
+    lua_pushliteral (L, "");    /* it has one, or none on purpose */
+  else
+    push_where (L, co);
+  push_value (L, index);
+  lua_concat (L, 2);
+}
+
+int
+vm_add_traceback (lua_State *L)
+{
+  push_description (L, 1, L);
+  if (runs_user_code (L))
+    luaL_traceback (L, L, lua_tostring (L, -1), 1);
+  return 1;
 }
 
 /* Describe why a coroutine stopped: its error value is argument 1, the
@@ -94,13 +124,8 @@ describe_error (lua_State *L)
     lua_pushstring (L, message);
     lua_concat (L, 2);
   }
-  else if (lua_type (L, 1) == LUA_TSTRING)
-    push_description (L, 1);
-  else {
-    push_where (L, co);
-    push_description (L, 1);
-    lua_concat (L, 2);
-  }
+  else
+    push_description (L, 1, co);
   if (!vm_of (L)->config.policy->builtin || runs_user_code (co))
     luaL_traceback (L, co, lua_tostring (L, -1), 0);
   return 1;
@@ -142,21 +167,18 @@ after_cut_path (const char *message, const char *path)
 }
 
 /* Make sure that a message names the policy: errors need not have a place, and
- * that of a tail call is not known.  A place in our own modules is of no use.
- * Returns NULL if there is no memory; the caller frees it.
+ * that of a tail call is not known.  Returns NULL if there is no memory; the
+ * caller frees it.
  */
 static char *
 with_name (const struct vm *vm, const char *message)
 {
   const char *name = vm->config.policy->name;
-  const char *end = strchrnul (message, '\n'), *p;
+  const char *end = strchrnul (message, '\n'), *p = after_our_place (message);
   char *result;
 
-  if (library_is_ours (message)) {
-    p = strstr (message, ": ");
-    if (p != NULL && p < end)
-      message = p + 2;
-  }
+  if (p != NULL)
+    message = p;
   p = after_cut_path (message, name);
   if (p != NULL)
     return asprintf (&result, "%s%s", name, p) == -1 ? NULL : result;

@@ -10,6 +10,7 @@ a line number; "nothing" if the policy is odd but right; "either" if that is for
 the interpreter to decide, and it only must do no harm.
 """
 
+import contextlib
 import glob
 import os
 import re
@@ -257,6 +258,23 @@ def test_a_long_path_is_named_in_full_and_once (tmp_path, text, line):
     assert first.endswith (f"scan: {policy}:{line}: a fault")
 
 
+@pytest.mark.parametrize ("when", ["load", "run"])
+def test_a_fault_in_our_own_code_is_told_with_the_users_line (when, tmp_path):
+    policy = tmp_path / "own.lua"
+    fault = "\nlocal found = require 'scan.partitions'.find (5)\n"
+    policy.write_text (fault if when == "load" else f"return function () {fault} end")
+    with contextlib.ExitStack () as stack:
+        if when == "load":
+            [error] = refused ([SCAN], gate (), [f"scan-policy={policy}"])
+        else:
+            server = stack.enter_context (nbdkit ([SCAN], gate (),
+                                                  [f"scan-policy={policy}"], VERBOSE))
+            server.connect ()
+            server.wait_line (ENDED)
+            [error] = server.errors ()
+    assert f"scan: {policy}:2: attempt to index a number value" in error
+
+
 TRACEBACK = "stack traceback:"
 
 
@@ -299,6 +317,8 @@ def refused_lines (args):
 TWO_SCANS = {
     "asks the disk of a scan that goes on":
         ("disk:wait ()", "kept:idle ()", "this disk belongs to another scan"),
+    "asks what is missing of another scan":
+        ("disk:wait ()", "kept:missing (0)", "LINE: this disk belongs to another scan"),
     "prefetches with the disk of another scan":
         ("disk:wait ()", "kept:prefetch (0)", "this disk belongs to another scan"),
     "may ask whether another scan's client has gone":
@@ -336,7 +356,7 @@ end
         server.wait_line (ENDED, line)
         if expected:
             server.wait_line ("error: scan: ")
-            assert expected in server.errors ()[0]
+            assert expected.replace ("LINE", f"{policy}:8") in server.errors ()[0]
         for client in h, other:
             assert client.pread (512, 1000) == pattern (1000, 512)
         server.disconnect (h)
