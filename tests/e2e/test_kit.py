@@ -106,6 +106,15 @@ return function () end
     assert "false\tscan.policy: a policy's name should be a string, got nil" in said
 
 
+def test_the_words_of_what_is_no_text (tmp_path):
+    said = said_by_both (tmp_path, """\
+for _, value in ipairs { 5, false, {} } do print (pcall (scan.words, value)) end
+return function () end
+""")
+    assert said == [f"false\tscan.words: a string expected, got {kind}"
+                    for kind in ("number", "boolean", "table")]
+
+
 def test_what_is_not_there (tmp_path):
     (tmp_path / "lib.lua").mkdir ()
     said = said_by_both (tmp_path, """\

@@ -339,6 +339,9 @@ end
 -- @tparam string s
 -- @treturn table list of the parts between white space
 function M.words (s)
+  if type (s) ~= "string" then
+    error ("scan.words: a string expected, got " .. type (s), 2)
+  end
   local words, from = {}, nil
   for i = 1, #s do
     local byte = s:byte (i)
