@@ -496,6 +496,14 @@ describe ("scan-policy", function ()
       assert.equal (read (path), succeed ("plot default --trace " .. TRACE))
     end)
 
+    it ("shows one trace", function ()
+      assert.is_nil (succeed ("plot --help"):match ("%-%-trace FILE [^\n]*several"))
+      assert.matches ("%-%-trace' must be used 1 time",
+                      fail (2, "plot default --trace a --trace b"))
+      assert.matches ("%-%-trace' must be used at most 1 time",
+                      fail (2, "run default --trace a --trace b"))
+    end)
+
     it ("says what it can't write", function ()
       assert.matches ("%-%-output: .*No such file",
                       fail (1, "plot default --trace " .. TRACE .. " -o /no/such/p.svg"))

@@ -42,12 +42,12 @@ end
 
 --- The option that names a trace.
 -- @tparam table command
--- @tparam string how_many as argparse's `count`: "?" or "+"
+-- @tparam string how_many as argparse's `count`: "?", "1" or "+"
 function M.add_trace_option (command, how_many)
   command:option ("--trace", "What the client reads: a log of nbdkit's log filter, or"
                   .. " a list of 'offset count'."
-                  .. (how_many == "?" and "" or " May be given several times."))
-    :argname ("FILE"):count (how_many)
+                  .. (how_many == "+" and " May be given several times." or ""))
+    :argname ("FILE"):count (how_many):overwrite (false)
 end
 
 -- -- what they name -----------------------------------------------------------------

@@ -26,12 +26,11 @@ function M.add_options (command)
     :argname ("SVG")
   inputs.add_policy_options (command)
   inputs.add_disk_options (command)
-  simulation.add_options (command)
+  simulation.add_options (command, "1")
 end
 
 function M.run (options)
-  if #options.trace > 1 then inputs.refuse ("--trace: a picture shows one trace") end
-  local loaded = inputs.trace (options.trace[1])
+  local loaded = inputs.trace (options.trace)
   local policy = inputs.policy (options.policy, options)
   local without = simulation.run (loaded, nil, options)
   local result = simulation.run (loaded, policy, options, true)

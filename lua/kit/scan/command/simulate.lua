@@ -30,7 +30,7 @@ function M.add_options (command)
     :args ("+")
   inputs.add_policy_options (command)
   inputs.add_disk_options (command)
-  simulation.add_options (command)
+  simulation.add_options (command, "+")
 end
 
 local function result_row (name, trace_name, result, without)

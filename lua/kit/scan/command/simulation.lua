@@ -14,9 +14,11 @@ local words = require "scan.command.words"
 local M = {}
 
 --- The options of a simulation.
-function M.add_options (command)
+-- @tparam table command
+-- @tparam string traces how many there may be, for inputs.add_trace_option
+function M.add_options (command, traces)
   local source = simulator.SOURCE
-  inputs.add_trace_option (command, "+")
+  inputs.add_trace_option (command, traces)
   command:option ("--latency", ("Of the source, for each request. Default: %gms.")
                     :format (source.latency_seconds * 1000))
     :argname ("TIME"):convert (words.seconds ("--latency"))
