@@ -72,7 +72,7 @@ describe ("scan-policy", function ()
       'nbdkit_scan_covered_bytes{export=""} 524288',
       'nbdkit_scan_state{export="",state="running"} 1' }, "\n"))
     local clone = write ("clone.prom", 'nbdkit_clone_present_bytes{export=""} 262144\n')
-    local out = succeed (('watch "%s" %s --count 2 --interval 10ms'):format (scan, clone))
+    local out = succeed (('watch "%s" %s --count 2 --interval 0.1'):format (scan, clone))
     local line = "%d%d:%d%d:%d%d %(default export%), running, 50 %% of 1 MiB, "
       .. "clone has 25 %%\n"
     assert.matches ("^" .. line .. line .. "$", out)
@@ -82,13 +82,15 @@ describe ("scan-policy", function ()
     assert.matches ("disk.img: no counters of the scan or the clone filter are", err)
     assert.matches ("a whole number from 1 up expected, got '0'",
                     fail (2, "watch x --count 0"))
+    assert.matches ("%-%-interval: a time like .* of at least 0.1s expected, got '0'",
+                    fail (2, "watch x --interval 0"))
   end)
 
   it ("says when what it prints does not arrive", function ()
     local trace = write ("t", "4096 4096\n")
     for _, command in ipairs { "list", "run reverse", "plot reverse --trace " .. TRACE,
                                "--version", "--help", "check --help",
-                               "watch --count 2 --interval 1ms "
+                               "watch --count 2 --interval 0.1 "
                                  .. write ("w.prom",
                                            'nbdkit_scan_size_bytes{export=""} 1\n'),
                                ("translate --from %s --to %s %s")

@@ -30,7 +30,7 @@ function M.add_options (command)
     :args ("+")
   command:option ("--interval", "Between two views. Default: 2s, or 10s with no"
                   .. " terminal.")
-    :argname ("TIME"):convert (words.seconds ("--interval"))
+    :argname ("TIME"):convert (words.seconds ("--interval", 0.1))
   command:option ("--count", "End after so many. Default: go on.")
     :argname ("N"):convert (words.count ("--count", 1))
 end

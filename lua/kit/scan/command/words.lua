@@ -33,13 +33,13 @@ function M.block (flag)
   end
 end
 
---- A time in seconds.
-function M.seconds (flag)
+--- A time in seconds, of at least so many.
+function M.seconds (flag, least)
   return function (word)
     local n = units.parse_seconds (word)
-    if n then return n end
-    return nil, ("%s: a time like 20ms, 0.02 or 1.5s expected, got '%s'")
-      :format (flag, word)
+    if n and n >= (least or 0) then return n end
+    return nil, ("%s: a time like 20ms, 0.02 or 1.5s%s expected, got '%s'")
+      :format (flag, least and (" of at least %gs"):format (least) or "", word)
   end
 end
 
