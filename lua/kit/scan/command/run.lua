@@ -70,7 +70,7 @@ function M.add_options (command)
   command:option ("--read", "A client read while the N-th prefetch is in flight (0:"
                   .. " before the first), or at a time like 20ms. May be given several"
                   .. " times.")
-    :argname ("N|TIME:OFFSET:COUNT"):convert (client_read):count ("*")
+    :argname ("(N|TIME):OFFSET:COUNT"):convert (client_read):count ("*")
   command:option ("--close", "The client goes while the N-th prefetch is in flight, or at"
                   .. " a time like 5s.")
     :argname ("N|TIME"):convert (client_close)
