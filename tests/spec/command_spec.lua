@@ -556,6 +556,8 @@ describe ("scan-policy", function ()
   it ("names the flag at fault", function ()
     local cases = {
       ["run default --size many"] = "%-%-size: a size like 64K, .*got 'many'",
+      ["run default --size -1"] = "%-%-size: a size like 64K, .*got '%-1'",
+      ["simulate default --trace x --think -.5s"] = "%-%-think: a time .*got '%-.5s'",
       ["run default --block 256"] = "%-%-block: a power of two from 512 to 32M .*'256'",
       ["run default --block 3000"] = "%-%-block: a power of two .*got '3000'",
       ["check default --block 64M"] = "%-%-block: a power of two .*got '64M'",

@@ -65,6 +65,20 @@ A trace is made with nbdkit --filter=log PLUGIN ... logfile=boot.log
   return parser
 end
 
+-- A number below zero is what an option was given, and no option itself.
+local function with_numbers (arguments)
+  local words = {}
+  for _, word in ipairs (arguments) do
+    local last = words[#words]
+    if last and last:find ("^%-%-[%w-]+$") and word:find ("^%-%.?%d") then
+      words[#words] = last .. "=" .. word
+    else
+      words[#words + 1] = word
+    end
+  end
+  return words
+end
+
 --- Do what the arguments say.
 -- @tparam table arguments as in `arg`
 -- @treturn integer exit status
@@ -74,7 +88,7 @@ function M.main (arguments)
                      "lua-argparse\n")
     return 1
   end
-  local ok, options = make_parser ():pparse (arguments)
+  local ok, options = make_parser ():pparse (with_numbers (arguments))
   if not ok then
     io.stderr:write ("scan-policy: ", escape.text (tostring (options)),
                      "; see scan-policy --help\n")
