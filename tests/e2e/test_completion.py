@@ -155,6 +155,10 @@ def test_scan_policy (tmp_path):
     assert set (complete (tmp_path, "scan-policy check ")) == \
         policies () | {"mine.lua", "share"}
     assert complete (tmp_path, "scan-policy run ahead --thr") == ["--threads"]
+    # An option that takes no value, and one that does.
+    assert complete (tmp_path, "scan-policy simulate --background ada") == ["adaptive"]
+    assert complete (tmp_path, "scan-policy plot --keep-reads ada") == ["adaptive"]
+    assert "adaptive" not in complete (tmp_path, "scan-policy plot --threads ada")
     # Options, and not what is an example.
     assert complete (tmp_path, "scan-policy new --") == ["--help"]
     assert {"--help", "--output", "--trace"} < set (
