@@ -145,9 +145,11 @@ nbdkit_scan_pace_piece_bytes 4096
 """
 
 
+COLLECT = os.path.join (TOP, "packaging/prometheus/collect")
+
+
 def collect (source, to):
-    subprocess.run (["sh", os.path.join (TOP, "packaging/prometheus/collect"), source, to],
-                    check=True)
+    subprocess.run (["sh", COLLECT, source, to], check=True)
 
 
 def test_counters_of_several_servers_are_told_apart (tmp_path):
@@ -191,6 +193,17 @@ def test_counters_of_several_servers_are_told_apart (tmp_path):
     collect (source, to)
     assert set (os.listdir (to)) == {r"nbdkit-b-c\x2dd-scan.prom",
                                      r"nbdkit-b-c\x2dd-clone.prom", "other.prom"}
+    # Where none has started since the boot there is no such directory.
+    shutil.rmtree (source)
+    collect (source, to)
+    assert os.listdir (to) == ["other.prom"]
+
+
+def test_counters_that_have_nowhere_to_go_are_an_error (tmp_path):
+    run = subprocess.run (["sh", COLLECT, tmp_path, tmp_path / "none"],
+                          stderr=subprocess.PIPE, text=True, check=False)
+    assert (run.returncode, run.stderr) == (
+        1, f"collect: {tmp_path}/none: there is no such directory\n")
 
 
 # -- Grafana -------------------------------------------------------------------
