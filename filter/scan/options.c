@@ -426,6 +426,12 @@ options_complete (void)
                   "learns");
     return -1;
   }
+  if (library_is (policy, "replay") && is_recorded_by ("scan-trace") &&
+      library_file ("trace") == NULL) {
+    nbdkit_error ("scan-policy=replay needs a trace, and scan-trace=%s is not there "
+                  "yet; scan-policy=learn begins without one", options.record_file);
+    return -1;
+  }
   if (options.record_file != NULL && options.stats_file != NULL &&
       strcmp (options.record_file, options.stats_file) == 0) {
     nbdkit_error ("scan-stats and %s both write %s; give each a file of its own",

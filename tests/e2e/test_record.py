@@ -223,6 +223,20 @@ def test_refused (tmp_path):
             "scan-policy=learn needs scan-trace=FILE, where to keep what it learns")
 
 
+def test_replay_needs_a_trace_that_is_there (tmp_path):
+    trace = tmp_path / "trace"
+    args = ["scan-policy=replay", f"scan-trace={trace}"]
+    assert refused ([SCAN], gate (), args) == [
+        f"scan-policy=replay needs a trace, and scan-trace={trace} is not there yet; "
+        "scan-policy=learn begins without one"]
+    assert not trace.exists ()
+    trace.write_text ("0 4096\n")
+    with recorded (f"scan-trace={trace}", policy="replay") as server:
+        server.connect ()
+        server.wait_line (FINISHED)
+        assert [c.offset for c in server.calls ("cache")] == [0]
+
+
 def test_learn_may_read_one_trace_and_record_another (tmp_path):
     before, trace = tmp_path / "before", tmp_path / "trace"
     before.write_text (f"{5 * BLOCK} {BLOCK}\n")
