@@ -20,7 +20,8 @@ Examples:
   scan-policy map disk.img.map -o map.svg
 
 It shows what the last commit has left in the file (clone-commit), also of a server
-that runs. Exit status 1 says that the filter would refuse the map.]]
+that runs. Exit status 1 says that the filter would refuse the map, or that it is
+still being made.]]
 
 function M.add_options (command)
   command:argument ("map", "Beside the image: FILE.map for clone-file=FILE.")
