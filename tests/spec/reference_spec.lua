@@ -101,6 +101,10 @@ describe ("the reference", function ()
     assert.is_nil (said:find ("WARNING", 1, true), said)
   end)
 
+  it ("calls nothing by the name that it has inside of its module", function ()
+    assert.is_nil (page:match ("[^\n]*%f[%w]M%.%a[^\n]*"))
+  end)
+
   it ("is not made of a file without a module", function ()
     local path = os.tmpname ()
     local said = images.output ("(lua5.4 docs/reference " .. path .. " 2>&1)")

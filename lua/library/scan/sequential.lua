@@ -3,14 +3,14 @@
 
 --- The stock scan: upwards through the disk, a block at a time.
 --
--- 1. The offset starts at the clock if there is one, else at 0.
--- 2. While it is inside the disk: each client read seen since the last step
---    moves it up to the end of that read, if that is further (with `ahead`).
---    If the client has gone, the scan stops there.  The clock is raised to the
---    offset.  If the offset is still inside the disk, a block is prefetched
---    there; then the offset moves up by a block, whatever became of that.
--- 3. At the end of the disk: with `forever` the clock goes back to 0 and the
---    scan starts again at 1, else it is finished.
+-- - The offset starts at the clock if there is one, else at 0.
+-- - While it is inside the disk: each client read seen since the last step
+--   moves it up to the end of that read, if that is further (with `ahead`).
+--   If the client has gone, the scan stops there.  The clock is raised to the
+--   offset.  If the offset is still inside the disk, a block is prefetched
+--   there; then the offset moves up by a block, whatever became of that.
+-- - At the end of the disk: with `forever` the clock goes back to 0 and the
+--   scan starts again from there, else it is finished.
 --
 -- Offsets are never aligned: after a read that ends at 0x163 the scan goes on
 -- from there.  A client that goes during the last block of a lap still finds
@@ -28,7 +28,7 @@ end
 
 --- Make the policy.
 -- @tparam table options `ahead` (boolean): skip over what the client has read;
--- `clock` (from `M.clock`, or nil): where to start, and shared with other
+-- `clock` (from `sequential.clock`, or nil): where to start, and shared with other
 -- scans; `forever` (boolean): start again at the end
 -- @treturn function of the disk
 function M.scan (options)
