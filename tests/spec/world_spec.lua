@@ -116,6 +116,24 @@ describe ("scan.world", function ()
                     failure { policy = "default", args = { n = 5 } })
   end)
 
+  it ("gives a policy arguments of its own to write into", function ()
+    local args = { window = "4" }
+    local path = write ("p.lua", [[
+      local args = ...
+      args.window = tonumber (args.window)
+      local function pairs_of () return function () error "asked" end end
+      setmetatable (args, { __pairs = pairs_of })
+      local ok, message = pcall (scan.policy, "nonesuch")
+      assert (not message:find ("asked"))
+      return function (disk) disk:prefetch (args.window) end]])
+    for _ = 1, 2 do
+      local result = testing.run { policy = path, args = args, size = 4096 }
+      assert.same ({ { 4, 4092 } }, result.prefetches)
+    end
+    assert.same ({ window = "4" }, args)
+    assert.is_nil (getmetatable (args))
+  end)
+
   it ("gives more time to load a policy, and more yet with files to read", function ()
     local limit, load_limit = world.LIMIT_INSTRUCTIONS, world.LOAD_INSTRUCTIONS
     finally (function ()

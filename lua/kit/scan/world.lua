@@ -420,6 +420,12 @@ local function make_native (world, path, options)
   }
 end
 
+local function copy (t)
+  local other = {}
+  for key, value in pairs (t or {}) do other[key] = value end
+  return other
+end
+
 --- Load a policy.  An error in it is raised as a string, with its place.
 -- @tparam table options `policy` (a file's name, a built-in's name, or a
 -- function of the disk, which is taken as it is); `args` (table of the
@@ -470,7 +476,8 @@ function M.load (options)
     world.limit = world.limit + #contents * M.FILE_BYTE_INSTRUCTIONS
   end
   local co = coroutine.create (sandbox.load)
-  local ok, run = world:resume (co, world.env, text, "@" .. path, options.args or {})
+  -- What the policy is given is its own: it may write into it, and set metamethods.
+  local ok, run = world:resume (co, world.env, text, "@" .. path, copy (options.args))
   world.limit = M.LIMIT_INSTRUCTIONS
   if not ok then error (world:describe (co, run), 0) end
   if coroutine.status (co) ~= "dead" then
