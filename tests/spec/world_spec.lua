@@ -250,6 +250,25 @@ describe ("scan.world", function ()
     assert.equal ("y", (("x"):gsub ("x", "y")))
   end)
 
+  it ("seals them after what it does for the policy, whether that ends well or not",
+      function ()
+    local path = write ("p.lua", [[
+      local ok, message = pcall (print, "a")
+      assert (not ok and message == "no paper")
+      assert (not pcall (function () return ("x"):match ("x") end))
+      assert (getmetatable ("") == "string")
+      return print]])
+    world.load { policy = path, print = function () error ("no paper", 0) end }
+  end)
+
+  it ("takes none of the policy's time for what it does for the policy", function ()
+    local limit = world.LOAD_INSTRUCTIONS
+    finally (function () world.LOAD_INSTRUCTIONS = limit end)
+    world.LOAD_INSTRUCTIONS = 1000000
+    world.load { policy = write ("p.lua", "print ('a') return print"),
+                 print = function () for _ = 1, 3000000 do end end }
+  end)
+
   it ("prints where it is told, unsealed", function ()
     local lines = {}
     world.load { policy = write ("p.lua", "print ('a', 1) return print"),

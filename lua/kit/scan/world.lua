@@ -185,9 +185,14 @@ end
 local string_meta = debug.getmetatable ("")
 local string_index, string_lock = string_meta.__index, string_meta.__metatable
 
-local function unseal (...)
+local function seal (world)
+  if world.env then
+    string_meta.__index, string_meta.__metatable = world.string_methods, "string"
+  end
+end
+
+local function unseal ()
   string_meta.__index, string_meta.__metatable = string_index, string_lock
-  return ...
 end
 
 -- Has it more by so much, which is no garbage, than at the beginning of the turn?
@@ -208,7 +213,7 @@ World.__index = World
 
 -- A turn has ended.
 local function turned (world, ...)
-  if world.env then unseal () end
+  unseal ()
   world.is_large = world.is_large or has_grown (world, M.SERVER_KIB)
   return ...
 end
@@ -221,22 +226,19 @@ end
 function World:resume (co, ...)
   self.used, self.base_kib = 0, collectgarbage ("count")
   debug.sethook (co, self.hook, "", STEP_INSTRUCTIONS)
-  if self.env then
-    string_meta.__index, string_meta.__metatable = self.string_methods, "string"
-  end
+  seal (self)
   return turned (self, coroutine.resume (co, ...))
 end
 
--- Do something of ours in the middle of a policy's turn.
+-- Do something of ours in the middle of a policy's turn.  In a coroutine of its own,
+-- where no hook of the policy's ends it half way; nor does an error leave strings
+-- unsealed.
 local function outside (world, action, ...)
-  local function back (...)
-    if world.env then
-      string_meta.__index, string_meta.__metatable = world.string_methods, "string"
-    end
-    return ...
-  end
   unseal ()
-  return back (action (...))
+  local results = table.pack (coroutine.resume (coroutine.create (action), ...))
+  seal (world)
+  if not results[1] then error (results[2], 0) end
+  return table.unpack (results, 2, results.n)
 end
 
 --- The globals that the policy has made.
