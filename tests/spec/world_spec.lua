@@ -219,6 +219,31 @@ describe ("scan.world", function ()
       end
     end)
 
+    it ("gives each policy modules of its own, down to their methods", function ()
+      local path = write ("p.lua", [[
+        local name = (...).name
+        local module = require (name)
+        assert (module == require (name) and not module.spoilt)
+        local methods = module.new
+          and getmetatable (module.new ({ size = 1 }, {})).__index or {}
+        assert (not methods.spoilt)
+        module.spoilt, methods.spoilt = true, true
+        return print]])
+      for _, name in ipairs (world.modules ()) do
+        for _ = 1, 2 do world.load { policy = path, args = { name = name } } end
+        assert.is_nil (require (name).spoilt)
+      end
+    end)
+
+    it ("gives our modules the same modules as the policy", function ()
+      local path = write ("p.lua", [[
+        local asked
+        require "scan.sizes".parse = function (word) asked = word return 5 end
+        assert (require "scan.args".size ({ a = "1K" }, "a") == 5 and asked == "1K")
+        return print]])
+      world.load { policy = path }
+    end)
+
     it ("does not lead out of the directory", function ()
       write ("mine.lua", "return {}")
       for _, name in ipairs { "..mine", ".mine", "mine.", "lib/../mine", "", "a b" } do
@@ -312,6 +337,9 @@ describe ("scan.world", function ()
             pcall (coroutine.wrap (function () while true do end end))
           end
         end) ()]],
+      ["in a coroutine of a module of ours"] = [[
+        local combine = require "scan.combinators"
+        combine.interleave (function () while true do end end) (disk)]],
     } do
       it (name, function ()
         local path = write ("p.lua", "return function (disk) " .. code .. " end")

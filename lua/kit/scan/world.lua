@@ -323,21 +323,22 @@ function World:describe (co, value, message)
   return message
 end
 
+-- A module of ours, if there is one of that name in this folder.
+local function our_module (folder, name)
+  local own = name:match ("^scan%.([%w_]+)$")
+  if not own then return nil end
+  local path = ("%s/%s/scan/%s.lua"):format (lua_dir, folder, own)
+  return read_file (path), "@" .. path, true
+end
+
 -- A module of ours by its name, or of the author's beside the policy.
 local function find_module (dir, name)
   if name:find ("[^%w_.-]") or name:find ("^%.") or name:find ("%.$")
   or name:find ("..", 1, true) or name == "" then
     return nil, "a module's name should be words joined by dots"
   end
-  local own = name:match ("^scan%.([%w_]+)$")
-  if own then
-    local function ours (folder)
-      local path = ("%s/%s/scan/%s.lua"):format (lua_dir, folder, own)
-      return read_file (path), "@" .. path, true
-    end
-    if ours ("library") then return ours ("library") end
-    if ours ("runtime") then return nil, "it is not for policies" end
-  end
+  if our_module ("library", name) then return our_module ("library", name) end
+  if our_module ("runtime", name) then return nil, "it is not for policies" end
   local path = ("%s/%s.lua"):format (dir (), (name:gsub ("%.", "/")))
   local text, message = read_file (path)
   if text then return code_of (text), "@" .. path end
@@ -397,6 +398,12 @@ local function directory_of (path)
   end
 end
 
+local function copy (t)
+  local other = {}
+  for key, value in pairs (t or {}) do other[key] = value end
+  return other
+end
+
 local function make_native (world, path, options)
   local dir = directory_of (path)
   local args, files = options.args or {}, options.files or {}
@@ -419,13 +426,27 @@ local function make_native (world, path, options)
       outside (world, options.warn or warn_on_stderr, message)
     end,
     alive = function () check_alive (world) end,
+    -- A hook set from Lua is not handed on to new coroutines.
+    create = function (body)
+      local co = coroutine.create (body)
+      debug.sethook (co, world.hook, "", STEP_INSTRUCTIONS)
+      return co
+    end,
   }
 end
 
-local function copy (t)
-  local other = {}
-  for key, value in pairs (t or {}) do other[key] = value end
-  return other
+-- Globals for our modules.  Each world loads its own, as each does in the server: what a
+-- policy does to one of them reaches no other policy, and nothing that the kit uses.  And
+-- their coroutines have the hook that the policy's have.
+local function library_globals (world)
+  local globals, required = copy (_G), world.env.require
+  globals.coroutine = copy (world.env.coroutine)
+  function globals.require (name)
+    -- What worlds are built with is given to no policy.
+    local shared = outside (world, our_module, "runtime", name)
+    return shared and require (name) or required (name)
+  end
+  return globals
 end
 
 --- Load a policy.  An error in it is raised as a string, with its place.
@@ -460,18 +481,10 @@ function M.load (options)
   local native = make_native (world, path, options)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
+  native.library = library_globals (world)
   world.string_methods = sandbox.string_methods (world.env)
   world.own_globals = {}
   for name in pairs (world.env) do world.own_globals[name] = true end
-
-  -- A hook set from Lua is not handed on to new coroutines.
-  local env_coroutine = world.env.coroutine
-  local create = env_coroutine.create
-  function env_coroutine.create (body)
-    local co = create (body)
-    debug.sethook (co, world.hook, "", STEP_INSTRUCTIONS)
-    return co
-  end
 
   world.limit = M.LOAD_INSTRUCTIONS
   for _, contents in pairs (options.files or {}) do

@@ -26,8 +26,10 @@
 --     print (string)      what `print` writes to
 --     warn (string)       what `scan.warn` tells the operator
 --     alive ()            raises once the policy has run out of time
---     resume, close       (may be left out) what to use for coroutine.resume and
---                         coroutine.close
+--     create, resume, close  (may be left out) what to use for coroutine.create and
+--                            its like
+--     library             (may be left out) globals to load our modules with; without
+--                         it, they are those of Lua's own `require`
 --
 -- @module scan.sandbox
 
@@ -208,7 +210,8 @@ end
 -- `close`: if it failed because of a limit, its `__close` handlers would run
 -- where no limit applies.
 local function guarded_coroutine (env, native)
-  local create, status = coroutine.create, coroutine.status
+  local status = coroutine.status
+  local create = native.create or coroutine.create
   local resume = native.resume or coroutine.resume
   local close = native.close or coroutine.close
   local alive = native.alive
@@ -224,8 +227,12 @@ local function guarded_coroutine (env, native)
   end
 
   function env.wrap (body)
-    local co = env.create (body)
-    return function (...) return returned (env.resume (co, ...)) end
+    alive ()
+    local co = create (body)
+    return function (...)
+      alive ()
+      return returned (resume (co, ...))
+    end
   end
 
   function env.close (co)
@@ -321,10 +328,10 @@ local function requirer (env, native)
     loading[name] = coroutine.running ()
     -- Also if it fails, and is asked for again.
     local _ <close> = setmetatable ({}, { __close = function () loading[name] = nil end })
-    if ours then
+    if ours and not native.library then
       value = require (name)
     else
-      local chunk, message = load (text, chunk_name, "t", env)
+      local chunk, message = load (text, chunk_name, "t", ours and native.library or env)
       if not chunk then error (message, 0) end
       value = chunk (name)
     end
