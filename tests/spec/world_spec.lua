@@ -310,6 +310,16 @@ describe ("scan.world", function ()
     assert.same ({}, world.load { policy = "default" }:new_globals ())
   end)
 
+  it ("finds them without asking the policy", function ()
+    local w = world.load { policy = write ("p.lua", [[
+      local function fail () error "asked" end
+      setmetatable (_G, { __pairs = fail, __index = fail })
+      _G[setmetatable ({}, { __tostring = fail, __name = "x" })] = 1
+      _G.b = setmetatable ({}, { __eq = fail })
+      return print]]) }
+    assert.same ({ "a table", "b" }, w:new_globals ())
+  end)
+
   it ("refuses a chunk that prefetches by itself", function ()
     local path = write ("p.lua", "coroutine.yield ('prefetch', 0, 1) return print")
     assert.matches ("asked for something while it was loaded", failure { policy = path })

@@ -253,7 +253,8 @@ function M.check (policy, disk)
   local globals = loaded:new_globals ()
   if #globals > 0 then
     table.insert (report.lines, "note  it makes globals, which all its scans share: "
-                  .. table.concat (globals, ", ") .. "; is a 'local' missing?")
+                  .. escape.text (table.concat (globals, ", "))
+                  .. "; is a 'local' missing?")
   end
   return report
 end

@@ -13,6 +13,7 @@
 -- @module scan.world
 
 local escape = require "scan.escape"
+local host = require "scan.host"
 local sandbox = require "scan.sandbox"
 local shell = require "scan.shell"
 
@@ -245,8 +246,11 @@ end
 -- @treturn table sorted list of names
 function World:new_globals ()
   local names = {}
-  for name in pairs (self.env or {}) do
-    if not self.own_globals[name] then names[#names + 1] = tostring (name) end
+  -- Not with `pairs` and `tostring`, which may call what the policy has put there.
+  for name in next, self.env or {} do
+    if not self.own_globals[name] then
+      names[#names + 1] = type (name) == "string" and name or host.shown (name)
+    end
   end
   table.sort (names)
   return names
