@@ -219,8 +219,9 @@ describe ("scan.mapview", function ()
 
   it ("says nothing of what it is not told, and no control characters", function ()
     local lines = mapview.lines (first_commit {
-      [0] = identity { size = 409600, block = 4096, export = "a\27[31m" } }, 12)
-    assert.is_nil (lines[2]:find ("%c"))
+      [0] = identity { size = 409600, block = 4096, export = "a\27[31m\n\u{9b}",
+                       id = "\27\u{202e}" } }, 12)
+    assert.is_nil (lines[2]:find ("[%c\x9b\xe2]"))
     lines = mapview.lines (first_commit { [4] = false, [9] = false }, 12)
     assert.is_nil (lines[1]:find ("lost"))
     assert.equal ("[..........]", lines[4])

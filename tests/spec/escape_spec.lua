@@ -25,4 +25,8 @@ describe ("scan.escape", function ()
       assert.equal (expected, escape.text (expected))
     end
   end)
+
+  it ("makes one line of several", function ()
+    assert.equal ("a b  c\\x1b", escape.line ("a\nb\n\tc\27"))
+  end)
 end)

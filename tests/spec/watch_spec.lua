@@ -231,10 +231,16 @@ describe ("watch.frame", function ()
     end
   end)
 
-  it ("lets no name or message move the cursor", function ()
-    local lines = watch.frame (all { label = "a\27[2Jb", error = "c\27[Hd",
-                                       scan = { size_bytes = 1 } }, nil, 0, OPTIONS)
-    assert.is_nil (table.concat (lines):find ("\27", 1, true))
+  it ("lets no name or message move the cursor, or turn the text around", function ()
+    local exports = all { label = "a\27[2Jb\u{9b}", error = "c\27[H\u{202e}\\nd",
+                          policy = "p\u{9b}", scan = { size_bytes = 1 } }
+    for _, lines in ipairs { watch.frame (exports, nil, 0, OPTIONS),
+                             watch.lines (exports, nil, 0) } do
+      local text = table.concat (lines, "\n")
+      assert.is_nil (text:find ("[\27\x9b\xe2]"))
+      assert.truthy (text:find ("a\\x1b[2Jb\\xc2\\x9b", 1, true))
+      assert.truthy (text:find ("failed: c\\x1b[H\\xe2\\x80\\xae d", 1, true))
+    end
   end)
 
   it ("says when there is nothing yet", function ()

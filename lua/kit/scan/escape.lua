@@ -35,4 +35,11 @@ function M.text (text)
   return table.concat (parts)
 end
 
+--- The same in one line: line ends and tabs become spaces.
+-- @tparam string text
+-- @treturn string
+function M.line (text)
+  return (M.text (text):gsub ("%c", " "))
+end
+
 return M

@@ -5,6 +5,7 @@
 --
 -- @module scan.mapview
 
+local escape = require "scan.escape"
 local svg = require "scan.svg"
 local units = require "scan.units"
 
@@ -48,7 +49,7 @@ function M.lines (map, width)
   local made = ("blocks of %s"):format (units.bytes (map.block))
   if map.export ~= "" then made = made .. (", export %q"):format (map.export) end
   if map.id ~= "" then made = made .. (", clone-id=%s"):format (map.id) end
-  lines[#lines + 1] = (made:gsub ("%c", "?"))
+  lines[#lines + 1] = escape.line (made)
   lines[#lines + 1] = map.written and "clients have written"
     or "no client has written"
   if map.lost then

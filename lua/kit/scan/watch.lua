@@ -10,6 +10,7 @@
 --
 -- @module scan.watch
 
+local escape = require "scan.escape"
 local units = require "scan.units"
 
 local M = {}
@@ -232,10 +233,11 @@ local function figures (now, before, seconds)
   return parts
 end
 
-local function title (export)
-  -- Names come from clients: what moves the cursor is not for a terminal.
-  local name = export.name:gsub ("%c", "?")
-  return name == "" and "(default export)" or name
+-- What it is called, and what becomes of it.  Names come from clients, and messages have
+-- words of theirs: what a terminal would obey is not for one.
+local function heading (export)
+  local name = export.name == "" and "(default export)" or export.name
+  return { escape.line (name), escape.line (state_of (export)) }
 end
 
 -- The frame before, by name.
@@ -283,9 +285,9 @@ function M.frame (now, before, seconds, options)
   local left_out = 0
   local pace = pace_of (now)
   for i, export in ipairs (now) do
-    local block = wrap ({ title (export), state_of (export):gsub ("%c", " "),
-                          export.policy and "policy " .. export.policy },
-                        options.width, "")
+    local head = heading (export)
+    head[3] = export.policy and escape.line ("policy " .. export.policy)
+    local block = wrap (head, options.width, "")
     block[#block + 1] = draw_strip (M.shares (export), math.max (options.width - 2, 4),
                                     options.color)
     table.move (wrap (figures (export, old[export.name], seconds), options.width, "  "),
@@ -308,7 +310,7 @@ end
 function M.lines (now, before, seconds)
   local lines, old = {}, index (before)
   for i, export in ipairs (now) do
-    local parts = { title (export), (state_of (export):gsub ("%c", " ")) }
+    local parts = heading (export)
     table.move (figures (export, old[export.name], seconds), 1, 99, 3, parts)
     parts[#parts + 1] = pace_of (now)
     lines[i] = table.concat (parts, ", ")
