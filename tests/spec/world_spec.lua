@@ -180,6 +180,46 @@ describe ("scan.world", function ()
     assert.is_true (loaded.is_large)
   end)
 
+  describe ("refuses what takes too much memory in one call", function ()
+    local most
+
+    before_each (function ()
+      most = world.TURN_KIB
+      world.TURN_KIB = 4 * 1024
+      collectgarbage ()
+    end)
+
+    after_each (function () world.TURN_KIB = most end)
+
+    for code, place in pairs {
+      ["('x'):rep (5 * 2^20)"] = "p.lua:2: ",
+      ["string.rep ('x', '0x500000')"] = "p.lua:2: ",
+      ["('x'):rep (math.maxinteger, 'y')"] = "p.lua:2: ",
+      ["string.pack ('c3000000 c3000000', 'x', 'y')"] = "p.lua:2: ",
+      -- Nothing but the end of the turn tells of this one.
+      ["s .. s .. s .. s .. s"] = "p.lua: ",
+    } do
+      it (code, function ()
+        local path = write ("p.lua", ([[
+          local s = ('x'):rep (1 << 20)
+          local made = %s
+          return function () return made end]]):format (code))
+        assert.matches (place .. "the policy took more than 4 MiB of memory",
+                        failure { policy = path })
+      end)
+    end
+
+    it ("and nothing else", function ()
+      world.load { policy = write ("p.lua", [[
+        local s = ('x'):rep (3 * 2^20)
+        assert (('x'):rep (-math.maxinteger) == '' and ('xy'):rep (2, 1) == 'xy1xy')
+        assert (string.pack ('c3z', 'x', 'c9999999') == 'x\0\0c9999999\0')
+        assert (not pcall (string.rep) and not pcall (string.rep, 'x', {}))
+        assert (not pcall (string.pack) and not pcall (string.pack, 'c'))
+        return print]]) }
+    end)
+  end)
+
   describe ("require", function ()
     local function required (name)
       return world.load {

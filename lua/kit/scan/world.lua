@@ -31,10 +31,10 @@ M.FILE_BYTE_INSTRUCTIONS = 100
 --- What the server gives a policy if scan-policy-memory does not say, in KiB.
 M.SERVER_KIB = 64 * 1024
 
--- Most KiB that it may have more at the end of a turn, or in the middle of one, than at
+--- Most KiB that it may have more at the end of a turn, or in the middle of one, than at
 -- its beginning.  Only what grows without an end takes so much; how much a policy needs
 -- for itself can't be told here, where it shares its Lua with the one who runs it.
-local TURN_KIB = 256 * 1024
+M.TURN_KIB = 256 * 1024
 
 -- A hook comes so often: seldom enough to cost little, and before much can be made of
 -- long strings in between.
@@ -209,14 +209,27 @@ local function has_grown (world, most_kib)
   return too_much ()
 end
 
+-- As an error at this level.
+local function refuse_memory (level)
+  error (("the policy took more than %d MiB of memory without coming back; does "
+          .. "something grow without end?"):format (M.TURN_KIB // 1024), level)
+end
+
+local function check_memory (world)
+  world.is_large = world.is_large or has_grown (world, M.SERVER_KIB)
+  if has_grown (world, M.TURN_KIB) then refuse_memory (0) end
+end
+
 local World = {}
 World.__index = World
 
 -- A turn has ended.
-local function turned (world, ...)
+local function turned (world, ok, ...)
   unseal ()
-  world.is_large = world.is_large or has_grown (world, M.SERVER_KIB)
-  return ...
+  -- One call of C, where no hook comes, may have taken much.
+  local fits, message = pcall (check_memory, world)
+  if ok and not fits then return false, message end
+  return ok, ...
 end
 
 --- Resume a coroutine of the policy, within its limits.  `is_large` is set if it took
@@ -260,14 +273,6 @@ local function check_alive (world)
   if world.used > world.limit then
     error (("the policy ran %d million instructions without coming back; does it loop?")
              :format (world.limit // 1000000), 0)
-  end
-end
-
-local function check_memory (world)
-  world.is_large = world.is_large or has_grown (world, M.SERVER_KIB)
-  if has_grown (world, TURN_KIB) then
-    error (("the policy took more than %d MiB of memory without coming back; does "
-            .. "something grow without end?"):format (TURN_KIB // 1024), 0)
   end
 end
 
@@ -439,6 +444,27 @@ local function make_native (world, path, options)
   }
 end
 
+-- Where one call of C makes many bytes of a few: no hook comes before it has.
+local function bound_strings (env)
+  local rep, pack = env.rep, env.pack
+
+  function env.rep (s, n, separator)
+    local bytes = #tostring (s) + #tostring (separator or "")
+    -- As a float, which can't overflow.
+    if (bytes + 0.0) * (n and tonumber (n) or 0) > M.TURN_KIB * 1024 then
+      refuse_memory (3)
+    end
+    return rep (s, n, separator)
+  end
+
+  function env.pack (format, ...)
+    local bytes = 0.0
+    for count in string.gmatch (tostring (format), "c(%d+)") do bytes = bytes + count end
+    if bytes > M.TURN_KIB * 1024 then refuse_memory (3) end
+    return pack (format, ...)
+  end
+end
+
 -- Globals for our modules.  Each world loads its own, as each does in the server: what a
 -- policy does to one of them reaches no other policy, and nothing that the kit uses.  And
 -- their coroutines have the hook that the policy's have.
@@ -485,6 +511,7 @@ function M.load (options)
   local native = make_native (world, path, options)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
+  bound_strings (world.env.string)
   native.library = library_globals (world)
   world.string_methods = sandbox.string_methods (world.env)
   world.own_globals = {}
