@@ -360,6 +360,20 @@ describe ("scan.world", function ()
     assert.same ({ "a table", "b" }, w:new_globals ())
   end)
 
+  it ("describes what a policy fails with, however long it and its place are", function ()
+    -- At each of its words one of our own places may go on.
+    local path = write ("p.lua", [[
+      local long = ("lua/x/scan/"):rep (100000)
+      return function (disk)
+        if disk.size == 1 then error (long, 0) end
+        load ("error (nil)", "@" .. long) ()
+      end]])
+    local long = ("lua/x/scan/"):rep (100000)
+    assert.truthy (testing.run { policy = path, size = 1 }.error:find (long, 1, true))
+    assert.matches ("p.lua: %.%.%.[%w/]+:1: %(error object is a nil value%)",
+                    testing.run { policy = path, size = 2 }.error)
+  end)
+
   it ("refuses a chunk that prefetches by itself", function ()
     local path = write ("p.lua", "coroutine.yield ('prefetch', 0, 1) return print")
     assert.matches ("asked for something while it was loaded", failure { policy = path })

@@ -295,6 +295,16 @@ end
 -- A place in our own modules, which says nothing to a policy's author.
 local OUR_PLACE = "^[^:\n]-%f[%w]lua/[%w.]+/scan/[%w_/]+%.lua:%d+: "
 
+-- The most that a place has.  Looking for one takes time with the square of it, and a
+-- policy may make its messages, and name what it loads, as it likes.
+local PLACE_MAX_BYTES = 4096
+
+-- Where the place ends that a text begins with, if it is one of ours.
+local function end_of_our_place (text)
+  local _, last = text:sub (1, PLACE_MAX_BYTES):find (OUR_PLACE)
+  return last
+end
+
 -- Where in the author's code a coroutine is; nil if nothing of that runs.
 local function place_of (co)
   local level = 0
@@ -302,7 +312,7 @@ local function place_of (co)
     local info = debug.getinfo (co, level, "Sl")
     if not info then return nil end
     local place = ("%s:%d: "):format (info.source:sub (2), info.currentline)
-    if info.what ~= "C" and not place:find (OUR_PLACE) then
+    if info.what ~= "C" and not end_of_our_place (place) then
       return ("%s:%d: "):format (info.short_src, info.currentline)
     end
     level = level + 1
@@ -318,9 +328,8 @@ end
 function World:describe (co, value, message)
   local kind, has_place = type (value), false
   if not message and kind == "string" then
-    local ours
-    message, ours = value:gsub (OUR_PLACE, "")
-    has_place = ours == 0
+    local last = end_of_our_place (value)
+    message, has_place = value:sub ((last or 0) + 1), not last
   elseif not message then
     message = kind == "number" and tostring (value)
       or ("(error object is a %s value)"):format (kind)
