@@ -157,6 +157,8 @@ write_through (struct request *req, const struct change *ch)
   struct claim claim;
   int err;
 
+  if (ch->flags & NBDKIT_FLAG_FAST_ZERO && !req->source->can_fast_zero)
+    return EOPNOTSUPP;
   /* What the source has done has to be done here too, quick or not. */
   here.flags &= ~NBDKIT_FLAG_FAST_ZERO;
 

@@ -524,6 +524,15 @@ def test_through_to_a_hole_below_the_cache_filter (tmp_path):
         assert not told[0][1] & nbd.STATE_ZERO
 
 
+def test_through_a_fast_zero_that_is_not_fast_for_the_plugin_is_refused ():
+    """It is offered all the same, as nbdkit dies of one that was not."""
+    with through () as server:
+        h = server.connect ()
+        fails (errno.EOPNOTSUPP, h.zero, BLOCK, 0, nbd.CMD_FLAG_FAST_ZERO)
+        assert server.calls ("zero") == []
+        h.zero (BLOCK, 0)
+
+
 def test_through_a_read_only_plugin_is_read_only ():
     with clone (args=["clone-write=through"]) as server:
         assert server.connect ().is_read_only ()

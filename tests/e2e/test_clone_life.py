@@ -138,8 +138,7 @@ class Life:
         data = r.randbytes (count) if what == "write" else bytes (count)
         flags = nbd.CMD_FLAG_FUA if r.random () < 0.1 else 0
         if what == "zero":
-            fast = nbd.CMD_FLAG_FAST_ZERO if h.can_fast_zero () else 0
-            flags |= r.choice ([0, fast, nbd.CMD_FLAG_NO_HOLE])
+            flags |= r.choice ([0, nbd.CMD_FLAG_FAST_ZERO, nbd.CMD_FLAG_NO_HOLE])
         try:
             if what == "write":
                 h.pwrite (data, offset, flags)

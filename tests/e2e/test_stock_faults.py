@@ -4,12 +4,14 @@
 """What the stock filter gets wrong, each fault verified on nbdkit 1.32.5, and
 what it warns of."""
 
+import errno
 import socket
 import struct
 
+import nbd
 import pytest
 
-from harness import CHECK_WITH, SCAN, gate, nbdkit, pattern, refused
+from harness import CHECK_WITH, SCAN, fails, gate, nbdkit, pattern, refused
 
 # Debug messages, without a line for every request.
 VERBOSE = ["-v", "-D", "nbdkit.backend.controlpath=0",
@@ -32,6 +34,20 @@ def test_a_failing_prefetch_only_warns ():
         warning = server.errors ()[0]
         assert warning.startswith ("scan: warning: ")
         assert "offset 0" in warning and "Input/output error" in warning
+
+
+@pytest.mark.parametrize ("fast", [True, False])
+def test_a_fast_zero_that_the_plugin_does_not_offer_is_refused (fast):
+    """Over the stock filter, as over none, it ends the server, so it is offered."""
+    with nbdkit ([SCAN], gate ("size=64K", "write=true", "log=zero", "cache=none",
+                               f"fast-zero={fast}")) as server:
+        h = server.connect ()
+        if fast:
+            h.zero (4096, 0, nbd.CMD_FLAG_FAST_ZERO)
+        else:
+            fails (errno.EOPNOTSUPP, h.zero, 4096, 0, nbd.CMD_FLAG_FAST_ZERO)
+        h.zero (4096, 4096)
+        assert [c.offset for c in server.calls ("zero")] == [0, 4096][not fast:]
 
 
 def test_each_scan_warns_of_failures_once ():
