@@ -268,12 +268,14 @@ disk_make_empty (int fd, uint64_t size, bool allocate)
 uint64_t
 disk_extent (int fd, uint64_t offset, uint64_t end, bool *is_hole)
 {
-  const off_t data = lseek (fd, offset, SEEK_DATA);
-  off_t hole;
+  off_t data = lseek (fd, offset, SEEK_DATA), hole;
+  struct stat st;
 
-  *is_hole = data == -1 ? errno == ENXIO : (uint64_t) data > offset;
+  if (data == -1 && errno == ENXIO && fstat (fd, &st) == 0)
+    data = st.st_size;
+  *is_hole = data != -1 && (uint64_t) data > offset;
   if (*is_hole)
-    return data == -1 || (uint64_t) data > end ? end : (uint64_t) data;
+    return (uint64_t) data > end ? end : (uint64_t) data;
   hole = lseek (fd, offset, SEEK_HOLE);
   return hole == -1 || (uint64_t) hole > end || (uint64_t) hole <= offset
     ? end : (uint64_t) hole;

@@ -80,7 +80,7 @@ extern int disk_zero (int fd, uint64_t count, uint64_t offset,
 extern int disk_write_sparse (int fd, const void *buf, size_t count, uint64_t offset);
 
 /* Where the data or hole that begins at offset ends, up to end.  On a file
- * system that can't tell, all is data.
+ * system that can't tell, all is data; so is what lies behind the end of the file.
  */
 extern uint64_t disk_extent (int fd, uint64_t offset, uint64_t end,
                              bool *is_hole);

@@ -451,9 +451,17 @@ static int
 sync_data (void *opaque)
 {
   struct store *store = opaque;
+  struct stat st;
 
   if (!atomic_exchange (&store->data_dirty, false))
     return 0;
+  /* What somebody has cut off is lost, and a sync would not tell. */
+  if (fstat (store->fd, &st) == 0 && (uint64_t) st.st_size < store->size) {
+    nbdkit_error ("clone: %s is %" PRIi64 " bytes, and should be %" PRIu64
+                  "; somebody has cut it short while it is in use", store->path,
+                  (int64_t) st.st_size, store->size);
+    return EIO;
+  }
   return disk_sync (store->fd);
 }
 

@@ -825,6 +825,24 @@ def test_a_file_that_is_removed_is_told (disk, name, replace):
         assert len (server.errors ()) == 1
 
 
+def test_what_is_cut_off_the_file_is_lost_and_no_hole (disk):
+    with clone (disk, LATER, plugin=["size=4M"]) as server:
+        h = server.connect (prepare=with_extents)
+        h.cache (4 * M, 0)
+        h.flush ()
+        os.truncate (disk, M)
+        assert extents (h, 3 * M, M) == [(3 * M, 0)]
+        fails (errno.EIO, h.pread, BLOCK, 2 * M)
+        h.pwrite (b"w" * BLOCK, 3 * M)      # makes it longer again, by a hole
+        fails (errno.EIO, h.flush)
+        fails (errno.EIO, h.pwrite, b"w" * BLOCK, 0)
+        said = server.errors ()
+    assert said[1:2] == [f"clone: {disk} is {3 * M + BLOCK} bytes, and should be {4 * M}; "
+                         "somebody has cut it short while it is in use"]
+    assert "until nbdkit is started again every write and flush fails" in said[2]
+    assert len (said) == 3      # the first is of the read
+
+
 @pytest.mark.parametrize ("name", ["a.img", "a.img.map"])
 @pytest.mark.parametrize ("how", ["removed", "moved", "replaced"])
 def test_a_clone_is_not_let_go_without_its_files (tmp_path, name, how):
