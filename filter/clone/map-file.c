@@ -54,7 +54,6 @@
 #define VERSION 1
 #define PAGE 4096
 #define BATCH_PAGES 64          /* most pages that one commit writes */
-#define BLOCK_MIN 512           /* bytes */
 
 enum page_number { IDENTITY, RECORD = 2, SETTLED = 4, BITS = 8 };
 
@@ -472,11 +471,12 @@ map_file_is_unborn (int fd)
 bool
 map_file_may_be_of (uint64_t bytes, uint64_t disk_size)
 {
-  uint32_t block_size = BLOCK_MIN;
+  uint32_t block_size = MAP_BLOCK_MIN;
 
-  while (block_size != 0 && file_size (map_pages_of (disk_size, block_size)) != bytes)
+  while (block_size <= MAP_BLOCK_MAX &&
+         file_size (map_pages_of (disk_size, block_size)) != bytes)
     block_size *= 2;
-  return block_size != 0;
+  return block_size <= MAP_BLOCK_MAX;
 }
 
 int
@@ -605,7 +605,8 @@ load_identity (int fd, struct map_identity *identity, char *error)
   memcpy (identity->id, page.identity.id, sizeof identity->id);
   memcpy (identity->export_name, page.identity.export_name,
           sizeof identity->export_name);
-  if (identity->size > INT64_MAX || identity->block_size < BLOCK_MIN ||
+  if (identity->size > INT64_MAX || identity->block_size < MAP_BLOCK_MIN ||
+      identity->block_size > MAP_BLOCK_MAX ||
       (identity->block_size & (identity->block_size - 1)) != 0 ||
       memchr (identity->id, 0, sizeof identity->id) == NULL ||
       memchr (identity->export_name, 0, sizeof identity->export_name) == NULL) {

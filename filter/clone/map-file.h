@@ -20,6 +20,10 @@
 #define MAP_EXPORT_MAX 3072     /* bytes of an export's name */
 #define MAP_ERROR_MAX 512       /* bytes of a message, with the NUL */
 
+/* What a block may have, in bytes. */
+#define MAP_BLOCK_MIN 512
+#define MAP_BLOCK_MAX (UINT32_C (1) << 20)
+
 /* What a clone is a clone of.  Does not change once the map is made. */
 struct map_identity {
   uint64_t size;                /* of the source, bytes */
@@ -36,8 +40,8 @@ struct map_identity {
  */
 extern int map_file_is_unborn (int fd);
 
-/* May a file of so many bytes be the map of a disk of this size?  Blocks can be of any
- * size.
+/* May a file of so many bytes be the map of a disk of this size, whatever its blocks
+ * have?
  */
 extern bool map_file_may_be_of (uint64_t bytes, uint64_t disk_size);
 

@@ -20,8 +20,6 @@
 #include "stats-file.h"
 #include "values.h"
 
-#define BLOCK_SIZE_MIN 512
-#define BLOCK_SIZE_MAX (UINT64_C (1) << 20)
 #define FETCH_SIZE_MIN 4096
 #define FETCH_SIZE_MAX (UINT64_C (32) << 20) /* most that clients may ask for */
 #define COMMIT_SECS_MIN 0.1
@@ -90,7 +88,7 @@ static int
 set_block_size (const char *key, const char *value)
 {
   options.block_size_given = true;
-  return set_power (key, value, BLOCK_SIZE_MIN, BLOCK_SIZE_MAX,
+  return set_power (key, value, MAP_BLOCK_MIN, MAP_BLOCK_MAX,
                     "a power of two from 512 to 1M", &options.block_size);
 }
 

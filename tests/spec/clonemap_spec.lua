@@ -158,8 +158,11 @@ describe ("scan.clonemap", function ()
     assert.matches ("^is not a map", why ({ [0] = ("x"):rep (PAGE) }, 10))
     local newer = identity { version = 2, size = 409600, block = 4096 }
     assert.matches ("^is a map of version 2", why ({ [0] = newer, newer }, 10))
-    local odd = identity { size = 409600, block = 4095 }
-    assert.matches ("^is damaged, and can't tell", why ({ [0] = odd, odd }, 10))
+    for _, block in ipairs { 4095, 256, 1 << 21, 1 << 31 } do
+      local odd = identity { size = 409600, block = block }
+      assert.matches ("^is damaged, and can't tell",
+                      why ({ [0] = odd, odd, record {} }, 10))
+    end
     local good = identity { size = 409600, block = 4096 }
     assert.matches ("^is damaged, and can't tell", why ({ [0] = good, good }, 10))
     assert.matches ("^is 49152 bytes and should be 40960",

@@ -601,6 +601,38 @@ test_size_of_another (void)
   close (fd);
 }
 
+/* Is a map read whose first page says this? */
+static bool
+is_loaded_with (uint32_t block_size)
+{
+  const int fd = new_file ();
+  struct map *map = map_new (PAGE, BLOCK), *loaded;
+  struct map_identity crafted = { .size = PAGE, .block_size = block_size };
+  char error[MAP_ERROR_MAX];
+  bool repaired;
+
+  if (map == NULL || map_create (map, fd, &crafted, error) == -1)
+    abort ();
+  loaded = load (fd, &repaired, error);
+  map_free (map);
+  map_free (loaded);
+  close (fd);
+  return loaded != NULL;
+}
+
+static void
+test_block_sizes (void)
+{
+  static const uint32_t good[] = { 512, 1 << 20 };
+  static const uint32_t bad[] = { 0, 256, 4095, 1 << 21, UINT32_C (1) << 31 };
+  unsigned i;
+
+  for (i = 0; i < sizeof good / sizeof *good; ++i)
+    check (is_loaded_with (good[i]), "blocks of %u bytes", good[i]);
+  for (i = 0; i < sizeof bad / sizeof *bad; ++i)
+    check (!is_loaded_with (bad[i]), "no blocks of %u bytes", bad[i]);
+}
+
 /* 0: all calls go well; else the one that fails, counted down. */
 static unsigned fstat_to_fail;
 
@@ -707,6 +739,7 @@ main (void)
   test_damage (true);
   test_memory ();
   test_size_of_another ();
+  test_block_sizes ();
   test_unknown_size ();
   test_durable ();
   test_changes ();

@@ -17,6 +17,7 @@ local VERSION = 1
 local PAGE = 4096
 local HEAD = 32                           -- bytes before what a page is for
 local PAGE_BLOCKS = (PAGE - HEAD) * 8
+local BLOCK_MIN, BLOCK_MAX = 512, 1 << 20 -- bytes
 local LISTED_MAX = 64
 -- Of the file, in pages.
 local IDENTITY, RECORD, SETTLED, BITS = 0, 2, 4, 8
@@ -133,7 +134,8 @@ local function read_identity (handle)
   local size, block = string.unpack ("<i8I4", page, HEAD + 1)
   local id = text_at (page, 48, ID_BYTES)
   local export = text_at (page, 48 + ID_BYTES, EXPORT_BYTES)
-  if size < 0 or block < 512 or block & (block - 1) ~= 0 or not id or not export then
+  if size < 0 or block < BLOCK_MIN or block > BLOCK_MAX or block & (block - 1) ~= 0
+     or not id or not export then
     refuse (UNKNOWN)
   end
   return { size = size, block = block, id = id, export = export }
