@@ -153,6 +153,20 @@ def test_what_is_not_a_map (tmp_path):
         assert said.stdout.startswith (f"scan-policy: {path} {why}")
 
 
+def test_a_map_of_another_image (tmp_path):
+    """All of what it says could be read, and the filter refuses it as well."""
+    disk = tmp_path / "disk.img"
+    with nbdkit ([CLONE], ["memory", "64M"], [f"clone-file={disk}"]) as server:
+        server.connect ()
+    os.truncate (disk, 1 << 20)
+    said = shown (f"{disk}.map")
+    assert said.returncode == 1
+    assert said.stdout.startswith (f"scan-policy: {disk}.map is of 67108864 bytes, and its "
+                                   "image has 1048576; put back a copy of both files")
+    disk.unlink ()
+    assert shown (f"{disk}.map").stdout.startswith ("0 bytes of 64 MiB present")
+
+
 def test_the_image_is_not_its_map (tmp_path):
     disk = tmp_path / "disk.img"
     with nbdkit ([CLONE], ["memory", str (SIZE)], [f"clone-file={disk}"]) as server:

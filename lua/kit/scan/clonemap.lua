@@ -311,7 +311,7 @@ local function is_unborn (handle, bytes)
          and is_blank_from (handle, RECORD + 1, bytes)
 end
 
-local function load_once (handle)
+local function load_once (handle, image_size)
   local bytes, message = handle:seek ("end")
   if not bytes then refuse ("cannot be read: " .. message) end
   if is_unborn (handle, bytes) then return nil end
@@ -319,6 +319,10 @@ local function load_once (handle)
     refuse ("is too short for a map of a clone; " .. AGAIN)
   end
   local map = setmetatable (read_identity (handle), Map)
+  if image_size and image_size ~= map.size then
+    refuse (("is of %d bytes, and its image has %d; %s")
+              :format (map.size, image_size, AGAIN))
+  end
   local last = read_records (handle)
   map.generation = last.known
   map.blocks = map.size // map.block + (map.size % map.block > 0 and 1 or 0)
@@ -339,13 +343,14 @@ end
 
 --- Read a map.
 -- @tparam string path of the map, not of the image
+-- @tparam[opt] integer image_size bytes of the image, if it is there
 -- @treturn table|nil a map with `size` and `block` in bytes, `blocks`, `id` and
 -- `export`, the names that it was made with, `written`, whether a client may have
 -- written, and `lost`, whether the filter would fetch some of it again; nil if it is
 -- not a map
 -- @treturn string if it is not: why, to follow the file's name; "unborn" for a map
 -- that is still being made
-function M.load (path)
+function M.load (path, image_size)
   local handle, message = io.open (path, "rb")
   -- The message begins with the path, as that of the caller does.
   if not handle then return nil, "cannot be opened:" .. message:sub (#path + 2) end
@@ -353,7 +358,7 @@ function M.load (path)
   local ok, map
   for _ = 1, ATTEMPTS do
     local before = moment_of (handle)
-    ok, map = pcall (load_once, handle)
+    ok, map = pcall (load_once, handle, image_size)
     -- Commits of a server may have taken away what was still to be read.
     if ok and not (map and map.lost) or moment_of (handle) == before then break end
   end

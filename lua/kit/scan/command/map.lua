@@ -29,10 +29,17 @@ function M.add_options (command)
   command:option ("-o --output", "Draw a picture, too."):argname ("SVG")
 end
 
+-- A map that is not of the image beside it is not read on: it may speak of any size.
+local function load (path)
+  local name = path:match ("^(.+)%.map$")
+  local image <close> = name and io.open (name, "rb")
+  return clonemap.load (path, image and image:seek ("end"))
+end
+
 -- Why there is no map to show, to follow the name of the file.
 local function why_not (path, message)
   -- An image may look like a map that is still being made, as both begin with zeroes.
-  local map, beside = clonemap.load (path .. ".map")
+  local map, beside = load (path .. ".map")
   if map or beside == "unborn" then
     return ("is the image; its map is %s.map"):format (path)
   elseif message == "unborn" then
@@ -42,7 +49,7 @@ local function why_not (path, message)
 end
 
 function M.run (options)
-  local map, message = clonemap.load (options.map)
+  local map, message = load (options.map)
   if not map then
     inputs.refuse (options.map .. " " .. why_not (options.map, message))
   end
