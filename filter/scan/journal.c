@@ -27,6 +27,11 @@
 /* A power of two, so that at most half of it is in use. */
 #define SLOTS (2 * ENTRIES_MAX)
 
+/* How many blocks of the file's lines are looked at.  We write each block once; a list
+ * that somebody else has made may have the same ones in every line.
+ */
+#define WALK_MAX (64 * JOURNAL_BLOCKS_MAX)
+
 /* A run counts if it has read this part of what most runs before did. */
 #define COUNTS_FRACTION 8
 
@@ -44,6 +49,7 @@ struct journal {
   unsigned runs;                /* before this one, JOURNAL_RUNS_MAX - 1 count */
   size_t nr_usual;              /* blocks that most of them read */
   size_t nr_entries;
+  size_t nr_walked;             /* blocks of the file's lines */
   uint32_t nr_read;             /* in this run */
   struct entry entries[ENTRIES_MAX];
   uint32_t slots[SLOTS];        /* an entry's index and 1, by its block; or 0 */
@@ -189,7 +195,8 @@ parse_line (struct journal *j, char *line, size_t length)
   range.count = count;
   for (block = range.offset / JOURNAL_BLOCK;
        block <= (range_end (range) - 1) / JOURNAL_BLOCK &&
-         j->nr_entries < JOURNAL_BLOCKS_MAX; ++block) {
+         j->nr_entries < JOURNAL_BLOCKS_MAX && j->nr_walked < WALK_MAX; ++block) {
+    j->nr_walked++;
     entry = get_entry (j, block);
     entry->history |= history;
   }

@@ -13,8 +13,8 @@
  *     1048576 8192 # 111
  *     4096 4096 # 101
  *
- * A plain list of "offset count" is taken as one run.  What most of the runs
- * read comes first, then the rest, both in the order of the newest run that
+ * A plain list of "offset count" is taken as one run, up to 64 GiB of reads.  What most
+ * of the runs read comes first, then the rest, both in the order of the newest run that
  * there is.  The last JOURNAL_RUNS_MAX runs count: what none of them read is
  * forgotten.
  *

@@ -230,6 +230,33 @@ test_refuses (void)
          "trying a good place leaves nothing behind");
 }
 
+/* Lines of 512M, so many, and one of another block. */
+static void
+put_same_again (unsigned lines)
+{
+  FILE *fp = fopen (path, "w");
+
+  while (lines-- > 0)
+    fprintf (fp, "0 536870912\n");
+  fprintf (fp, "8589934592 4096\n");
+  fclose (fp);
+}
+
+/* Each line takes time for all of its blocks, which may be known. */
+static void
+test_same_again (void)
+{
+  put_same_again (127);
+  run_of (1, -1);
+  check (file_is (HEADER "2 runs\n4096 4096 # 11\n0 4096 # 01\n8192 536862720 # 01\n"
+                  "8589934592 4096 # 01\n"), "64G are read");
+  put_same_again (128);
+  run_of (1, -1);
+  check (file_is (HEADER "2 runs\n4096 4096 # 11\n0 4096 # 01\n8192 536862720 # 01\n"),
+         "and no more");
+  unlink (path);
+}
+
 /* A file of zeros of this size. */
 static void
 put_zeros (off_t size)
@@ -723,6 +750,7 @@ main (void)
   test_merge ();
   test_forgets ();
   test_refuses ();
+  test_same_again ();
   test_too_large ();
   test_long_line ();
   test_bounds ();
