@@ -123,14 +123,14 @@ static inline uint8_t
 map_meet (struct map *map, uint64_t offset, uint64_t count)
 {
   struct map_cells *cells = (struct map_cells *) map;
+  const uint64_t granules = atomic_load_explicit (&cells->granules,
+                                                  memory_order_acquire);
   const unsigned bits = atomic_load_explicit (&cells->bits,
                                               memory_order_relaxed);
   const uint64_t granule = offset >> bits;
   uint8_t flags;
 
-  if (granule == (offset + count - 1) >> bits &&
-      granule < atomic_load_explicit (&cells->granules,
-                                      memory_order_relaxed)) {
+  if (granule == (offset + count - 1) >> bits && granule < granules) {
     flags = atomic_load_explicit (&cells->flags[granule],
                                   memory_order_relaxed);
     /* The usual cases, for which this is all. */
