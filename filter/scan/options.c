@@ -86,7 +86,7 @@ set_arg (const char *name, const char *value)
     }
   p = realloc (options.args, (options.nr_args + 1) * sizeof *p);
   if (p == NULL) {
-    nbdkit_error ("realloc: %m");
+    nbdkit_error ("scan: realloc: %m");
     return -1;
   }
   p[options.nr_args] = (struct vm_arg) { name, value };

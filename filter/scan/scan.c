@@ -317,13 +317,13 @@ scan_open (nbdkit_next_open *next, nbdkit_context *context,
 
   h = calloc (1, sizeof *h);
   if (h == NULL) {
-    nbdkit_error ("malloc: %m");
+    nbdkit_error ("scan: malloc: %m");
     return NULL;
   }
   h->backend = nbdkit_context_get_backend (context);
   h->export_name = strdup (exportname);
   if (h->export_name == NULL) {
-    nbdkit_error ("strdup: %m");
+    nbdkit_error ("scan: strdup: %m");
     free (h);
     return NULL;
   }
