@@ -102,7 +102,9 @@ scan_config_complete (nbdkit_next_config_complete *next,
   struct vm_config config = {
     .args = options.args,
     .nr_args = options.nr_args,
-    .memory_bytes = options.policy_memory,
+    /* With 32 bits no process has more. */
+    .memory_bytes = options.policy_memory < SIZE_MAX / 2
+      ? options.policy_memory : SIZE_MAX / 2,
     .timeout_ns = options.policy_timeout_ns,
     .timed = options.stats_file != NULL,
   };
