@@ -46,6 +46,8 @@ commit_now_and_then (void *unused)
   uint64_t next = clock_now_ns ();
 
   pthread_setname_np (pthread_self (), "nbdkit-clone");
+  /* What is there may be of a server before this one. */
+  stats_file_write ();
   pthread_mutex_lock (&lock);
   while (!stop) {
     next += options.commit_ns;

@@ -127,7 +127,7 @@ lock_file (int fd, const char *path, bool *busy)
   if (err == EAGAIN && busy != NULL)
     *busy = true;
   else if (err == EAGAIN)
-    nbdkit_error ("clone: %s is in use by another server; give each its own "
+    nbdkit_error ("clone: %s is in use by another server or by QEMU; give each its own "
                   "file", path);
   else if (err != 0)
     nbdkit_error ("clone: cannot lock %s: %s", path, strerror (err));

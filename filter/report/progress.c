@@ -164,7 +164,7 @@ format_result (const struct sum *sum, struct progress_line *line)
        "prefetched and %" PRIu64 " came late; ", stats->reads, stats->hits,
        stats->late);
   add_size (line, stats->prefetched_bytes);
-  add (line, " fetched, ");
+  add (line, " prefetched, ");
   add_size (line, sum->unread);
   add (line, " of it never read");
 }

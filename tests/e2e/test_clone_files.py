@@ -174,6 +174,17 @@ def test_zeroes_that_are_fetched_take_no_room (disk, count):
     assert disk.stat ().st_blocks * 512 <= (64 * K if count == M else BLOCK)
 
 
+def test_counters_are_there_from_the_start (disk, tmp_path):
+    """And not those of a server that was killed."""
+    stats = tmp_path / "stats"
+    with clone (disk) as server:
+        server.connect ().cache (64 * K, 0)
+    stats.write_text ("# HELP nbdkit_clone_size_bytes Size of the disk.\n")
+    with clone (disk, LATER, f"clone-stats={stats}") as server:
+        server.poll (lambda: f'nbdkit_clone_present_bytes{{export=""}} {64 * K}\n'
+                     in stats.read_text (), "the first counters")
+
+
 def test_a_complete_clone_needs_no_source (disk):
     with clone (disk) as server:
         h = server.connect ()
@@ -272,7 +283,7 @@ def test_a_second_server_is_refused (disk):
     with clone (disk) as server:
         server.connect ()
         assert refused ([CLONE], gate (), [f"clone-file={disk}"]) == [
-            f"clone: {disk} is in use by another server; give each its own file"]
+            f"clone: {disk} is in use by another server or by QEMU; give each its own file"]
 
 
 def lock (path, first=0, count=0, how=fcntl.LOCK_EX):
@@ -300,7 +311,7 @@ def test_a_clone_that_others_have_locked (tmp_path):
                                                     [f"clone-file={disk}"])))
         for path, errors in waiting:
             assert errors.result () == [
-                f"clone: {path} is in use by another server; give each its own file"]
+                f"clone: {path} is in use by another server or by QEMU; give each its own file"]
 
 
 IN_USE = "is in use by another server, which may be about to end; waiting"

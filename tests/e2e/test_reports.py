@@ -375,7 +375,7 @@ def test_progress_tells_of_hits ():
     lines = progress (server)
     assert sum ("100%" in line for line in lines) == 1
     assert lines[-1] == ("scan: of 3 reads 1 found what they wanted prefetched and 1 "
-                         "came late; 64K fetched, 48K of it never read")
+                         "came late; 64K prefetched, 48K of it never read")
 
 
 def test_the_sum_at_the_end_is_of_all_exports ():
