@@ -10,7 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 
 #include <nbdkit-filter.h>
@@ -265,6 +267,15 @@ disk_make_empty (int fd, uint64_t size, bool allocate)
   return 0;
 }
 
+/* FUSE asks its daemon where data is, which may not have yet what is in the page cache. */
+static bool
+knows_no_holes (int fd)
+{
+  struct statfs st;
+
+  return fstatfs (fd, &st) == 0 && st.f_type == FUSE_SUPER_MAGIC;
+}
+
 uint64_t
 disk_extent (int fd, uint64_t offset, uint64_t end, bool *is_hole)
 {
@@ -273,9 +284,11 @@ disk_extent (int fd, uint64_t offset, uint64_t end, bool *is_hole)
 
   if (data == -1 && errno == ENXIO && fstat (fd, &st) == 0)
     data = st.st_size;
-  *is_hole = data != -1 && (uint64_t) data > offset;
+  *is_hole = data != -1 && (uint64_t) data > offset && !knows_no_holes (fd);
   if (*is_hole)
     return (uint64_t) data > end ? end : (uint64_t) data;
+  if (data != -1 && (uint64_t) data > offset)
+    return end;
   hole = lseek (fd, offset, SEEK_HOLE);
   return hole == -1 || (uint64_t) hole > end || (uint64_t) hole <= offset
     ? end : (uint64_t) hole;
@@ -316,8 +329,11 @@ disk_zero (int fd, uint64_t count, uint64_t offset, enum disk_zero how,
   while (fallocate (fd, mode | FALLOC_FL_KEEP_SIZE, offset, count) == -1) {
     if (errno == EINTR)
       continue;
-    if (errno != EOPNOTSUPP && errno != ENOSYS)
-      return errno;
+    /* There may be room for zeroes where there is none for what would say so.  And where
+     * there was none in the midst, ext4 reads as zeroes until it looks at the disk again.
+     */
+    posix_fadvise (fd, offset - offset % HOLE_UNIT, count + 2 * HOLE_UNIT,
+                   POSIX_FADV_DONTNEED);
     return quick ? EOPNOTSUPP
       : write_zeroes (fd, count, offset, how == DISK_PUNCH);
   }

@@ -68,7 +68,7 @@ enum disk_zero {
   DISK_ALLOCATE,                /* and keep the space */
 };
 
-/* If the file system has no quick way: EOPNOTSUPP if `quick`; else it writes
+/* If there is no quick way, or no room for it: EOPNOTSUPP if `quick`; else it writes
  * zeroes, and only over what is data if that is to be a hole.
  */
 extern int disk_zero (int fd, uint64_t count, uint64_t offset,
@@ -79,8 +79,8 @@ extern int disk_zero (int fd, uint64_t count, uint64_t offset,
  */
 extern int disk_write_sparse (int fd, const void *buf, size_t count, uint64_t offset);
 
-/* Where the data or hole that begins at offset ends, up to end.  On a file
- * system that can't tell, all is data; so is what lies behind the end of the file.
+/* Where the data or hole that begins at offset ends, up to end.  On a file system
+ * that can't tell, such as FUSE, all is data; so is what lies behind the end of the file.
  */
 extern uint64_t disk_extent (int fd, uint64_t offset, uint64_t end,
                              bool *is_hole);

@@ -493,7 +493,8 @@ map_create (struct map *map, int fd, const struct map_identity *identity,
   }
   page = map->file->batch;
   /* With all the room that it will ever need, so that no commit fails for lack
-   * of it.  What is not written yet stays as cheap to read as a hole.
+   * of it, but on a file system that copies on write.  What is not written yet stays as
+   * cheap to read as a hole.
    */
   what = "cannot be made as large as it has to be";
   err = disk_make_empty (fd, file_size (map->nr_pages), true);

@@ -427,7 +427,8 @@ def test_why_a_write_fails_is_said (disk, fail):
                 f"clone: cannot write {disk} at offset {BLOCK}: No space left")
             fails (errno.ENOSPC, h.pwrite, b"w", 100)       # its edge can't be kept
             assert server.wait_line (f"clone: cannot write {disk} at offset 0: No space")
-        with fail ("fallocate", disk.name):
+        h.pwrite (b"w" * BLOCK, 2 * BLOCK)
+        with fail ("fallocate", disk.name), fail ("pwrite", disk.name):
             fails (errno.EIO, h.trim, BLOCK, 2 * BLOCK)
             assert server.wait_line (f"clone: cannot write {disk} at offset {2 * BLOCK}: ")
         # A client that asks for what is fast or nothing has another way.
@@ -508,6 +509,37 @@ def test_holes_where_none_can_be_made (disk, fail):
         assert h.pread (M, 0) == pattern (0, BLOCK) + bytes (60 * K) + (
             b"w" * (6 * K + 1) + bytes (954 * K - 1))
         assert disk.stat ().st_blocks <= 512
+
+
+def test_zeroes_where_there_is_room_for_them_only (disk, fail):
+    """To say where zeroes are may take room that is not there; they have theirs."""
+    with clone (disk, LATER) as server, fail ("fallocate", disk.name, errno.ENOSPC):
+        h = server.connect ()
+        h.cache (M, 0)
+        fails (errno.ENOTSUP, h.zero, BLOCK, 0, nbd.CMD_FLAG_FAST_ZERO)
+        h.zero (BLOCK, 100, nbd.CMD_FLAG_NO_HOLE)
+        h.zero (BLOCK, 64 * K)
+        assert h.pread (128 * K, 0) == (pattern (0, 100) + bytes (BLOCK)
+            + pattern (BLOCK + 100, 60 * K - 100) + bytes (BLOCK) + pattern (68 * K, 60 * K))
+    with clone (disk) as server:
+        assert server.connect ().pread (BLOCK, 100) == bytes (BLOCK)
+
+
+@pytest.mark.parametrize ("magic, state", [(0x65735546, 0), (0xef53, 3)])
+def test_fuse_does_not_know_where_holes_are (disk, fail, magic, state):
+    """It asks a daemon, which may not have what clients have just written."""
+    with clone (disk, plugin=["data=0+4096"]) as server, \
+            fail ("fstatfs", disk.name, magic):
+        h = server.connect (prepare=lambda h: h.add_meta_context (nbd.CONTEXT_BASE_ALLOCATION))
+        h.cache (M, 0)
+        found = []
+        h.block_status (512 * K, 256 * K, lambda _, at, entries, err: found.extend (entries) or 0)
+        assert found == [512 * K, state]
+        with fail ("fallocate", disk.name, errno.EOPNOTSUPP):
+            h.trim (512 * K, 256 * K)
+    assert disk.read_bytes () == pattern (0, BLOCK) + bytes (M - BLOCK)
+    allocated = disk.stat ().st_blocks * 512
+    assert allocated >= 512 * K if state == 0 else allocated < 512 * K
 
 
 def test_zeroes_where_no_holes_can_be_made (disk, fail):
@@ -951,15 +983,17 @@ def test_counters_replace_no_other_file (disk, tmp_path):
 
 
 def test_two_filters_share_no_file (tmp_path):
-    """Each would replace the counters of the other."""
+    """Each would replace the counters of the other; it is the first's."""
     stats = tmp_path / "stats"
     with nbdkit ([SCAN, CLONE], gate (), [f"scan-stats={stats}", f"clone-stats={stats}"]
                  ) as server:
         server.connect ()
+    first, other = (("scan", "clone") if "nbdkit_scan_" in stats.read_text ()
+                    else ("clone", "scan"))
     assert server.errors () == [
-        f"clone: warning: clone-stats={stats} cannot be written: it is there and holds "
+        f"{other}: warning: {other}-stats={stats} cannot be written: it is there and holds "
         "something else than these counters"]
-    assert stats.read_text ().startswith ("# HELP nbdkit_scan_")
+    assert stats.read_text ().startswith (f"# HELP nbdkit_{first}_")
 
 
 def test_counters_in_a_folder_that_is_missing (tmp_path):

@@ -10,7 +10,8 @@
  *                   and "once" if the file goes away by that
  *
  * CALL is pread, pread-first (of what is first in the file), pwrite, ftruncate, fallocate,
- * sync (fdatasync and fsync) or posix_fadvise.
+ * sync (fdatasync and fsync) or posix_fadvise; or fstatfs, which says then that the file
+ * system is of this type.
  */
 
 #include <dlfcn.h>
@@ -22,6 +23,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <sys/types.h>
+#include <sys/vfs.h>
 
 #define REAL(name) ((__typeof__ (&name)) dlsym (RTLD_NEXT, #name))
 
@@ -124,6 +126,22 @@ int
 fdatasync (int fd)
 {
   return must_fail ("sync", fd) ? -1 : REAL (fdatasync) (fd);
+}
+
+int
+fstatfs (int fd, struct statfs *st)
+{
+  const int r = REAL (fstatfs) (fd, st);
+
+  if (r == 0 && must_fail ("fstatfs", fd))
+    st->f_type = errno;
+  return r;
+}
+
+int
+fstatfs64 (int fd, struct statfs64 *st)
+{
+  return fstatfs (fd, (struct statfs *) st);
 }
 
 int
