@@ -132,12 +132,6 @@ describe ("scan.trace", function ()
       assert.same ({ 0 }, trace.blocks (open ("255 1\n0 1\n"), 100, 251))
     end)
 
-    it ("are the same for a list", function ()
-      local list = trace.read (open ("250 10\n0 1\n50 100\n"))
-      assert.same (trace.blocks (open ("250 10\n0 1\n50 100\n"), 100, 1000),
-                   trace.blocks (list, 100, 1000))
-    end)
-
     it ("keep no reads: memory does not grow with the trace", function ()
       local lines, memory = 100000, {}
       local source = { lines = function ()

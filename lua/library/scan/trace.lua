@@ -153,24 +153,14 @@ function M.read (file)
   return list
 end
 
-local function entries (list)
-  local i = 0
-  return function ()
-    i = i + 1
-    local entry = list[i]
-    if entry then return entry.offset, entry.count end
-  end
-end
-
 --- The blocks that a trace touches, in the order of the first touch.
--- @tparam table trace a list from `read`, or a file (nothing is kept of it but
--- the blocks)
+-- @tparam table file as for `each`
 -- @tparam integer block bytes
 -- @tparam integer size of the disk in bytes; what is outside is left out
 -- @treturn table list of the blocks' offsets in bytes, none twice
-function M.blocks (trace, block, size)
+function M.blocks (file, block, size)
   local blocks, seen = {}, {}
-  for offset, count in trace.lines and M.ranges (trace) or entries (trace) do
+  for offset, count in M.ranges (file) do
     local last = math.min (offset + count, size) - 1
     for index = offset // block, last // block do
       if offset < size and not seen[index] then
