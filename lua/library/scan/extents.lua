@@ -92,12 +92,8 @@ function M.read (file, name)
   return list
 end
 
---- As much of a range as is on a disk.
--- @tparam integer offset in bytes, 0 or more
--- @tparam integer count in bytes
--- @tparam integer size of the disk in bytes
--- @treturn integer|nil count in bytes; nil if nothing is
-function M.inside (offset, count, size)
+-- As much of a range as is on a disk; nil if nothing is.
+local function inside (offset, count, size)
   if offset >= size then return nil end
   return math.min (count, size - offset)
 end
@@ -115,7 +111,7 @@ function M.each (list, size)
       i = i + 1
       local offset = list[group].offsets[i]
       if offset then
-        local count = M.inside (offset, list[group].counts[i], size)
+        local count = inside (offset, list[group].counts[i], size)
         if count then return offset, count end
       else
         group, i = group + 1, 0
@@ -134,12 +130,12 @@ local REST_RANGES = 1 << 16
 function M.stale (ranges, disk)
   local size, all, outside, cut = disk.size, 0, 0, 0
   for offset, count in ranges do
-    local inside = M.inside (offset, count, size)
+    local there = inside (offset, count, size)
     all = all + 1
     if all % REST_RANGES == 0 then disk:wait (0) end
-    if not inside then
+    if not there then
       outside = outside + 1
-    elseif inside < count then
+    elseif there < count then
       cut = cut + 1
     end
   end
