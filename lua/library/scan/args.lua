@@ -146,7 +146,7 @@ end
 local function is_known (name, names)
   for _, known in ipairs (names) do
     if name == known then return true end
-    local stem = #known > 1 and known:sub (-2) == ".*" and known:sub (1, -2)
+    local stem = known:sub (-2) == ".*" and known:sub (1, -2)
     if stem and #name > #stem and name:sub (1, #stem) == stem then return true end
   end
   return false
