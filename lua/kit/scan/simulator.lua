@@ -65,8 +65,6 @@ local STOCK = { default = true, ahead = true, clock = true, forever = true }
 
 -- -- clients and scans --------------------------------------------------------
 
-local read_next
-
 local function begin_read (sim, client, read)
   local scan = client.scan
   -- What is there, or on its way, asks nothing of the line.
@@ -108,7 +106,7 @@ local function finish_client (sim, client)
   if not sim.background or sim.clients_left == 0 then client.scan:close () end
 end
 
-read_next = function (sim, client)
+local function read_next (sim, client)
   local read = client.trace[client.next]
   if not read then
     if client.in_flight == 0 then finish_client (sim, client) end
