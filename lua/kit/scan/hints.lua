@@ -20,14 +20,11 @@ local HINTS = {
   { "global 'debug'", "policies have no debug library" },
   { "global 'dofile'", "use require for a file beside the policy" },
   { "global 'loadfile'", "use require for a file beside the policy" },
-  { "method 'match'", "policies have no string patterns; use scan.words and "
+  -- A method, or a field.
+  { " 'match')", "policies have no string patterns; use scan.words and "
     .. "string.find, which looks for plain text" },
-  { "method 'gmatch'", "policies have no string patterns; use scan.words" },
-  { "method 'gsub'", "policies have no string patterns; use string.find and sub" },
-  { "field 'match'", "policies have no string patterns; use scan.words and "
-    .. "string.find, which looks for plain text" },
-  { "field 'gmatch'", "policies have no string patterns; use scan.words" },
-  { "field 'gsub'", "policies have no string patterns; use string.find and sub" },
+  { " 'gmatch')", "policies have no string patterns; use scan.words" },
+  { " 'gsub')", "policies have no string patterns; use string.find and sub" },
   { "field 'execute'", "policies can't run commands" },
   { "offset -", "offsets are from 0 up; does a loop or a difference go below? "
     .. "a loop downwards ends at 0: for offset = from, 0, -disk.block do" },
