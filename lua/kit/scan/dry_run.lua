@@ -169,17 +169,17 @@ local function run_case (policy, disk, case, warn)
     -- Not what the first one has left it, or it might have nothing to do.
     options.world.known = nil
   end
-  local ok, result = pcall (testing.run, options)
-  -- Once more up to there, for the end of it.
-  local so_far = not ok and tostring (result):match ("gave up after .* and (%d+) ")
-  if so_far then
-    table.insert (options.events, { after = math.tointeger (so_far), close = true })
-    options.world = testing.world (options)
-    ok, result = pcall (testing.run, options)
+  local scan = testing.scan (options)
+  local ok, result = pcall (scan.finish, scan)
+  local gave_up = not ok and scan.runner.requests >= options.steps
+  if gave_up then
+    scan.steps = math.huge
+    scan:close ()
+    ok, result = pcall (scan.finish, scan)
   end
   if not ok then return false, hints.explain (tostring (result)), 0 end
   if result.error then return false, hints.explain (result.error), 0 end
-  return true, describe_case (result, options.size, so_far and options.steps, case.goes),
+  return true, describe_case (result, options.size, gave_up and options.steps, case.goes),
     #result.prefetches, first_tiny (result.prefetches, options.size),
     options.world.is_large
 end

@@ -261,12 +261,13 @@ local function go_on (scan)
     scan.started = true
     happen_after (scan, 0)
   end
-  local action, a, b = scan.runner:next ()
-  if scan.runner.requests > scan.steps then
+  -- Before anything is handed out: a scan may be closed, and go on.
+  if scan.runner.requests >= scan.steps then
     error (("gave up after %d requests and %d prefetches: with a policy that does not "
             .. "end, the client has to go: { after = N, close = true } among the events")
              :format (scan.steps, #scan.prefetches), 0)
   end
+  local action, a, b = scan.runner:next ()
   if action == "prefetch" then
     issue (scan, a, b)
   elseif action == "next_data" then
@@ -307,13 +308,32 @@ function Scan:pass (seconds)
   end
 end
 
+--- Go on until the policy has ended, as `run` does.
+-- @treturn table result of `run`
+function Scan:finish ()
+  repeat
+    local offset, state = self:step ()
+    if state == "waiting" then self:close () end
+  until not offset and state ~= "waiting"
+  local run = self.runner
+  local closed = run.closed
+  -- So that nothing is left of this scan if another one of the same world follows.
+  self:close ()
+  return {
+    prefetches = self.prefetches, issued = self.issued,
+    finished = run.returned == true and not closed, closed = closed,
+    dropped = run.dropped, error = self.error,
+    requests = run.requests, waits = run.waits, seconds = self.now,
+  }
+end
+
 --- Load a policy once, for several scans that share its state as the
 -- connections of one export do.
 -- @tparam table options `policy`, `args`, `files`, `print` as for `run`
 -- @treturn table world, for the `world` option of `run` and `scan`
 M.world = world.load
 
---- A scan that goes as far as its owner says; see `step`, `pass`,
+--- A scan that goes as far as its owner says; see `step`, `pass`, `finish`,
 -- `read` and `close`.
 -- Takes what `run` takes.
 -- @treturn table scan with `prefetches` (list of { offset, count }), `issued`
@@ -384,21 +404,7 @@ end
 -- - `requests`, `waits`: how many requests, and how many of them `wait`
 -- - `seconds`: how long it took
 function M.run (options)
-  local scan = M.scan (options)
-  repeat
-    local offset, state = scan:step ()
-    if state == "waiting" then scan:close () end
-  until not offset and state ~= "waiting"
-  local run = scan.runner
-  local closed = run.closed
-  -- So that nothing is left of this scan if another one of the same world follows.
-  scan:close ()
-  return {
-    prefetches = scan.prefetches, issued = scan.issued,
-    finished = run.returned == true and not closed, closed = closed,
-    dropped = run.dropped, error = scan.error,
-    requests = run.requests, waits = run.waits, seconds = scan.now,
-  }
+  return M.scan (options):finish ()
 end
 
 --- Just the offsets.
