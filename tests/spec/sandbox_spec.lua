@@ -225,6 +225,8 @@ describe ("scan.sandbox", function ()
     local calls = {
       "table.insert (t, 5)", "table.insert (t, 1, 5)", "table.insert (t, 4, 5)",
       "table.insert (t, 5, 5)", "table.insert (t, 0, 5)", "table.insert (t)",
+      "table.insert (t, 2.0, 5)", "table.insert (t, 1.5, 5)", "table.remove (t, 2.0)",
+      "table.insert (t, {}, 5)", "table.remove (t, false)",
       "table.insert (t, 1, 2, 3)", "table.insert (nil, 1)", "table.remove (t)",
       "table.remove (t, 1)", "table.remove (t, 3)", "table.remove (t, 4)",
       "table.remove (t, 5)", "table.remove (t, 0)", "table.remove ({})",

@@ -79,10 +79,11 @@ local function check_table (t, what)
   end
 end
 
+-- A whole float is a position, as it is for the library.
 local function check_position (position, first, last, what)
-  if math.type (position) ~= "integer" or position < first or position > last then
-    error (("bad argument #2 to '%s' (position out of bounds)"):format (what), 3)
-  end
+  local n = math.tointeger (position)
+  if n and n >= first and n <= last then return n end
+  error (("bad argument #2 to '%s' (position out of bounds)"):format (what), 3)
 end
 
 -- A list without metamethods: its elements are in it, and none is missing.
@@ -103,7 +104,7 @@ local function guarded_table (env)
     local given = select ("#", ...)
     if given == 2 then
       position, value = ...
-      check_position (position, 1, length + 1, "insert")
+      position = check_position (position, 1, length + 1, "insert")
       for i = length, position, -1 do t[i + 1] = t[i] end
     elseif given ~= 1 then
       error ("wrong number of arguments to 'insert'", 2)
@@ -114,11 +115,8 @@ local function guarded_table (env)
   function env.remove (t, position)
     check_table (t, "remove")
     local length = #t
-    if position == nil then
-      position = length
-    elseif length + 1 ~= position then
-      check_position (position, length == 0 and 0 or 1, length + 1, "remove")
-    end
+    if position == nil then position = length end
+    position = check_position (position, length == 0 and 0 or 1, length + 1, "remove")
     local value = t[position]
     for i = position, length - 1 do t[i] = t[i + 1] end
     if position <= length then t[length] = nil end
