@@ -457,8 +457,9 @@ $(B)/bench/decisions: tests/bench/decisions.c $(vm_objects)
 # -- lint ----------------------------------------------------------------------
 
 run-lint:
-	$(Q)luacheck -q lua policies tests filter
-	$(Q)shellcheck -x -P SCRIPTDIR .ci/run tests/demo/demo packaging/files packaging/need tests/matrix tests/fuzz/run tests/chroot/* packaging/place packaging/prometheus/collect packaging/rpm/build packaging/rpm/check packaging/rpm/rename completion/* docs/policies/draw tests/upstream/*[!c] tests/bench/boot/make-guest tests/restore/guest-work
+	$(Q)luacheck -q lua lua/bin/scan-policy policies tests filter docs/reference
+	$(Q)shellcheck -x -P SCRIPTDIR completion/* tests/*/*.sh \
+	  $$(grep -rlIPz '\A#!/bin/(ba)?sh\n' .ci docs packaging tests)
 	$(Q)$(MAKE) -B WERROR=1 B=build/lint filter
 
 -include $(wildcard $(B)/filter/*/*.d)
