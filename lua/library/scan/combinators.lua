@@ -367,7 +367,6 @@ function M.interleave (...)
       for _, turn in ipairs (turns) do turn.waiting = false end
     end
 
-    local was_busy = false
     while true do
       for _, turn in ipairs (turns) do
         if turn.waiting and turn.due <= disk:now () then turn.waiting = false end
@@ -377,10 +376,7 @@ function M.interleave (...)
       if #turns == 0 then return end
       deliver ()
 
-      -- The end of a read ends waits too, and nothing else tells of it.
-      local busy = disk:idle () == 0
-      if was_busy and not busy or disk:closed () then wake_all () end
-      was_busy = busy
+      if disk:closed () then wake_all () end
 
       local due, all_wait = math.huge, true
       for _, turn in ipairs (turns) do
