@@ -195,6 +195,14 @@ describe ("once", function ()
     assert.same ({ { BLOCK, 7 } }, run (policy, { size = BLOCK + 7 }).prefetches)
   end)
 
+  it ("comes back now and then where all is there", function ()
+    local result = run (combine.once (function (disk)
+      for _ = 1, 20000 do disk:prefetch (0) end
+    end), { events = { { after = 0, read = { 0, BLOCK } } } })
+    assert.same ({}, result.prefetches)
+    assert.equal (4, result.waits)
+  end)
+
   it ("lets a range that failed be asked for again", function ()
     local failing = true
     local policy = combine.once (function (disk)
@@ -333,6 +341,23 @@ describe ("interleave", function ()
       disk:wait ()
       disk:prefetch (19 * BLOCK)
     end, blocks (0, 1)), { events = { { after = 1, read = { 0, 1 } } } }))
+  end)
+
+  it ("wakes all for their last turn", function ()
+    local ended = 0
+    local function waiter (disk)
+      repeat disk:wait () until disk:closed ()
+      ended = ended + 1
+    end
+    local result = run (combine.interleave (waiter, function (disk)
+      for block = 0, 19 do
+        if disk:closed () then return end
+        disk:prefetch (block * BLOCK)
+      end
+    -- While all of them are still in flight.
+    end, waiter), { threads = 8, events = { { after = 2, close = true } } })
+    assert.equal (2, ended)
+    assert.is_nil (result.dropped)
   end)
 
   it ("keeps a bounded number of reads for one that doesn't look", function ()

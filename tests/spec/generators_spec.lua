@@ -97,7 +97,102 @@ describe ("generators.widen", function ()
   end)
 end)
 
+describe ("generators.run", function ()
+  local testing = require "scan.testing"
+
+  -- One that has these to give, each once: ranges, or seconds until there is one.
+  local function giver (list, more)
+    local generator = more or {}
+    function generator.next ()
+      local item = table.remove (list, 1)
+      if type (item) == "table" then return table.unpack (item) end
+      return nil, item
+    end
+    return generator
+  end
+
+  local function run (list, options)
+    local all = { size = SIZE, block = SIZE, policy = function (disk)
+      require "scan.generators".run (disk, list, true)
+    end }
+    for name, value in pairs (options or {}) do all[name] = value end
+    local result = testing.run (all)
+    assert.is_nil (result.error)
+    return result
+  end
+
+  it ("waits for the first that knows when", function ()
+    local result = run { giver { 1, { 0, 1 } }, giver { 50 } }
+    assert.same ({ 1 }, result.issued)
+  end)
+
+  it ("is over when nothing is to be had once all has ended", function ()
+    local list = { { 0, 1 } }
+    local generator = giver (list)
+    function generator.failed (_, offset, count)
+      if offset < 2 then list[1] = { offset + 1, count } end
+    end
+    local result = run ({ generator }, { threads = 4,
+                                         fail = function () return "EIO" end })
+    assert.same ({ { 0, 1 }, { 1, 1 }, { 2, 1 } }, result.prefetches)
+    assert.is_true (result.finished)
+  end)
+
+  it ("shows a read to those behind only if nobody before took it", function ()
+    local seen = {}
+    local function looker (name, takes)
+      return giver ({}, { note = function (_, offset)
+        seen[#seen + 1] = name .. offset
+        return takes == offset
+      end })
+    end
+    run ({ looker ("a", 7), looker "b" },
+         { events = { { after = 0, read = { 5, 1 } }, { after = 0, read = { 7, 1 } } } })
+    assert.same ({ "a5", "b5", "a7" }, seen)
+  end)
+end)
+
+describe ("scan.neighbours", function ()
+  it ("offers the MiB around the last 32 reads, the newest first", function ()
+    local MiB = 1 << 20
+    local disk = { size = 100 * MiB }
+    function disk.missing (_, from, to) return from, to - from end
+    function disk.next_data (_, offset) return offset end
+    local generator = require "scan.neighbours".new (disk)
+    for i = 0, 39 do generator:note (i * MiB + 4096) end
+    local offered = {}
+    for offset, count in function () return generator:next (MiB) end do
+      offered[#offered + 1] = { offset, count }
+    end
+    assert.equal (64, #offered)
+    assert.same ({ { 39 * MiB + 4096, MiB - 4096 }, { 39 * MiB, 4096 } },
+                 { offered[1], offered[2] })
+    assert.same ({ 8 * MiB, 4096 }, offered[64])
+  end)
+end)
+
 describe ("scan.rest", function ()
+  it ("goes through all between what failed, and at once where a stream went on",
+      function ()
+    local disk, now = new { data = { 0, SIZE }, present = 0 }, 0
+    disk.now = function () return now end
+    local walks = {}
+    local generator = require "scan.rest".new (disk, walks)
+    assert.is_nil (generator:next (SIZE))
+    generator:failed (50000, 1000)
+    generator:failed (20000, 1000)
+    generator:failed (70000, 1000)
+    disk.missing = function (_, from, to) return from, to - from end
+    assert.same ({ nil, 1 }, { generator:next (SIZE) })
+    now = 1
+    assert.same ({ 20000, 51000 }, { generator:next (SIZE) })
+    assert.same ({}, { generator:next (SIZE) })
+    generator:failed (20000, 1000)
+    assert.same ({ nil, 2 }, { generator:next (SIZE) })
+    walks.position = 90000
+    assert.same ({ 90000, 10000 }, { generator:next (SIZE) })
+  end)
+
   it ("waits for longer each time, and for a second again once the source is back",
       function ()
     local disk, now = new { data = { 0, SIZE }, present = 0 }, 0

@@ -144,6 +144,20 @@ describe ("scan.host", function ()
     assert.same ({ 20, nil, "EIO" }, got)
   end)
 
+  it ("asks on through a vast hole, unless briefly", function ()
+    local co = coroutine.create (host.main)
+    local got
+    coroutine.resume (co, function (disk)
+      got = { disk:next_data (10, true) }
+      got[#got + 1] = disk:next_data (10)
+    end, driver)
+    coroutine.resume (co, 300, true)
+    assert.same ({ 300, true }, got)
+    assert.same ({ true, "next_data", 300 }, { coroutine.resume (co, 300, true) })
+    coroutine.resume (co, 700)
+    assert.same ({ 300, true, 700 }, got)
+  end)
+
   it ("yields next_data and pread within the disk", function ()
     assert.same ({ "next_data", 10 },
                  { request (function (disk) disk:next_data (10) end) })

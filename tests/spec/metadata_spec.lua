@@ -132,6 +132,17 @@ describe ("metadata", function ()
                .. '-d "$2" "$1"', KiB)
   end)
 
+  it ("takes no data for descriptors where groups have their own (meta_bg)", function ()
+    if not needs ("mke2fs") then return end
+    local path = images.make ('truncate -s 96M "$1"; mke2fs -q -F -t ext4 -b 1024 '
+                              .. '-O meta_bg,^resize_inode "$1"')
+    local visits = {}
+    assert.is_true (ext4.walk (new_disk ({ path = path }, 96 * MiB), 0, 96 * MiB,
+                               function (...) visits[#visits + 1] = { ... } end))
+    os.remove (path)
+    assert.same ({ { 0, 2 * KiB } }, visits)
+  end)
+
   for block, cluster in pairs { [1024] = 8192, [4096] = 16384 } do
     it (("finds it with clusters of %d bytes"):format (cluster), function ()
       if not needs ("mke2fs", "dumpe2fs") then return end
@@ -188,6 +199,34 @@ describe ("metadata", function ()
       end })
   end)
 
+  it ("finds a GPT of sectors of 4K", function ()
+    local function entry (first, last)
+      return ("<c16c16i8i8I8c72"):pack (("x"):rep (16), "", first, last, 0, "")
+    end
+    local text = ("\0"):rep (450) .. "\xee" .. ("\0"):rep (59) .. "\x55\xaa"
+      .. ("\0"):rep (4096 - 512) .. "EFI PART" .. ("\0"):rep (64)
+      .. ("<I8I4I4"):pack (2, 2, 128) .. ("\0"):rep (4096 - 88)
+      .. entry (10, 19) .. entry (20, 29)
+    assert.same ({ { offset = 40960, count = 40960 }, { offset = 81920, count = 40960 } },
+                 partitions.find (new_disk (text, MiB)))
+  end)
+
+  for _, kind in ipairs { 0x05, 0x0f, 0x85 } do
+    it (("finds logical partitions in one of kind %02x"):format (kind), function ()
+      local function record (...)
+        return ("\0"):rep (446) .. ("<BxxxBxxxI4I4BxxxBxxxI4I4"):pack (...)
+          .. ("\0"):rep (32) .. "\x55\xaa"
+      end
+      local none = ("\0"):rep (512)
+      local disk = new_disk (record (0, kind, 1, 99, 0, 0, 0, 0)
+                             .. record (0, 0x83, 10, 5, 0, kind, 2, 20) .. none
+                             .. record (0, 0x83, 20, 5, 0, 0, 0, 0), MiB)
+      assert.same ({ { offset = 11 * 512, count = 5 * 512 },
+                     { offset = 23 * 512, count = 5 * 512 } },
+                   partitions.find (disk))
+    end)
+  end
+
   it ("goes on when somebody else fetches a part of what it waits for", function ()
     local generator = require "scan.metadata".new ({
       size = MiB, block = MiB, closed = function () end,
@@ -205,9 +244,30 @@ describe ("metadata", function ()
     assert.is_true (n > 2)
   end)
 
-  it ("finds every inode in XFS", function ()
+  it ("waits for what it will read, and for nothing else to end", function ()
+    local generator = require "scan.metadata".new ({
+      size = MiB, block = MiB, closed = function () end,
+      missing = function (_, from, to) return from, to - from end,
+      next_data = function (_, offset) return offset end,
+      pread = function () error "not yet" end,
+    }, 0)
+    repeat
+      local offset = generator:next (MiB)
+      generator:ended (512 * KiB, 4096)
+    until not offset
+    assert.is_true (generator.reads ~= nil)
+    assert.is_nil (generator:next (MiB))
+  end)
+
+  for version, more in pairs { [4] = "-m crc=0 -i size=512", [5] = "-m crc=1" } do
+  it (("finds every inode in XFS, version %d"):format (version), function ()
     if not needs ("mkfs.xfs") then return end
-    local path = images.make (MANY_INODES)
+    local made, path = pcall (images.make, (MANY_INODES:gsub ("%-q %-f", "%0 " .. more)))
+    if not made and version == 4 then
+      pending ("this mkfs.xfs makes no version 4 any more")
+      return
+    end
+    assert (made, path)
     local result, size = run (path)
     local text = images.contents (path)
     os.remove (path)
@@ -224,6 +284,7 @@ describe ("metadata", function ()
     assert.is_true (inodes > 5000)
     assert.is_true (bytes (result) < size / 10, bytes (result))
   end)
+  end
 
   for label, script in pairs {
     gpt = "label: gpt\\n,40M\\n,40M\\n",

@@ -56,6 +56,19 @@ describe ("readahead", function ()
     end, "scan%-arg%-window: a size like 64K or 2M of at least 65536 bytes expected")
   end)
 
+  it ("is 32M ahead at most if nothing is said", function ()
+    local events = {}
+    for i = 0, 255 do
+      events[i + 1] = { after = 0, read = { i * 256 * KiB, 256 * KiB } }
+    end
+    events[257] = { at = 600, close = true }
+    local last = 0
+    for _, prefetch in ipairs (sequential (0, 0, 1, { events = events }).prefetches) do
+      last = math.max (last, prefetch[1] + prefetch[2])
+    end
+    assert.equal ((64 + 32) * MiB, last)
+  end)
+
   it ("stops at the end of the disk", function ()
     local result = sequential ((1 << 30) - 2 * MiB, 8, 256 * KiB)
     local last = result.prefetches[#result.prefetches]

@@ -40,6 +40,15 @@ describe ("replay", function ()
   it ("joins reads that are as far apart as a gap may be", function ()
     assert.same ({ { 0, 40 } }, ranges "0 4K\n36K 4K\n")
     assert.same ({ { 0, 4 }, { 40, 4 } }, ranges "0 4K\n40K 4K\n")
+    assert.same ({ { 0, 40 } }, ranges "36K 4K\n0 4K\n")
+  end)
+
+  it ("makes no piece of more than 1M, but of one read", function ()
+    local lines = {}
+    for i = 0, 511 do lines[i + 1] = 4 * i .. "K 4K" end
+    assert.same ({ { 0, 1024 }, { 1024, 1024 } },
+                 ranges (table.concat (lines, "\n"), { block = 4 * MiB }))
+    assert.same ({ { 0, 2048 } }, ranges ("0 2M\n", { block = 4 * MiB }))
   end)
 
   it ("fetches no more than that of reads far apart", function ()
@@ -96,6 +105,8 @@ describe ("replay", function ()
     -- A read of the end of a disk of odd size is no stale one.
     assert.same ({ { 0, 100 } }, run ("0 100\n", { size = 100, warn = warn }))
     assert.equal (1, #lines)
+    assert.same ({ { 0, 4096 } }, run ("0 8K\n", { size = 4096, warn = warn }))
+    assert.equal (2, #lines)
   end)
 
   it ("fetches a block at a time", function ()
@@ -132,6 +143,20 @@ describe ("replay", function ()
     assert.equal (64, fetched)
     assert.same ({ "replay: the client reads what is not in the trace, which is left "
                    .. "after 64 of 300 pieces" }, lines)
+  end)
+
+  it ("leaves it as soon after many reads that were in it", function ()
+    local trace, events, lines = {}, {}, {}
+    for i = 1, 300 do trace[i] = 256 * i .. "K 4K" end
+    for i = 1, 100 do events[i] = { after = 0, read = { 256 * i * KiB, 4 * KiB } } end
+    for i = 1, 64 do
+      events[#events + 1] = { after = 1, read = { (256 * i + 128) * KiB, 4 * KiB } }
+    end
+    assert.equal (1, #run (table.concat (trace, "\n"), {
+      size = 128 * MiB, events = events,
+      warn = function (line) lines[#lines + 1] = line end,
+    }))
+    assert.equal (1, #lines)
   end)
 
   it ("stays with the trace while most reads are in it", function ()

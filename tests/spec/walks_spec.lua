@@ -135,13 +135,18 @@ describe ("streams", function ()
     assert.is_nil (readers.position)
   end)
 
+  it ("are taken for what they are where a walk in steps is due, too", function ()
+    local readers = new ()
+    read (readers, 4 * MiB - 64 * KiB, 64 * KiB)
+    for i = 0, 3 do read (readers, i * MiB, 4 * KiB) end
+    assert.is_true (read (readers, 4 * MiB, 64 * KiB))
+    assert.equal (4 * MiB + 64 * KiB, readers.position)
+  end)
+
   it ("do not overflow on the largest disk", function ()
     local readers = new { size = math.maxinteger }
-    local step = math.maxinteger // 6
-    for i = 0, 4 do read (readers, i * step, 4096) end
-    offers (readers)
-    for i = 0, 4 do read (readers, math.maxinteger - (6 - i) * 4096, 4096) end
-    offers (readers)
+    for i = 0, 3 do read (readers, math.maxinteger - (6 - i) * 4096, 4096) end
+    assert.same ({ { math.maxinteger - 2 * 4096, 2 * 4096 } }, offers (readers))
   end)
 end)
 
@@ -228,6 +233,6 @@ describe ("strides", function ()
     local readers = new_strides (math.maxinteger)
     local step = math.maxinteger // 6
     for i = 0, 4 do read (readers, i * step, 4096) end
-    offers (readers)
+    assert.same ({ { 5 * step, 4096 }, { 6 * step, 1 } }, offers (readers))
   end)
 end)
