@@ -18,8 +18,8 @@ struct line;
 struct reads;
 
 /* Bytes of clients' reads of what was not there, that have begun and that have
- * ended, and how many are in flight; and reads of what was prefetched, with their
- * bytes.  The read path adds to them, and nothing more.
+ * ended, and how many are in flight; and first reads of what was prefetched, with
+ * their bytes.  The read path adds to them, and nothing more.
  */
 struct line_clients {
   atomic_uint_fast64_t begun, ended;

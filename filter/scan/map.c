@@ -447,7 +447,7 @@ map_meet_slowly (struct map_cells *cells, struct range range)
   struct map *map = (struct map *) cells;
   const struct span span = span_of (map, range);
   enum met met = span.last > span.first ? MET_HIT : MET_MISS, one;
-  bool again = met == MET_HIT;
+  bool again = met == MET_HIT, read = again;
   uint64_t g;
   uint8_t flags;
 
@@ -457,13 +457,14 @@ map_meet_slowly (struct map_cells *cells, struct range range)
     if (one != MET_HIT && (flags & (MAP_PARTLY_FETCHED | MAP_PARTLY_IN_FLIGHT)))
       one = meet_part (map, intersection (granule_range (map, g), range), one);
     again = again && (one == MET_HIT || (flags & MAP_READ));
+    read = read && (flags & MAP_READ);
     if (one < met)
       met = one;
     if (!(flags & MAP_TOUCHED))
       touch (map, g);
   }
   return (met == MET_HIT ? MAP_FETCHED : met == MET_LATE ? MAP_IN_FLIGHT : 0) |
-    (again ? MAP_READ : 0);
+    ((met == MET_HIT ? read : again) ? MAP_READ : 0);
 }
 
 /* -- what is missing ------------------------------------------------------- */

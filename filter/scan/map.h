@@ -116,7 +116,7 @@ struct map_cells {
 extern uint8_t map_meet_slowly (struct map_cells *cells, struct range range);
 
 /* A client's read begins: note that it has touched what it needs.  Returns what
- * it meets, for the two functions below.  The range is given as two numbers,
+ * it meets, for the functions below.  The range is given as two numbers,
  * because a struct goes through memory.
  */
 static inline uint8_t
@@ -156,6 +156,15 @@ static inline enum met
 map_met_again (uint8_t flags)
 {
   return flags & MAP_READ ? MET_HIT : map_met (flags);
+}
+
+/* Is it a hit only because of the scan?  What was read before, and the scan has been
+ * told so, the clone keeps in any case.
+ */
+static inline bool
+map_was_of_use (uint8_t flags)
+{
+  return (flags & (MAP_FETCHED | MAP_READ)) == MAP_FETCHED;
 }
 
 #endif /* SCAN_MAP_H */

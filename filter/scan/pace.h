@@ -79,8 +79,9 @@
  * Where the window is less than PACE_DEPTH of the smallest pieces, and while it is
  * looked for, a piece may be in the client's way: one thing goes at a time, or the
  * bytes of one take long.  There the client has a credit of time: 2 % of
- * all time, and the trip of each of its reads that needed none because of us; what
- * a transfer may cost it is taken off when that ends.  Without credit only the
+ * all time, and the trip of each of its reads that needed none because of us, not of
+ * one that reads the same again, which the clone keeps in any case; what a transfer may cost
+ * it is taken off when that ends.  Without credit only the
  * client's pauses are used, once it has had nothing in flight for a latency; in
  * them all is free.  So a client that reads what is fetched for it pays for more,
  * and one that does not loses little.  A window below two pieces is one at a time.
@@ -204,8 +205,8 @@ struct pace_transfer {
 };
 
 /* What the client has asked of the source so far, in bytes, which only grow; how
- * many of those reads are in flight; and its reads so far of what was fetched for
- * it, and their bytes.
+ * many of those reads are in flight; and its first reads so far of what was fetched
+ * for it, and their bytes.
  */
 struct pace_client {
   uint64_t begun, ended;

@@ -493,7 +493,7 @@ scan_pread (nbdkit_next *next, void *handle,
     atomic_fetch_add (&clients.begun, count);
     atomic_fetch_add (&clients.reads, 1);
   }
-  else if (line != NULL && map_met (met) == MET_HIT) {
+  else if (line != NULL && map_was_of_use (met)) {
     atomic_fetch_add_explicit (&clients.hits, 1, memory_order_relaxed);
     atomic_fetch_add_explicit (&clients.hit_bytes, count,
                                memory_order_relaxed);

@@ -77,6 +77,19 @@ describe ("the grid", function ()
     end
   end)
 
+  -- What is read again is kept in any case: it pays for nothing.
+  it ("is little slower for a client that reads the same again", function ()
+    local reads = {}
+    for i = 0, 599 do
+      local target, bits = i // 12 * 40503 % 65536, 16 - i % 12
+      reads[i + 1] = { offset = (target >> bits << bits) * 4096, count = 4096 }
+    end
+    local cell = { workload = { reads = reads, size = 256 * MiB }, latency = 0.005,
+                   bandwidth = 100, slots = 4, threads = 8, block = 2 * MiB }
+    local to_none = grid.run (cell, "adaptive") / grid.run (cell)
+    assert.is_true (to_none <= 1.25, ("%.3f of no prefetch"):format (to_none))
+  end)
+
   it ("boots a guest over a source that does a few things at a time", function ()
     local boot = grid.workloads["boot-debian12"]
     local ended = 0

@@ -213,6 +213,16 @@ test_missing (void)
          map_met_again (map_meet (map, 61440, 8192)) == MET_HIT &&
          map_met_again (map_meet (map, 65536, 131072)) == MET_MISS,
          "what was read and is read again");
+  check (map_was_of_use (map_meet (map, 0, 4096)) &&
+         map_was_of_use (map_meet (map, 0, 4096)) &&
+         !map_was_of_use (map_meet (map, 65536, 4096)) &&
+         !map_was_of_use (map_meet (map, 61440, 8192)),
+         "what was fetched is of use until it has been read");
+  map_read (map, (struct range) { 0, 8192 });
+  check (!map_was_of_use (map_meet (map, 0, 4096)) &&
+         !map_was_of_use (map_meet (map, 0, 8192)) &&
+         map_was_of_use (map_meet (map, 0, 12288)),
+         "or some of it has not");
   map_read (map, (struct range) { 262144, 8192 + 512 });
   map_unread (map, (struct range) { 262144 + 4096, 4096 + 512 });
   check (map_missing (map, 262144, 1 << 20, &range) &&

@@ -430,7 +430,7 @@ end
 
 --- Take room for a transfer.
 -- @tparam table client what it asked of the source, `begun` and `ended`: bytes so far;
--- `reads` that are in flight; and its reads of what was fetched, `hits` and `hit_bytes`
+-- `reads` that are in flight; its first reads of what was fetched: `hits`, `hit_bytes`
 -- @tparam number now in seconds
 -- @treturn table|nil transfer, with `count`, the bytes that it may have; nil if there
 -- is no room: ask again when a transfer has ended, and at `retry` at the latest

@@ -86,7 +86,9 @@ local function begin_read (sim, client, read)
     sim.demand_bytes = sim.demand_bytes + gap.after - gap.first
   end
   local unfetched = sim.prefetched:missing (read.offset, read.offset + read.count)
-  if kind == "hit" and #unfetched == 0 then
+  -- What was read before the clone keeps in any case.
+  if kind == "hit" and #unfetched == 0
+     and #sim.wanted:missing (read.offset, read.offset + read.count) > 0 then
     sim.client.hits = sim.client.hits + 1
     sim.client.hit_bytes = sim.client.hit_bytes + read.count
   end
