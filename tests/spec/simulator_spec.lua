@@ -314,6 +314,10 @@ describe ("scan.simulator", function ()
     assert.equal (1, result.hits)
     assert.equal (1, over_clone (nil, { { MiB, 4 * KiB, 10 } },
                                  { holes = holes }).misses)
+    -- So it does when a policy asks where data is, of all that the answer tells.
+    assert.equal (2, over_clone (function (disk) disk:next_data (0) end,
+                                 { { MiB, 4 * KiB, 10 }, { 2 * MiB - 4 * KiB, 4 * KiB } },
+                                 { holes = holes, block = 4 * KiB }).hits)
     -- What is a hole is not fetched.
     assert.equal (0, over_clone (prefetch (MiB), { { 0, 4 * KiB, 10 } },
                                  { holes = holes, block = MiB }).prefetched_bytes)

@@ -186,6 +186,7 @@ local function pump (sim, scan)
     if action == "prefetch" then
       prefetch (sim, scan, a, b)
     elseif action == "next_data" then
+      sim.supply:next_data (a)
       scan:answer (sim.next_data (a))
     elseif action == "pread" then
       sim.supply:get (a, b, false, function () scan:answer (sim.pread (a, b)) end)

@@ -26,8 +26,9 @@ local CLONE_GAP_BYTES = 64 * 1024
 -- one that should end as soon as its own would.
 local CLONE_JOIN_BYTES = 256 * 1024
 
--- So far ahead a prefetch asks it where holes are.
+-- So far ahead a prefetch asks it where holes are, and the scan filter.
 local CLONE_ASK_BYTES = 64 * 1024 * 1024
+local SCAN_ASK_BYTES = 4 * 1024 * 1024 * 1024
 
 local Supply = {}
 Supply.__index = Supply
@@ -178,7 +179,7 @@ local function clone_requests (gaps)
   return requests
 end
 
--- Before a prefetch: holes take no fetch, nor does what is read of them later.
+-- Holes take no fetch, nor does what is read of them later.
 local function ask_for_holes (supply, first, after)
   if first >= supply.asked_first and after <= supply.asked_after
      or #supply.cache:missing (first, after) == 0 then
@@ -210,6 +211,14 @@ local function subtract (gaps, fetch)
     end
   end
   return left, overlap
+end
+
+--- A policy asks where data is: the clone layer keeps what the source says of holes.
+-- @tparam integer offset from where on
+function Supply:next_data (offset)
+  if self.is_clone then
+    ask_for_holes (self, offset, math.min (offset + SCAN_ASK_BYTES, self.size))
+  end
 end
 
 --- Get a range from wherever it is.
