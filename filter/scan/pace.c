@@ -230,6 +230,24 @@ mean_of (struct pace_sum sum)
   };
 }
 
+/* What was in flight, as it counts.  A transfer is charged a whole piece, for where
+ * requests are what limits a short one is as good as any.  But no line carries more than
+ * its bytes allow: what is beyond that counts only if it was brought.
+ */
+static struct pace_means
+counted (const struct pace *p, struct pace_means m)
+{
+  double part, most_bytes;
+
+  if (p->brought.nr == 0 || p->is_by_requests || p->serial_ns == 0)
+    return m;
+  part = least (1, p->brought.count / p->brought.nr / p->piece);
+  most_bytes = m.trip_ns / bytes_ns (p, FULL);
+  m.in_flight = least (m.in_flight,
+                       most (m.in_flight - (1 - part) * m.ours, most_bytes));
+  return m;
+}
+
 /* Has more in flight brought more? */
 static bool
 has_grown (struct pace_means low, struct pace_means high)
@@ -406,6 +424,7 @@ decide_more (struct pace *p, struct pace_means m)
 {
   double times;
 
+  m = counted (p, m);
   if (!has_grown (p->low, m)) {
     end_more (p, m, true);
     return;
@@ -548,6 +567,7 @@ decide_hold (struct pace *p, struct pace_means m)
 static void
 decide_probe (struct pace *p, struct pace_means m)
 {
+  m = counted (p, m);
   if (has_grown (p->low, m)) {
     /* A search like any other.  Its latency is not that of the window, whose trip
      * has a queue in it: by chance a probe may seem to bring more each time.
@@ -605,6 +625,7 @@ give_up_level (struct pace *p, struct pace_means reached)
     /* fall through */
   case PACE_PROBE:
     /* It carries at least what it has carried. */
+    reached = counted (p, reached);
     if (rate_of (reached) > p->bandwidth) {
       p->bandwidth = rate_of (reached);
       p->window = most (p->window, window_of (p));

@@ -72,7 +72,8 @@
  *
  * Pieces are an eighth of the window in whole PACE_SMALLEST, or as found where requests
  * are what limits, so that a read that has to wait for one waits little longer than for
- * its own.  A transfer is charged a whole piece however short it is.  Of the client's
+ * its own.  A transfer is charged a whole piece however short it is; but a rate above what
+ * bytes allow counts only if so much was brought.  Of the client's
  * reads one is answered before us, whatever its length: what it is charged is the
  * others, the smallest piece at least, if it has any in flight.
  *

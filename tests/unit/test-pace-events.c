@@ -371,6 +371,33 @@ test_two_side_by_side (void)
          "two pieces go side by side: %" PRIu32 " of %.0f", pace.piece, pace.window);
 }
 
+/* A line that bytes fill, 64K in 10 ms; and once it has been measured, transfers that bring
+ * little and so are in nobody's way.  It is no wider for that than bytes allow: the next
+ * ones may bring whole pieces.
+ */
+static void
+test_short (void)
+{
+  enum { THREADS = 64 };
+  static struct pace pace;
+  static struct pace_transfer t[THREADS];
+  const double most = 1.1 / 0.8 * 79 / 10 * PACE_SMALLEST;
+  uint64_t now_ns = NS_PER_SECOND;
+  bool is_short = false;
+  unsigned round, nr, i;
+
+  pace_init (&pace, BLOCK);
+  for (round = 0; round < 100; ++round) {
+    nr = begin_all (&pace, t, THREADS, now_ns);
+    now_ns += is_short || nr < 8 ? trip_ns (&pace) : 10 * MS * nr;
+    for (i = 0; i < nr; ++i)
+      pace_end (&pace, &t[i], is_short ? PACE_LEAST : pace.piece, now_ns);
+    is_short |= pace.phase == PACE_HOLD;
+  }
+  check (is_short && pace.window <= most, "short pieces: a window of %.0f of at most %.0f",
+         pace.window, most);
+}
+
 /* Threads that begin again as soon as there is room, in turn: every fourth transfer
  * takes 79 ms, the others so long.  Until so many have ended.
  */
@@ -528,6 +555,7 @@ main (void)
   test_one_fails ();
   test_after_a_burst ();
   test_two_side_by_side ();
+  test_short ();
   test_narrowed ();
   test_there_already ();
   return done ();

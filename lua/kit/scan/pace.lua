@@ -123,6 +123,15 @@ local function end_larger (p, level, piece)
   hold (p, window)
 end
 
+-- See pace.c: more than the line's bytes allow is of pieces that were cut short.
+local function counted (p, m)
+  if p.brought.nr == 0 or p.is_by_requests or p.serial == 0 then return m end
+  local part = math.min (1, p.brought.count / p.brought.nr / p.piece)
+  local least = math.max (m.in_flight - (1 - part) * m.ours,
+                          m.trip / bytes_seconds (p, FULL))
+  return { in_flight = math.min (m.in_flight, least), ours = m.ours, trip = m.trip }
+end
+
 local function rate_of (means) return means.in_flight / means.trip end
 
 local function mean_of (sum)
@@ -241,6 +250,7 @@ function DECIDE.first (p, m, count)
 end
 
 function DECIDE.more (p, m)
+  m = counted (p, m)
   if not has_grown (p.low, m) then return end_more (p, m, true) end
   if not p.low_is_burst then
     p.least = math.max (p.least, p.low.trip - bytes_seconds (p, p.piece))
@@ -325,6 +335,7 @@ function DECIDE.hold (p, m)
 end
 
 function DECIDE.probe (p, m)
+  m = counted (p, m)
   if has_grown (p.low, m) then
     p.anew = p.moved + ANEW_SECONDS
     p.low = m
@@ -347,6 +358,7 @@ function GIVE_UP.more (p, reached)
 end
 
 function GIVE_UP.probe (p, reached)
+  reached = counted (p, reached)
   if rate_of (reached) > p.bandwidth then
     p.bandwidth = rate_of (reached)
     p.window = math.max (p.window, window_of (p))
