@@ -13,7 +13,7 @@
 
 #include "parameters.h"
 
-/* So many slips of the finger still tell what was meant. */
+/* So many slips of the finger still tell what was meant, if half of it is right. */
 #define NEAR 3
 
 /* How many characters have to be changed, added or left out to make one word of
@@ -52,6 +52,7 @@ unknown_parameter (const struct parameters *parameters, const char *key)
   const struct parameter *const end = parameters->first + parameters->number;
   const struct parameter *nearest = parameters->first, *p;
   char names[512];
+  unsigned slips;
   size_t n = 0;
 
   for (p = parameters->first; p < end; ++p) {
@@ -60,7 +61,8 @@ unknown_parameter (const struct parameters *parameters, const char *key)
     n += snprintf (names + n, sizeof names - n, "%s%s", n > 0 ? ", " : "", p->name);
     assert (n < sizeof names);
   }
-  if (distance (key, nearest->name) <= NEAR)
+  slips = distance (key, nearest->name);
+  if (slips <= NEAR && 2 * slips <= strlen (nearest->name + strlen (parameters->filter) + 1))
     nbdkit_error ("%s: the %s filter has no such parameter; did you mean %s?",
                   key, parameters->filter, nearest->name);
   else

@@ -241,6 +241,7 @@ def test_files_are_for_their_owner_alone (disk):
     ("clone-fil", "did you mean clone-file?"),
     ("clone-fetchsize", "did you mean clone-fetch-size?"),
     ("clone-background", "it has: clone-file, "),
+    ("clone-", "it has: clone-file, "),
 ])
 def test_a_parameter_that_we_do_not_have (name, said):
     """Some plugins take any."""

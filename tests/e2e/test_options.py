@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from harness import CHECK_WITH, SCAN, command, nbdkit, refused, stock_filter
+from harness import CHECK_WITH, CLONE, SCAN, command, nbdkit, refused, stock_filter
 
 pytestmark = pytest.mark.skipif (
     CHECK_WITH != "", reason="it starts servers of its own, and is about start-up")
@@ -58,6 +58,7 @@ def test_a_bad_value_is_one_message (arg, allowed):
     ("scan-policytimeout", "did you mean scan-policy-timeout?"),
     ("scan-background-", "did you mean scan-background?"),
     ("scan-arg-", "scan-stats, scan-arg-NAME, scan-file-NAME"),
+    ("scan-file-", "it has: scan-ahead, scan-clock, "),
     ("scan-" + 100 * "x", "it has: scan-ahead, scan-clock, "),
 ])
 def test_a_parameter_that_we_do_not_have (wrong, said):
@@ -65,6 +66,12 @@ def test_a_parameter_that_we_do_not_have (wrong, said):
     assert len (errors) == 1
     assert errors[0].startswith (f"{wrong}: the scan filter has no such parameter; ")
     assert said in errors[0]
+
+
+def test_what_begins_as_ours_may_be_the_plugin_s ():
+    for name in "scanner", "cloned", "clone":
+        assert refused ([SCAN, CLONE], ["null"], [f"{name}=1"]) == [
+            f"unknown parameter '{name}'"]
 
 
 @pytest.mark.parametrize ("args, said", [
