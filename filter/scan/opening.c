@@ -302,7 +302,7 @@ look_for_what_is_left (struct scanner *s)
 {
   const struct range all = { 0, s->driver.size };
 
-  if (!atomic_exchange (&s->outage.is_full, false))
+  if (!atomic_load (&s->outage.is_full) || !atomic_exchange (&s->outage.is_full, false))
     return;
   looker_look (s);
   map_unread (s->config.map, all);

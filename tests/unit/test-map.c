@@ -199,6 +199,7 @@ test_missing (void)
 {
   struct map *map = map_of (1 << 20);
   struct range range;
+  uint64_t bytes;
 
   check (missing_is (map, 0, 1 << 20), "all is missing");
   prefetch (map, 0, 65536);
@@ -241,6 +242,16 @@ test_missing (void)
   check (missing_is (map, 5 << 20, 4096), "one of many that are known");
   map_read (map, (struct range) { 5 << 20, 4096 });
   check (missing_is (map, 0, 0), "and all again");
+  map_free (map);
+
+  /* More than is done at once. */
+  map = map_of (64 << 20);
+  map_read (map, (struct range) { 512, (63 << 20) - 1024 });
+  map_unread (map, (struct range) { 0, 64 << 20 });
+  for (bytes = 0; map_missing (map, bytes, 64 << 20, &range); bytes += range.count)
+    if (range.offset != bytes)
+      break;
+  check (bytes == 64 << 20, "none of many, nor of the parts at both ends");
   map_free (map);
 
   map = map_of (1 << 20);

@@ -293,16 +293,20 @@ test_stop_in_an_outage (void)
 
 /* The other scans, and the clients, have all of the line meanwhile. */
 static void
-test_line_in_an_outage (int layer_err)
+test_line_in_an_outage (int layer_err, const char *policy_text)
 {
   static struct line_clients clients;
-  struct setting t = set_up (1, true);
+  const struct text policy = { "outage.lua", policy_text, strlen (policy_text), false };
+  const struct text *before = vm_config.policy;
+  struct setting t;
   const atomic_int never = 0;
   struct pace_transfer mine;
   struct reads *many = reads_new ();
   struct scanner *s;
   unsigned i;
 
+  vm_config.policy = &policy;
+  t = set_up (1, true);
   if (many == NULL || !map_set_size (t.map, BLOCK * BLOCKS))
     abort ();
   for (i = 0; i < READS_MAX; ++i)
@@ -317,11 +321,13 @@ test_line_in_an_outage (int layer_err)
   while (state (&t) == STATS_RUNNING)
     sched_yield ();
   check (line_take (t.config.line, &mine, &never, many) > 0,
-         "outage: what failed with errno %d is not on the line", layer_err);
+         "outage: what failed with errno %d is not on the line: %s", layer_err,
+         policy_text);
   scanner_free (s);
   line_free (t.config.line);
   reads_free (many);
   tear_down (&t);
+  vm_config.policy = before;
 }
 
 static void
@@ -442,6 +448,7 @@ int
 main (void)
 {
   char error[LIBRARY_ERROR_MAX];
+  int i;
 
   stub_reset ();
   vm_config.policy = library_policy ("default", error);
@@ -458,8 +465,12 @@ main (void)
   test_no_contexts ();
   test_outage ();
   test_stop_in_an_outage ();
-  test_line_in_an_outage (EIO);
-  test_line_in_an_outage (ENOSPC);
+  for (i = 0; i < 2; ++i) {
+    test_line_in_an_outage (i ? ENOSPC : EIO,
+                            "return function (disk) disk:prefetch (0) end");
+    test_line_in_an_outage (i ? ENOSPC : EIO,
+                            "return function (disk) disk:pread (0, 512) end");
+  }
   test_failures ();
   test_refund ();
   test_give_back ();
