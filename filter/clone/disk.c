@@ -371,9 +371,8 @@ disk_write_sparse (int fd, const void *buf, size_t count, uint64_t offset)
       if (is_zero (data + n, rest) != zero)
         break;
     }
-    if (zero && disk_zero (fd, n, offset, DISK_PUNCH, true) == 0)
-      continue;
-    err = disk_write (fd, data, n, offset);
+    err = zero ? disk_zero (fd, n, offset, DISK_PUNCH, false)
+      : disk_write (fd, data, n, offset);
     if (err != 0)
       return err;
   }

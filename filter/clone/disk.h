@@ -74,9 +74,7 @@ enum disk_zero {
 extern int disk_zero (int fd, uint64_t count, uint64_t offset,
                       enum disk_zero how, bool quick);
 
-/* Write, but make a hole of each aligned 64K, or what there is of it, that is zeroes.
- * Where that can't be done it is written.
- */
+/* Write, but make a hole of each aligned 64K, or what there is of it, that is zeroes. */
 extern int disk_write_sparse (int fd, const void *buf, size_t count, uint64_t offset);
 
 /* Where the data or hole that begins at offset ends, up to end.  On a file system

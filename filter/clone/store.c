@@ -451,18 +451,11 @@ static int
 sync_data (void *opaque)
 {
   struct store *store = opaque;
-  struct stat st;
 
   if (!atomic_exchange (&store->data_dirty, false))
     return 0;
-  /* What somebody has cut off is lost, and a sync would not tell. */
-  if (fstat (store->fd, &st) == 0 && (uint64_t) st.st_size < store->size) {
-    nbdkit_error ("clone: %s is %" PRIi64 " bytes, and should be %" PRIu64
-                  "; somebody has cut it short while it is in use", store->path,
-                  (int64_t) st.st_size, store->size);
-    return EIO;
-  }
-  return disk_sync (store->fd);
+  /* A sync would not tell. */
+  return store_is_cut (store) ? EIO : disk_sync (store->fd);
 }
 
 /* Whoever has removed the files, or put others in their place, may not know that they
@@ -624,6 +617,19 @@ store_report (const struct store *store, const char *what, uint64_t offset,
                 shown_name (store), offset, strerror (err));
 }
 
+bool
+store_is_cut (const struct store *store)
+{
+  struct stat st;
+
+  if (fstat (store->fd, &st) == -1 || (uint64_t) st.st_size >= store->size)
+    return false;
+  nbdkit_error ("clone: %s is %" PRIi64 " bytes, and should be %" PRIu64
+                "; somebody has cut it short while it is in use", shown_name (store),
+                (int64_t) st.st_size, store->size);
+  return true;
+}
+
 /* -- keep what was fetched ------------------------------------------------- */
 
 bool
@@ -704,7 +710,8 @@ store_keep (struct store *store, const struct claim *read, const void *data,
 
   if (first >= end)             /* a part of one block */
     return 0;
-  if (atomic_load (&store->broken))
+  if (atomic_load (&store->broken) ||
+      (end == map_blocks (store->map) && store_is_cut (store)))
     return EIO;
   if (data != NULL && !force && !store_has_room (store, bytes)) {
     count (&store->counters, COUNT_NOT_KEPT, 1);

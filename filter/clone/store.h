@@ -83,6 +83,11 @@ extern struct store *store_open (const char *path, const char *expect_name,
 extern struct store *store_create (const char *path, const char *export_name,
                                    uint64_t size);
 
+/* Has somebody cut the file short, so that what is behind is lost?  Says so.  A write up
+ * to the end of the disk would hide it.
+ */
+extern bool store_is_cut (const struct store *store);
+
 /* A client has changed these blocks, or tried to: data and bits are as they will be. */
 extern void store_note_change (struct store *store, uint64_t first, uint64_t end);
 

@@ -46,6 +46,8 @@ put (struct store *store, const struct change *ch, uint64_t from, uint64_t to)
 
   if (from >= to)
     return 0;
+  if (to == store->size && store_is_cut (store))
+    return EIO;
   if (ch->data != NULL)
     err = disk_write (store->fd, ch->data + (from - ch->offset), to - from,
                       from);
