@@ -155,6 +155,16 @@ def only_nbdkit_leaked (report):
         leak in theirs for leak in direct)
 
 
+def is_of_nbdkit_alone (report):
+    """Is this a use of what is freed with nobody but nbdkit, the sanitizer and the C library
+    in all its stacks?  The thread of a client that comes while the server ends takes the
+    name of a plugin that nbdkit has let go of."""
+    frames = re.findall (r"^ +#\d+ .*", report, re.M)
+    return "heap-use-after-free" in report and len (frames) > 0 and all (
+        re.search (r"\(\S*/nbdkit\+|libsanitizer/|nptl/|sysdeps/|csu/", frame)
+        for frame in frames)
+
+
 def reported (directory, lines):
     """What the checker wrote to its files there, and what the undefined behaviour
     sanitizer wrote among the lines of stderr, where it can't be sent elsewhere."""
@@ -163,6 +173,8 @@ def reported (directory, lines):
         if CHECK_WITH and name.startswith (CHECK_WITH + "."):
             with open (os.path.join (directory, name), errors="replace") as f:
                 report = f.read ()
+            if is_of_nbdkit_alone (report):
+                pytest.skip ("nbdkit has used what it had freed")
             if not only_nbdkit_leaked (report):
                 text += report
     if any (re.match (r"\S+:\d+:\d+: runtime error: ", line) for line in lines):

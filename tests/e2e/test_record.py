@@ -269,8 +269,11 @@ def test_idle_clients_wake_nobody (tmp_path):
             return int (re.search (r"^voluntary_ctxt_switches:\s*(\d+)", f.read (), re.M)[1])
 
     def named (task):
-        with open (f"/proc/{server.pid}/task/{task}/comm") as f:
-            return f.read ().strip ()
+        try:
+            with open (f"/proc/{server.pid}/task/{task}/comm") as f:
+                return f.read ().strip ()
+        except FileNotFoundError:       # it has ended
+            return None
 
     with nbdkit ([SCAN], ["null", "64M"], [f"scan-record={tmp_path}/trace"]) as server:
         clients = [server.connect () for _ in range (4)]
