@@ -326,6 +326,63 @@ describe ("scan.world", function ()
     world.load { policy = path, print = function () error ("no paper", 0) end }
   end)
 
+  describe ("keeps them sealed from a policy that prints", function ()
+    -- The policy calls this; what it prints is what is found then.
+    local show = "local function show () print (type (getmetatable (''))) end\n"
+
+    local function seen (code)
+      local found = {}
+      collectgarbage ()
+      pcall (world.load, { policy = write ("p.lua", show .. code .. " return print"),
+                           print = function (line) found[line] = true end })
+      return found
+    end
+
+    it ("where there is almost no stack left", function ()
+      assert.same ({ string = true, done = true }, seen [[
+        local left, deepest = math.huge, 0
+        local action = show
+        local function down ()
+          left, deepest = left - 1, deepest + 1
+          if left > 0 then return down () + 1 end
+          action ()
+          return 1
+        end
+        pcall (down)
+        left = deepest - 200
+        function action ()
+          action = show
+          for more = 1, 200 do
+            left = more
+            pcall (down)
+            pcall (show)
+          end
+        end
+        down ()
+        print ("done")]])
+    end)
+
+    it ("where it is stopped in the middle of it", function ()
+      local most = world.TURN_KIB
+      finally (function () world.TURN_KIB = most end)
+      world.TURN_KIB = 4 * 1024
+      -- The hook fails each time that it comes, which is somewhere else each time.
+      assert.same ({ string = true, done = true }, seen [[
+        local much = ("x"):rep (3 << 20)
+        much = much .. much .. much .. much .. much .. much
+        local count, stops = 0, 0
+        local function often ()
+          for _ = 1, stops do end
+          while count < 10000 do count = count + 1 show () end
+        end
+        local function again ()
+          while count < 10000 do stops = stops + 1 pcall (often) end
+        end
+        while count < 10000 do pcall (again) end
+        print ("done")]])
+    end)
+  end)
+
   it ("takes none of the policy's time for what it does for the policy", function ()
     local limit = world.LOAD_INSTRUCTIONS
     finally (function () world.LOAD_INSTRUCTIONS = limit end)

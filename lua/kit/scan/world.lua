@@ -244,15 +244,27 @@ function World:resume (co, ...)
   return turned (self, coroutine.resume (co, ...))
 end
 
--- Do something of ours in the middle of a policy's turn.  In a coroutine of its own,
--- where no hook of the policy's ends it half way; nor does an error leave strings
--- unsealed.
-local function outside (world, action, ...)
-  unseal ()
-  local results = table.pack (coroutine.resume (coroutine.create (action), ...))
+local function returned (ok, ...)
+  if not ok then error ((...), 0) end
+  return ...
+end
+
+local function sealed (world, ...)
   seal (world)
-  if not results[1] then error (results[2], 0) end
-  return table.unpack (results, 2, results.n)
+  return ...
+end
+
+local function act (world, action, ...)
+  unseal ()
+  return sealed (world, pcall (action, ...))
+end
+
+-- Do something of ours in the middle of a policy's turn.  In a coroutine of its own,
+-- which has neither the policy's hook nor a stack that the policy has filled: what is
+-- unsealed there is sealed there, whatever fails.
+local function outside (world, action, ...)
+  local co = coroutine.create (act)
+  return returned (returned (coroutine.resume (co, world, action, ...)))
 end
 
 --- The globals that the policy has made.
