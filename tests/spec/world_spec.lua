@@ -196,6 +196,10 @@ describe ("scan.world", function ()
       ["string.rep ('x', '0x500000')"] = "p.lua:2: ",
       ["('x'):rep (math.maxinteger, 'y')"] = "p.lua:2: ",
       ["string.pack ('c3000000 c3000000', 'x', 'y')"] = "p.lua:2: ",
+      ["#table.concat { s, s, s, s, s }"] = "p.lua:2: ",
+      ["#table.concat ({ 1, 2, '', 4, '', 6 }, s)"] = "p.lua:2: ",
+      ["#table.concat (setmetatable ({}, { __index = { s, s, s, s, s } }), '', 1, 5)"] =
+        "p.lua:2: ",
       -- Nothing but the end of the turn tells of this one.
       ["s .. s .. s .. s .. s"] = "p.lua: ",
     } do
@@ -216,6 +220,14 @@ describe ("scan.world", function ()
         assert (string.pack ('c3z', 'x', 'c9999999') == 'x\0\0c9999999\0')
         assert (not pcall (string.rep) and not pcall (string.rep, 'x', {}))
         assert (not pcall (string.pack) and not pcall (string.pack, 'c'))
+        local asked = 0
+        local function element (_, i) asked = asked + 1 return i end
+        local made = setmetatable ({}, { __index = element, __metatable = false })
+        assert (table.concat (made, ',', 1, 2) == '1,2' and asked == 2)
+        assert (next (made) == nil)
+        local t = { s, 'x', 2, s, s }
+        assert (table.concat (t, ',', 2, 3) == 'x,2' and table.concat (t, s, 6) == '')
+        assert (not pcall (table.concat) and not pcall (table.concat, t, '', 1, 6))
         return print]]) }
     end)
   end)

@@ -465,11 +465,14 @@ local function make_native (world, path, options)
   }
 end
 
--- Where one call of C makes many bytes of a few: no hook comes before it has.
+-- Where one call of C makes many bytes of a few: no hook comes before it has.  What is
+-- left is `..`, for which nothing of ours is called (it takes some 200 strings at once),
+-- the line that `print` makes, and `format`, whose errors would be told otherwise than in
+-- the server.
 local function bound_strings (env)
-  local rep, pack = env.rep, env.pack
+  local rep, pack, concat = env.string.rep, env.string.pack, env.table.concat
 
-  function env.rep (s, n, separator)
+  function env.string.rep (s, n, separator)
     local bytes = #tostring (s) + #tostring (separator or "")
     -- As a float, which can't overflow.
     if (bytes + 0.0) * (n and tonumber (n) or 0) > M.TURN_KIB * 1024 then
@@ -478,11 +481,26 @@ local function bound_strings (env)
     return rep (s, n, separator)
   end
 
-  function env.pack (format, ...)
+  function env.string.pack (format, ...)
     local bytes = 0.0
     for count in string.gmatch (tostring (format), "c(%d+)") do bytes = bytes + count end
     if bytes > M.TURN_KIB * 1024 then refuse_memory (3) end
     return pack (format, ...)
+  end
+
+  function env.table.concat (t, separator, first, last)
+    if type (t) ~= "table" then return concat (t) end
+    first, last = first or 1, last or #t
+    -- With metamethods, what they give may differ the next time.
+    local list, bytes = debug.getmetatable (t) and {} or t, 0
+    local between = #tostring (separator or "")
+    for i = math.tointeger (first) or 1, math.tointeger (last) or 0 do
+      local value = t[i]
+      if value == nil then break end
+      list[i], bytes = value, bytes + between + (type (value) == "string" and #value or 0)
+    end
+    if bytes > M.TURN_KIB * 1024 then refuse_memory (3) end
+    return concat (list, separator, first, last)
   end
 end
 
@@ -532,7 +550,7 @@ function M.load (options)
   local native = make_native (world, path, options)
   world.name, world.path = policy, path
   world.env = sandbox.new (native)
-  bound_strings (world.env.string)
+  bound_strings (world.env)
   native.library = library_globals (world)
   world.string_methods = sandbox.string_methods (world.env)
   world.own_globals = {}
