@@ -13,7 +13,7 @@
 
 #include "parameters.h"
 
-/* So many slips of the finger still tell what was meant, if half of it is right. */
+/* So many slips of the finger still tell what was meant, if more than half of it is right. */
 #define NEAR 3
 
 /* How many characters have to be changed, added or left out to make one word of
@@ -62,7 +62,7 @@ unknown_parameter (const struct parameters *parameters, const char *key)
     assert (n < sizeof names);
   }
   slips = distance (key, nearest->name);
-  if (slips <= NEAR && 2 * slips <= strlen (nearest->name + strlen (parameters->filter) + 1))
+  if (slips <= NEAR && 2 * slips < strlen (nearest->name + strlen (parameters->filter) + 1))
     nbdkit_error ("%s: the %s filter has no such parameter; did you mean %s?",
                   key, parameters->filter, nearest->name);
   else

@@ -59,6 +59,7 @@ def test_a_bad_value_is_one_message (arg, allowed):
     ("scan-background-", "did you mean scan-background?"),
     ("scan-arg-", "scan-stats, scan-arg-NAME, scan-file-NAME"),
     ("scan-file-", "it has: scan-ahead, scan-clock, "),
+    ("scan-file", "scan-stats, scan-arg-NAME, scan-file-NAME"),
     ("scan-" + 100 * "x", "it has: scan-ahead, scan-clock, "),
 ])
 def test_a_parameter_that_we_do_not_have (wrong, said):
