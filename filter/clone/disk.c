@@ -273,7 +273,7 @@ knows_no_holes (int fd)
 {
   struct statfs st;
 
-  return fstatfs (fd, &st) == 0 && st.f_type == FUSE_SUPER_MAGIC;
+  return fstatfs (fd, &st) == -1 || st.f_type == FUSE_SUPER_MAGIC;
 }
 
 uint64_t
@@ -292,6 +292,13 @@ disk_extent (int fd, uint64_t offset, uint64_t end, bool *is_hole)
   hole = lseek (fd, offset, SEEK_HOLE);
   return hole == -1 || (uint64_t) hole > end || (uint64_t) hole <= offset
     ? end : (uint64_t) hole;
+}
+
+bool
+disk_is_hole (int fd)
+{
+  /* Then FUSE's daemon knows, too. */
+  return disk_sync (fd) == 0 && lseek (fd, 0, SEEK_DATA) == -1 && errno == ENXIO;
 }
 
 /* Holes are zeroes already. */
@@ -332,8 +339,9 @@ disk_zero (int fd, uint64_t count, uint64_t offset, enum disk_zero how,
     /* There may be room for zeroes where there is none for what would say so.  And where
      * there was none in the midst, ext4 reads as zeroes until it looks at the disk again.
      */
-    posix_fadvise (fd, offset - offset % HOLE_UNIT, count + 2 * HOLE_UNIT,
-                   POSIX_FADV_DONTNEED);
+    if (errno != EOPNOTSUPP && errno != ENOSYS)
+      posix_fadvise (fd, offset - offset % HOLE_UNIT, count + 2 * HOLE_UNIT,
+                     POSIX_FADV_DONTNEED);
     return quick ? EOPNOTSUPP
       : write_zeroes (fd, count, offset, how == DISK_PUNCH);
   }

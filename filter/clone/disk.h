@@ -83,6 +83,9 @@ extern int disk_write_sparse (int fd, const void *buf, size_t count, uint64_t of
 extern uint64_t disk_extent (int fd, uint64_t offset, uint64_t end,
                              bool *is_hole);
 
+/* Is the file one hole, or empty?  It is synced.  False where that can't be told. */
+extern bool disk_is_hole (int fd);
+
 /* Bytes free on the file system for us, and its size. */
 extern int disk_space (int fd, uint64_t *free_bytes, uint64_t *size);
 

@@ -161,7 +161,7 @@ static int
 is_unborn (struct store *store)
 {
   struct stat st;
-  bool is_hole = true;
+  bool is_hole;
   int r = 1;
 
   if (store->map_fd != -1)
@@ -175,9 +175,7 @@ is_unborn (struct store *store)
     return -1;
   }
   /* Not by its blocks: a small file may have none. */
-  if (st.st_size > 0 &&
-      disk_extent (store->fd, 0, st.st_size, &is_hole) < (uint64_t) st.st_size)
-    is_hole = false;
+  is_hole = disk_is_hole (store->fd);
   if (is_hole && (st.st_size == 0 || store->map_fd != -1))
     return 1;
   nbdkit_error ("clone: %s is there and %s, but %s, which says what "
@@ -618,15 +616,18 @@ store_report (const struct store *store, const char *what, uint64_t offset,
 }
 
 bool
-store_is_cut (const struct store *store)
+store_is_cut (struct store *store)
 {
   struct stat st;
 
   if (fstat (store->fd, &st) == -1 || (uint64_t) st.st_size >= store->size)
     return false;
-  nbdkit_error ("clone: %s is %" PRIi64 " bytes, and should be %" PRIu64
-                "; somebody has cut it short while it is in use", shown_name (store),
-                (int64_t) st.st_size, store->size);
+  /* For the next commit to see. */
+  atomic_store (&store->data_dirty, true);
+  if (!atomic_exchange (&store->warned_cut, true))
+    nbdkit_error ("clone: %s is %" PRIi64 " bytes, and should be %" PRIu64
+                  "; somebody has cut it short while it is in use", shown_name (store),
+                  (int64_t) st.st_size, store->size);
   return true;
 }
 

@@ -51,7 +51,7 @@ struct store {
    */
   atomic_uint_fast64_t commit_number, commit_durable;
   /* Once each. */
-  atomic_bool warned_space, warned_store, warned_removed;
+  atomic_bool warned_space, warned_store, warned_removed, warned_cut;
 
   /* Where the source was asked for its extents last, bytes: what is not a hole
    * there is data.  Guarded by the lock, a leaf.
@@ -83,10 +83,10 @@ extern struct store *store_open (const char *path, const char *expect_name,
 extern struct store *store_create (const char *path, const char *export_name,
                                    uint64_t size);
 
-/* Has somebody cut the file short, so that what is behind is lost?  Says so.  A write up
- * to the end of the disk would hide it.
+/* Has somebody cut the file short, so that what is behind is lost?  Says so once.  A write
+ * up to the end of the disk would hide it.
  */
-extern bool store_is_cut (const struct store *store);
+extern bool store_is_cut (struct store *store);
 
 /* A client has changed these blocks, or tried to: data and bits are as they will be. */
 extern void store_note_change (struct store *store, uint64_t first, uint64_t end);
