@@ -159,8 +159,6 @@ write_through (struct request *req, const struct change *ch)
   struct claim claim;
   int err;
 
-  if (ch->flags & NBDKIT_FLAG_FAST_ZERO && !req->source->can_fast_zero)
-    return EOPNOTSUPP;
   /* What the source has done has to be done here too, quick or not. */
   here.flags &= ~NBDKIT_FLAG_FAST_ZERO;
 
@@ -200,6 +198,8 @@ write_disk (struct request *req, const void *data, uint32_t count_,
   /* It could be gone at once, and a reader could tell. */
   if (atomic_load (&store->broken))
     return EIO;
+  if (flags & NBDKIT_FLAG_FAST_ZERO && options.through && !req->source->can_fast_zero)
+    return EOPNOTSUPP;
   map_note_write (store->kept);
   count (&store->counters, COUNT_WRITTEN_BYTES, count_);
   err = (options.through ? write_through : write_local) (req, &ch);

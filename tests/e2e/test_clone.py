@@ -524,13 +524,17 @@ def test_through_to_a_hole_below_the_cache_filter (tmp_path):
         assert not told[0][1] & nbd.STATE_ZERO
 
 
-def test_through_a_fast_zero_that_is_not_fast_for_the_plugin_is_refused ():
-    """It is offered all the same, as nbdkit dies of one that was not."""
-    with through () as server:
+def test_through_a_fast_zero_that_is_not_fast_for_the_plugin_is_refused (tmp_path):
+    """It is offered all the same, as nbdkit dies of one that was not.  Nothing is written."""
+    stats = tmp_path / "stats"
+    with nbdkit ([CLONE], gate ("write=true", "log=zero"), [
+            "clone-write=through", f"clone-file={tmp_path / 'disk'}",
+            f"clone-stats={stats}"]) as server:
         h = server.connect ()
         fails (errno.EOPNOTSUPP, h.zero, BLOCK, 0, nbd.CMD_FLAG_FAST_ZERO)
         assert server.calls ("zero") == []
         h.zero (BLOCK, 0)
+    assert f'nbdkit_clone_written_bytes_total{{export=""}} {BLOCK}\n' in stats.read_text ()
 
 
 def test_through_a_read_only_plugin_is_read_only ():
