@@ -32,6 +32,8 @@ _Static_assert (sizeof (off_t) == sizeof (uint64_t),
 /* Smaller holes would cost more calls, and make more extents of a file, than they save. */
 #define HOLE_UNIT 65536
 
+static const char zeroes[HOLE_UNIT];
+
 /* A copy of the name of the folder that a file is in; NULL if memory is
  * short.
  */
@@ -305,7 +307,6 @@ disk_is_hole (int fd)
 static int
 write_zeroes (int fd, uint64_t count, uint64_t offset, bool keep_holes)
 {
-  static const char zeroes[65536];
   const uint64_t end = offset + count;
   bool is_hole;
   uint64_t n;
@@ -357,12 +358,6 @@ rest_of_unit (uint64_t offset, size_t count)
   return rest < count ? rest : count;
 }
 
-static bool
-is_zero (const char *data, size_t count)
-{
-  return data[0] == 0 && memcmp (data, data + 1, count - 1) == 0;
-}
-
 int
 disk_write_sparse (int fd, const void *buf, size_t count, uint64_t offset)
 {
@@ -373,10 +368,10 @@ disk_write_sparse (int fd, const void *buf, size_t count, uint64_t offset)
 
   for (; count > 0; data += n, offset += n, count -= n) {
     n = rest_of_unit (offset, count);
-    zero = is_zero (data, n);
+    zero = memcmp (data, zeroes, n) == 0;
     for (; n < count; n += rest) {
       rest = rest_of_unit (offset + n, count - n);
-      if (is_zero (data + n, rest) != zero)
+      if ((memcmp (data + n, zeroes, rest) == 0) != zero)
         break;
     }
     err = zero ? disk_zero (fd, n, offset, DISK_PUNCH, false)
