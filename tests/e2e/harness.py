@@ -156,11 +156,11 @@ def only_nbdkit_leaked (report):
 
 
 def is_of_nbdkit_alone (report):
-    """Is this a use of what is freed with nobody but nbdkit, the sanitizer and the C library
-    in all its stacks?  The thread of a client that comes while the server ends takes the
-    name of a plugin that nbdkit has let go of."""
+    """Is this a copy of a name that was freed with nobody but nbdkit, the sanitizer and the C
+    library in all stacks?  The thread of a client that comes while the server ends takes
+    the name of a plugin that nbdkit has let go of."""
     frames = re.findall (r"^ +#\d+ .*", report, re.M)
-    return "heap-use-after-free" in report and len (frames) > 0 and all (
+    return "heap-use-after-free" in report and "strdup" in "".join (frames[:1]) and all (
         re.search (r"\(\S*/nbdkit\+|libsanitizer/|nptl/|sysdeps/|csu/", frame)
         for frame in frames)
 
