@@ -275,12 +275,16 @@ def test_idle_clients_wake_nobody (tmp_path):
         except FileNotFoundError:       # it has ended
             return None
 
+    def looking ():
+        """Those that have given themselves their name."""
+        return [t for t in os.listdir (f"/proc/{server.pid}/task") if named (t) == "nbdkit-look"]
+
     with nbdkit ([SCAN], ["null", "64M"], [f"scan-record={tmp_path}/trace"]) as server:
         clients = [server.connect () for _ in range (4)]
         for h in clients:
             h.pread (512, 0)
-        looks = [t for t in os.listdir (f"/proc/{server.pid}/task") if named (t) == "nbdkit-look"]
-        assert len (looks) == len (clients)
+        server.poll (lambda: len (looking ()) == len (clients), "a thread for each of them")
+        looks = looking ()
         before = [wakeups (task) for task in looks]
         time.sleep (1)          # each looks at its read, and that is all
         assert all (wakeups (task) - n < 20 for task, n in zip (looks, before))
